@@ -1,0 +1,119 @@
+"""The card: what a prompt's file says of itself, and how the identities of two bases compare.
+
+Owns the fields of `card.json`, their validation and their versions. Does not know folders, weights or models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from torch import Tensor
+
+from softprompt.errors import SoftPromptError, WrongBaseError
+
+FORMAT_VERSION = 1
+
+
+def digest(embeddings: Tensor) -> str:
+    """SHA-256, in hex, of a `[P, H]` tensor's values as little-endian float32, row by row."""
+    values = embeddings.detach().to("cpu", torch.float32).contiguous().numpy()
+    return hashlib.sha256(values.astype("<f4", copy=False).tobytes()).hexdigest()
+
+
+def timestamp(moment: datetime) -> str:
+    """`moment` as ISO 8601 in UTC, to the second."""
+    return moment.astimezone(timezone.utc).isoformat(timespec="seconds")
+
+
+def installed_versions() -> dict[str, str]:
+    """The versions of the packages that decide what a prompt's numbers mean."""
+    found = {}
+    for package in ("peft", "softprompt", "torch", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # a source tree that was never installed
+            continue
+    return found
+
+
+class BaseIdentity(BaseModel):
+    """Which base a prompt belongs to.
+
+    Two identities are the same base when all but their names agree: a copy under another name is that base.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+    architecture: str  # the model's class, such as "LlamaForCausalLM"
+    hidden_size: int = Field(ge=1)  # H
+    vocab_size: int = Field(ge=1)  # V
+    fingerprint: str = Field(pattern="^[0-9a-f]+$")  # hash over the tokenizer and a sample of the weights
+
+    def __str__(self) -> str:
+        return (
+            f"'{self.name}' ({self.architecture}, H={self.hidden_size}, V={self.vocab_size}, "
+            f"fingerprint {self.fingerprint[:12]})"
+        )
+
+    def check_same(self, other: BaseIdentity, what: str = "this prompt") -> None:
+        """Check that `other` is the base that `what` was made for.
+
+        Raises:
+            WrongBaseError: naming both bases.
+        """
+        fields = ("architecture", "hidden_size", "vocab_size", "fingerprint")
+        if any(getattr(self, field) != getattr(other, field) for field in fields):
+            raise WrongBaseError(
+                f"{what} was made for base {self} and cannot be used with {other}: load the base it was made for"
+            )
+
+
+class Card(BaseModel):
+    """What a prompt's file says of itself. Keys that this version does not know are kept.
+
+    `SoftPrompt` fills in `sha256`; whoever makes or trains a prompt fills in the rest.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    format_version: int = Field(default=FORMAT_VERSION, ge=1, le=FORMAT_VERSION)
+    base: BaseIdentity | None = None
+    task: dict[str, JsonValue] | None = None
+    initialisation: dict[str, JsonValue] = {}  # "method" and that method's arguments
+    recipe: dict[str, JsonValue] = {}
+    metrics: dict[str, JsonValue] = {}
+    versions: dict[str, str] = Field(default_factory=installed_versions)
+    created: str = Field(default_factory=lambda: timestamp(datetime.now(timezone.utc)))
+    sha256: str = ""  # of the float32 tensor's bytes, see `digest`
+
+    def replace(self, **fields: Any) -> Card:
+        """A validated copy with `fields` changed, such as `card.replace(task=..., metrics=...)`."""
+        return Card.model_validate(self.model_dump() | fields)
+
+    @classmethod
+    def parse(cls, content: dict[str, Any], where: str = "card.json") -> Card:
+        """The card in the JSON object `content`; `where` names its file in errors.
+
+        Raises:
+            SoftPromptError: a newer format version, or a field that is missing or of a wrong type.
+        """
+        found = content.get("format_version")
+        if isinstance(found, int) and found > FORMAT_VERSION:
+            raise SoftPromptError(
+                f"{where} has format version {found}, but this softprompt reads up to {FORMAT_VERSION}: "
+                "upgrade softprompt"
+            )
+        if found is None:
+            raise SoftPromptError(f"{where} has no format_version: it is not the card of a soft prompt")
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise SoftPromptError(f"{where}: {key}: {first['msg']}") from None

@@ -1,0 +1,198 @@
+"""The soft prompt: P virtual tokens, a float32 tensor `[P, H]`, and the card that says where they come from.
+
+Owns what makes a tensor a valid prompt and ties together the initialisers, the card and the folder. Does not
+know how a base uses a prompt, nor how it is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from softprompt.errors import SoftPromptError, WrongBaseError
+from softprompt.prompts import files, initializers
+from softprompt.prompts.card import Card, digest
+from softprompt.prompts.initializers import EmbeddingSource
+
+if TYPE_CHECKING:
+    from peft import PromptTuningConfig
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SoftPrompt:
+    """P virtual tokens for one base.
+
+    Args:
+        embeddings: floating point `[P, H]`; kept as a detached, contiguous float32 copy on the CPU.
+        card: what is known of the prompt; its `sha256` is set from the embeddings. Default: an empty card.
+
+    Raises:
+        SoftPromptError: not a floating point tensor `[P, H]` with P and H of at least 1, or a value that is
+            not finite in float32.
+        WrongBaseError: a width other than that of the card's base.
+    """
+
+    embeddings: Tensor
+    card: Card = field(default_factory=Card)
+
+    def __post_init__(self) -> None:
+        embeddings = _checked(self.embeddings)
+        if self.card.base is not None and self.card.base.hidden_size != embeddings.shape[1]:
+            raise WrongBaseError(
+                f"embeddings of shape {list(embeddings.shape)} do not fit base {self.card.base}: "
+                f"it takes [P, {self.card.base.hidden_size}]"
+            )
+        object.__setattr__(self, "embeddings", embeddings)
+        object.__setattr__(self, "card", self.card.replace(sha256=digest(embeddings)))
+
+    def __repr__(self) -> str:
+        base = self.card.base.name if self.card.base else None
+        return f"SoftPrompt(P={self.num_virtual_tokens}, H={self.hidden_size}, base={base!r})"
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """P."""
+        return self.embeddings.shape[0]
+
+    @property
+    def hidden_size(self) -> int:
+        """H."""
+        return self.embeddings.shape[1]
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256, in hex, of the embeddings as they are now."""
+        return digest(self.embeddings)
+
+    @classmethod
+    def from_text(
+        cls, base: EmbeddingSource, text: str, num_virtual_tokens: int = 16, *, spread: bool = False
+    ) -> SoftPrompt:
+        """Start from a text's embeddings; see `initializers.text`, also for what it raises."""
+        embeddings = initializers.text(base, num_virtual_tokens, text, spread=spread)
+        return cls._initialised(base, embeddings, method="text", text=text, spread=spread)
+
+    @classmethod
+    def from_labels(
+        cls,
+        base: EmbeddingSource,
+        labels: Sequence[str],
+        num_virtual_tokens: int = 16,
+        *,
+        fill_text: str | None = None,
+        seed: int = 0,
+    ) -> SoftPrompt:
+        """Start from the class labels' embeddings; see `initializers.labels`, also for what it raises."""
+        embeddings = initializers.labels(base, num_virtual_tokens, labels, fill_text=fill_text, seed=seed)
+        return cls._initialised(base, embeddings, method="labels", labels=list(labels), fill_text=fill_text, seed=seed)
+
+    @classmethod
+    def from_vocabulary(
+        cls,
+        base: EmbeddingSource,
+        num_virtual_tokens: int = 16,
+        *,
+        seed: int = 0,
+        most_common: int | None = None,
+    ) -> SoftPrompt:
+        """Start from tokens drawn at random; see `initializers.vocabulary`, also for what it raises."""
+        embeddings = initializers.vocabulary(base, num_virtual_tokens, seed=seed, most_common=most_common)
+        return cls._initialised(base, embeddings, method="vocabulary", seed=seed, most_common=most_common)
+
+    @classmethod
+    def random(
+        cls,
+        base: EmbeddingSource,
+        num_virtual_tokens: int = 16,
+        *,
+        seed: int = 0,
+        distribution: Literal["table", "normal"] = "table",
+    ) -> SoftPrompt:
+        """Start from random values; see `initializers.random`, also for what it raises."""
+        embeddings = initializers.random(base, num_virtual_tokens, seed=seed, distribution=distribution)
+        return cls._initialised(base, embeddings, method="random", seed=seed, distribution=distribution)
+
+    @classmethod
+    def from_prompt(cls, prompt: SoftPrompt, num_virtual_tokens: int | None = None) -> SoftPrompt:
+        """Start from another prompt of the same base, repeated or cut to P (default: as long as it is).
+
+        The new card keeps the base but not the task, recipe and metrics, which were the other prompt's. See
+        `initializers.transfer`, also for what it raises.
+        """
+        if num_virtual_tokens is None:
+            num_virtual_tokens = prompt.num_virtual_tokens
+        embeddings = initializers.transfer(prompt.embeddings, num_virtual_tokens)
+        return cls(
+            embeddings,
+            Card(base=prompt.card.base, initialisation={"method": "prompt", "sha256": prompt.sha256}),
+        )
+
+    @classmethod
+    def from_peft_config(cls, base: EmbeddingSource, config: PromptTuningConfig, *, seed: int = 0) -> SoftPrompt:
+        """Start exactly where PEFT would; see `initializers.peft`, also for what it raises."""
+        embeddings = initializers.peft(base, config, seed=seed)
+        stated = {key: value for key, value in config.to_dict().items() if key in files.STATED_BY_PEFT}
+        return cls._initialised(base, embeddings, method="peft", seed=seed, **stated)
+
+    @classmethod
+    def _initialised(cls, base: EmbeddingSource, embeddings: Tensor, **initialisation: Any) -> SoftPrompt:
+        return cls(embeddings, Card(base=base.identity, initialisation=initialisation))
+
+    def check_base(self, base: EmbeddingSource, what: str = "this prompt") -> None:
+        """Check that `base` is the one that this prompt was made for; `what` names the prompt in the error.
+
+        Of a prompt whose card names no base, only the width can be checked.
+
+        Raises:
+            WrongBaseError: naming both.
+        """
+        if self.card.base is not None:
+            self.card.base.check_same(base.identity, what)
+        elif self.hidden_size != base.hidden_size:
+            raise WrongBaseError(
+                f"{what} has shape {list(self.embeddings.shape)} and does not fit base {base.identity}: "
+                f"it takes [P, {base.hidden_size}]"
+            )
+
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write the prompt's folder at `path` and return it; see `files.save`, also for what it raises."""
+        current = SoftPrompt(self.embeddings, self.card)  # the tensor may have been changed in place since
+        return files.save(current.embeddings, current.card, path, force=force)
+
+    @classmethod
+    def load(cls, path: str | Path, base: EmbeddingSource | None = None) -> SoftPrompt:
+        """Read the folder at `path`, one saved by PEFT too, and check it against `base` where that is given.
+
+        Raises:
+            WrongBaseError: the prompt was made for another base.
+            SoftPromptError: a file that is missing, damaged, unsafe or too new, naming it.
+        """
+        embeddings, card = files.load(path)
+        try:
+            prompt = cls(embeddings, card)
+        except SoftPromptError as error:
+            raise type(error)(f"{Path(path) / files.WEIGHTS}: {error}") from None
+        if base is not None:
+            prompt.check_base(base, f"prompt {path}")
+        return prompt
+
+
+def _checked(embeddings: Tensor) -> Tensor:
+    if not isinstance(embeddings, Tensor):
+        raise SoftPromptError(f"embeddings must be a tensor [P, H], not {type(embeddings).__name__}")
+    if embeddings.ndim != 2 or 0 in embeddings.shape:
+        raise SoftPromptError(
+            f"embeddings have shape {list(embeddings.shape)}: they must be [P, H] with P and H of 1 or more"
+        )
+    if not embeddings.is_floating_point():
+        raise SoftPromptError(f"embeddings hold {embeddings.dtype}: they must be floating point")
+    copy = embeddings.detach().to("cpu", torch.float32, copy=True).contiguous()
+    bad = (~copy.isfinite().all(dim=1)).nonzero()
+    if len(bad):
+        raise SoftPromptError(f"virtual token {int(bad[0])} holds NaN or infinite values in float32")
+    return copy
