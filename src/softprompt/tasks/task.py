@@ -1,0 +1,258 @@
+"""What is to be learned: a template, a target, labels or free text, and a metric.
+
+Owns the task's rules and how columns become text. Knows nothing of files, tokens or models.
+"""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from softprompt.errors import SoftPromptError
+
+Metric = Literal["accuracy", "macro_f1", "exact_match", "token_f1", "rouge_l", "bleu"]
+
+LABEL_COLUMN = "label"
+CLASSIFICATION_METRICS: tuple[Metric, ...] = ("accuracy", "macro_f1")
+TEXT_METRICS: tuple[Metric, ...] = ("exact_match", "token_f1", "rouge_l", "bleu")
+
+_PART = re.compile(r"(?P<brace>\{\{|\}\})|\{(?P<column>\w+(?:[ -]+\w+)*)\}|(?P<text>[^{}]+)|(?P<stray>[{}])")
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
+_short.maxlist = 10
+
+
+def shown(value: object) -> str:
+    """`repr(value)`, shortened to what fits an error's one line."""
+    return _short.repr(value)
+
+
+def validation_line(error: ValidationError, where: str) -> str:
+    """One line for a pydantic error: each key at fault with what is wrong, after the name of what was read.
+
+    Args:
+        error: What pydantic raised.
+        where: What was being read, such as the task file's name.
+    """
+    lines = []
+    for fault in error.errors(include_url=False):
+        if fault["type"] == "missing":
+            message = "is missing"
+        elif fault["type"] == "extra_forbidden":
+            message = "unknown key"
+        elif fault["type"] == "value_error":
+            message = str(fault["ctx"]["error"])
+        else:
+            message = f"{fault['msg']}, not {shown(fault['input'])}"
+        key = ".".join(str(part) for part in fault["loc"])
+        lines.append(f"{key}: {message}" if key else message)
+    return f"{where}: {'; '.join(lines)}"
+
+
+@lru_cache(maxsize=256)
+def _parts(template: str) -> tuple[tuple[str, bool], ...]:
+    """The template as (literal text, False) and (column name, True), in order.
+
+    Raises:
+        ValueError: A brace that neither names a column nor is doubled.
+    """
+    parts = []
+    for match in _PART.finditer(template):
+        if match["stray"]:
+            excerpt = shown(template[match.start() : match.start() + 30])
+            raise ValueError(
+                f"cannot read {excerpt}: name a column as {{column}}, without conversions or formats, "
+                "and write a brace itself twice"
+            )
+        if match["column"]:
+            parts.append((match["column"], True))
+        else:
+            parts.append((match["text"] or match["brace"][0], False))
+    return tuple(parts)
+
+
+def _placeholders(template: str) -> list[str]:
+    return [text for text, is_column in _parts(template) if is_column]
+
+
+def _columns(template: str) -> list[str]:
+    return list(dict.fromkeys(_placeholders(template)))
+
+
+def _fill(template: str, columns: Mapping[str, str]) -> str:
+    missing = [name for name in _columns(template) if name not in columns]
+    if missing:
+        raise SoftPromptError(f"no column {shown(missing[0])}; the columns are {shown(list(columns))}")
+    return "".join(columns[text] if is_column else text for text, is_column in _parts(template))
+
+
+def _encodable(text: str) -> str:
+    """Refuse half a surrogate pair, which no tokenizer reads; the error is a ValueError."""
+    text.encode()
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+
+
+class Task(BaseModel):
+    """A template, a target, labels or free text, and a metric.
+
+    Attributes:
+        template: The input, with `{column}` for each column of the data; `{{` and `}}` are braces.
+        labels: The classes, as they stand in the data's column `label`; None for free text.
+        target: What follows the input. Classification: text around `{label}`. Free text: names the
+            columns of the data that hold the answer.
+        max_new_tokens: Free text: the most tokens that an answer may have.
+        metric: `accuracy` (default) or `macro_f1` for classification; `exact_match` (default),
+            `token_f1`, `rouge_l` or `bleu` for free text.
+
+    Raises:
+        SoftPromptError: A key is unknown, missing or wrong; the line names it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    template: Text
+    labels: list[Text] | None = None
+    target: Text = " {label}"
+    metric: Metric = "accuracy"
+    max_new_tokens: int = Field(default=64, ge=1)
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise SoftPromptError(validation_line(error, "task")) from None
+
+    # pydantic's own mark: a Task inside another model is validated without this __init__, so that an
+    # error there still names the whole path to the key.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @classmethod
+    def from_dict(cls, data: object, where: str = "task") -> Task:
+        """The task that `data` (from a task file or a card) describes.
+
+        Raises:
+            SoftPromptError: One line that starts with `where` and names each key at fault.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise SoftPromptError(validation_line(error, where)) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_metric(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and "metric" not in data:
+            return {**data, "metric": "exact_match" if data.get("labels") is None else "accuracy"}
+        return data
+
+    @field_validator("template")
+    @classmethod
+    def _check_template(cls, template: str) -> str:
+        if not _columns(template):
+            raise ValueError("name at least one column of the data, such as {text}")
+        return template
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _read_labels(cls, labels: Any) -> Any:
+        if not isinstance(labels, (list, tuple)):
+            return labels
+        for label in labels:
+            if isinstance(label, bool):
+                raise ValueError(f"YAML reads yes, no, on and off as {label}: put the label in quotes")
+        return [str(label) if isinstance(label, int) else label for label in labels]
+
+    @field_validator("labels")
+    @classmethod
+    def _check_labels(cls, labels: list[str] | None, info: ValidationInfo) -> list[str] | None:
+        if labels is None:
+            return None
+        if len(labels) < 2:
+            raise ValueError(f"at least 2 are needed, not {len(labels)} (leave labels out for free text)")
+        if not all(label.strip() for label in labels):
+            raise ValueError("a label is empty")
+        repeated = [label for label in labels if labels.count(label) > 1]
+        if repeated:
+            raise ValueError(f"{shown(repeated[0])} is there more than once")
+        if LABEL_COLUMN in _columns(info.data.get("template", "")):
+            raise ValueError("the template names {label}, which would show the answer")
+        return labels
+
+    @field_validator("target")
+    @classmethod
+    def _check_target(cls, target: str, info: ValidationInfo) -> str:
+        columns = _columns(target)
+        if not columns:
+            raise ValueError("name {label}, or for free text a column of the data, such as {answer}")
+        if info.data.get("labels") is not None and columns != [LABEL_COLUMN]:
+            raise ValueError(f"with labels the only column here is {{label}}, not {shown(columns)}")
+        return target
+
+    @field_validator("metric")
+    @classmethod
+    def _check_metric(cls, metric: Metric, info: ValidationInfo) -> Metric:
+        if "labels" not in info.data:
+            return metric
+        kind, known = (
+            ("free text", TEXT_METRICS) if info.data["labels"] is None else ("classification", CLASSIFICATION_METRICS)
+        )
+        if metric not in known:
+            raise ValueError(f"{metric} does not measure {kind}: choose one of {', '.join(known)}")
+        return metric
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that the template names, in order, each once."""
+        return _columns(self.template)
+
+    @property
+    def placeholders(self) -> list[str]:
+        """The columns that the template names, in order, as often as it names them."""
+        return _placeholders(self.template)
+
+    @property
+    def target_columns(self) -> list[str]:
+        """The columns that the target names; `["label"]` for classification."""
+        return _columns(self.target)
+
+    @property
+    def suffix(self) -> str:
+        """The template's own words after its last column: what every target follows."""
+        suffix = ""
+        for text, is_column in _parts(self.template):
+            suffix = "" if is_column else suffix + text
+        return suffix
+
+    def render(self, columns: Mapping[str, str]) -> str:
+        """The template with each column's value put in as it is; braces in a value stay braces.
+
+        Raises:
+            SoftPromptError: A column is not there.
+        """
+        return _fill(self.template, columns)
+
+    def render_target(self, columns: Mapping[str, str]) -> str:
+        """The target with its columns filled in; for classification `columns` is `{"label": LABEL}`.
+
+        Raises:
+            SoftPromptError: A column is not there.
+        """
+        return _fill(self.target, columns)
