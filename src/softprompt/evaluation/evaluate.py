@@ -1,0 +1,200 @@
+"""Answers and figures: a base behind a prompt, asked about the rows of a task.
+
+Owns the way from rows to predictions and from predictions to an `Evaluation`. Knows nothing of training, reports or
+servers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from softprompt.errors import SoftPromptError
+from softprompt.models.base import Base
+from softprompt.models.generation import generate
+from softprompt.models.prompted import PromptedModel
+from softprompt.models.scoring import score
+from softprompt.prompts.prompt import SoftPrompt
+from softprompt.tasks.encode import Encoder
+from softprompt.tasks.metrics import classification_metrics, text_metrics
+from softprompt.tasks.rows import Row, load_rows, rows_from
+from softprompt.tasks.task import Task
+
+Rows = str | Path | Sequence[Row]
+Progress = Callable[[int], None]
+
+
+class Evaluation(BaseModel):
+    """Figures of one evaluation, each from 0 to 1 unless said; those that the kind of task has not are None.
+
+    Attributes:
+        n: rows.
+        accuracy, macro_f1, log_loss, per_label, confusion: see `classification_metrics`.
+        exact_match, token_f1, rouge_l, bleu: see `text_metrics`.
+        truncated: texts that were cut to fit the context.
+        seconds: time taken.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    n: int
+    accuracy: float | None = None
+    macro_f1: float | None = None
+    log_loss: float | None = None
+    per_label: dict[str, dict[str, float]] | None = None
+    confusion: list[list[int]] | None = None
+    exact_match: float | None = None
+    token_f1: float | None = None
+    rouge_l: float | None = None
+    bleu: float | None = None
+    truncated: int = 0
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures that the task has, for `--json` and cards."""
+        return self.model_dump(exclude_none=True)
+
+
+class Prediction(BaseModel):
+    """The answer to one text.
+
+    Attributes:
+        label, probabilities: for classification, the likeliest label and every label's probability (they sum to 1).
+        output: for free text, the generated text.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    label: str | None = None
+    probabilities: dict[str, float] | None = None
+    output: str | None = None
+
+
+class Evaluator:
+    """Rows of a task, encoded once, to be asked as often as wanted (as in validation during training).
+
+    Args:
+        model: the base with one prompt, or with none.
+        tokenizer: the base's.
+        task: what is asked.
+        rows: from `load_rows` or `rows_from`.
+        max_positions: the base's context in tokens; None: unbounded.
+    """
+
+    def __init__(
+        self, model: PromptedModel, tokenizer: Any, task: Task, rows: Sequence[Row], max_positions: int | None
+    ) -> None:
+        self.model, self.tokenizer, self.task, self.rows = model, tokenizer, task, rows
+        virtual = len(model.vectors()[0])
+        room = None if max_positions is None else max_positions - virtual
+        self._encoder = Encoder(tokenizer, task, room)
+        self._encoded = self._encoder.encode_rows(rows, reserve=0 if task.labels else task.max_new_tokens)
+
+    @property
+    def truncated(self) -> int:
+        """Texts that were cut to fit the context."""
+        return self._encoded.truncated
+
+    def probabilities(self, progress: Progress | None = None) -> torch.Tensor:
+        """`[n, L]` float64: each label's likelihood given the text, made to sum to 1 over the labels.
+
+        A label's likelihood is that of its whole token sequence; all labels share the text's computation.
+        """
+        labels = self._encoder.label_ids
+        if labels is None:
+            raise SoftPromptError("this task generates free text: it has no labels to choose from")
+        likelihoods = score(self.model, self._encoded.input_ids, labels, progress=progress)
+        return likelihoods.double().softmax(-1)
+
+    def outputs(self, progress: Progress | None = None) -> list[str]:
+        """The generated text for each row, at most `task.max_new_tokens` tokens, without white space around it."""
+        answers = generate(
+            self.model,
+            self._encoded.input_ids,
+            max_new_tokens=self.task.max_new_tokens,
+            end=self.tokenizer.eos_token_id,
+            progress=progress,
+        )
+        texts: list[str] = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def predict(self, progress: Progress | None = None) -> list[Prediction]:
+        """The answer to each row."""
+        labels = self.task.labels
+        if labels is None:
+            return [Prediction(output=output) for output in self.outputs(progress)]
+        return [
+            Prediction(
+                label=max(zip(row, labels, strict=True), key=lambda pair: pair[0])[1],
+                probabilities=dict(zip(labels, row, strict=True)),
+            )
+            for row in self.probabilities(progress).tolist()
+        ]
+
+    def evaluate(self, progress: Progress | None = None) -> Evaluation:
+        """The figures over all rows, which need targets."""
+        start = time.perf_counter()
+        if self.task.labels is None:
+            figures = text_metrics(self.outputs(progress), self._encoded.references or [])
+        else:
+            figures = classification_metrics(
+                self._encoded.label or [], self.probabilities(progress).numpy(), self.task.labels
+            )
+        return Evaluation(**figures, truncated=self.truncated, seconds=time.perf_counter() - start)
+
+
+def evaluate(
+    base: Base, prompt: SoftPrompt | None, task: Task, data: Rows, *, progress: Progress | None = None
+) -> Evaluation:
+    """Measure a prompt on labelled rows.
+
+    Args:
+        base: the frozen base.
+        prompt: the prompt, checked against the base; None measures the bare base (zero-shot).
+        task: what is asked.
+        data: a file or `hub:OWNER/NAME:SPLIT` (see `load_rows`), or rows.
+        progress: called with the number of rows finished since the last call.
+
+    Raises:
+        SoftPromptError: the data cannot be used.
+        WrongBaseError: the prompt was made for another base.
+    """
+    rows = load_rows(data, task) if isinstance(data, str | Path) else data
+    return _evaluator(base, prompt, task, rows).evaluate(progress)
+
+
+def predict(
+    base: Base,
+    prompt: SoftPrompt | None,
+    task: Task,
+    inputs: Iterable[str | Mapping[str, object]],
+    *,
+    progress: Progress | None = None,
+) -> list[Prediction]:
+    """Answer texts.
+
+    Args:
+        base: the frozen base.
+        prompt: the prompt, checked against the base; None asks the bare base.
+        task: what is asked.
+        inputs: texts, where the template has one column, or a mapping of its columns for each row.
+        progress: called with the number of rows finished since the last call.
+
+    Raises:
+        SoftPromptError: a text is empty or a column is missing.
+        WrongBaseError: the prompt was made for another base.
+    """
+    rows = rows_from(inputs, task)
+    return _evaluator(base, prompt, task, rows).predict(progress) if rows else []
+
+
+def _evaluator(base: Base, prompt: SoftPrompt | None, task: Task, rows: Sequence[Row]) -> Evaluator:
+    if prompt is not None:
+        prompt.check_base(base)
+    model = PromptedModel(base, [] if prompt is None else [prompt])
+    return Evaluator(model, base.tokenizer, task, rows, base.max_positions)

@@ -1,0 +1,1 @@
+"""The frozen base, and how a prompt meets it."""

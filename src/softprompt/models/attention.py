@@ -1,0 +1,223 @@
+"""Attention over a packed row: the kernels, the choice between them, and how a model is made to use them.
+
+Owns what happens inside one attention layer. Knows nothing of prompts, texts or losses: a `Layout` says which place
+sees which.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from softprompt.models.packed import Layout, Plan
+
+_PREFIX = "softprompt_"
+# Keyword arguments of an attention call that change no number.
+_HARMLESS = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states", "is_causal"}
+# With more scores than this in one block, SDPA, which never holds them all, replaces the plain products.
+_MOST_SCORES = 1 << 24
+
+
+class CannotPackError(RuntimeError):
+    """The model asks for attention that the packed row does not offer; the caller falls back to another route."""
+
+
+def choose_kernel(device: torch.device, scores: int) -> str:
+    """Name the kernel for a block: "matmul" (batched products, softmax) or "sdpa" (PyTorch's fused attention).
+
+    On a CPU plain products beat SDPA's backward until the scores no longer fit comfortably in memory;
+    elsewhere SDPA's fused kernels win.
+
+    Args:
+        device: where the block is computed.
+        scores: query heads times R * L * M of the largest block.
+    """
+    return "matmul" if device.type == "cpu" and scores <= _MOST_SCORES else "sdpa"
+
+
+class _MatmulAttention(torch.autograd.Function):
+    """softmax(q k^T * scaling + bias) v, block by block, in batched products; grouped-query heads stay unrepeated.
+
+    query `[N * heads, d]`, key `[N * key_heads, d]`, value `[N * key_heads, e]` give `[N * heads, e]`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        plans: Sequence[Plan],
+        scaling: float,
+        softcap: float | None,
+    ) -> Tensor:
+        output = query.new_empty(query.shape[0], value.shape[1])
+        wide = torch.promote_types(query.dtype, torch.float32)
+        saved: list[Tensor | None] = []
+        for plan in plans:
+            rows, key_heads, group, length, width = plan.shape
+            q = query.index_select(0, plan.query_rows).view(rows * key_heads, group * length, -1)
+            k = key.index_select(0, plan.key_rows).view(rows * key_heads, width, -1)
+            v = value.index_select(0, plan.key_rows).view(rows * key_heads, width, -1)
+            scores = torch.bmm(q, k.transpose(1, 2)).to(wide).mul_(scaling)
+            capped = None
+            if softcap is not None:
+                scores = scores.div_(softcap).tanh_()
+                capped = scores.clone()
+                scores.mul_(softcap)
+            scores = scores.view(rows, key_heads * group, length, width).add_(plan.bias)
+            weights = torch.softmax(scores, -1).to(q.dtype).view(rows * key_heads, group * length, width)
+            plan.put(output, torch.bmm(weights, v).view(-1, v.shape[-1]))
+            saved += [q, k, v, weights, capped]
+        ctx.save_for_backward(*saved)
+        ctx.plans, ctx.scaling, ctx.softcap = plans, scaling, softcap
+        ctx.wide, ctx.shapes = wide, (query.shape, key.shape, value.shape)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query_grad, key_grad, value_grad = grad.new_empty(ctx.shapes[0]), *map(grad.new_zeros, ctx.shapes[1:])
+        saved = ctx.saved_tensors
+        for i, plan in enumerate(ctx.plans):
+            q, k, v, weights, capped = saved[5 * i : 5 * i + 5]
+            rows, key_heads, group, length, _ = plan.shape
+            g = plan.take(grad).view(rows * key_heads, group * length, -1)
+            value_grad.index_add_(0, plan.key_rows, torch.bmm(weights.transpose(1, 2), g).view(-1, v.shape[-1]))
+            scores = torch.bmm(g, v.transpose(1, 2)).to(ctx.wide)
+            scores = torch._softmax_backward_data(scores, weights.to(ctx.wide), -1, ctx.wide)
+            if capped is not None:
+                scores = scores.mul_(1 - capped.square())
+            scores = scores.mul_(ctx.scaling).to(q.dtype)
+            plan.put(query_grad, torch.bmm(scores, k).view(-1, q.shape[-1]))
+            key_grad.index_add_(0, plan.key_rows, torch.bmm(scores.transpose(1, 2), q).view(-1, k.shape[-1]))
+        return query_grad, key_grad, value_grad, None, None, None
+
+
+def _sdpa_attention(query: Tensor, key: Tensor, value: Tensor, plans: Sequence[Plan], scaling: float) -> Tensor:
+    """The same by PyTorch's scaled_dot_product_attention; shapes as in `_MatmulAttention`."""
+    output = query.new_zeros(query.shape[0], value.shape[1])
+    for plan in plans:
+        rows, key_heads, group, length, width = plan.shape
+        q = query.index_select(0, plan.query_rows).view(rows, key_heads * group, length, -1)
+        k = key.index_select(0, plan.key_rows).view(rows, key_heads, width, -1).repeat_interleave(group, 1)
+        v = value.index_select(0, plan.key_rows).view(rows, key_heads, width, -1).repeat_interleave(group, 1)
+        answer = functional.scaled_dot_product_attention(q, k, v, plan.bias.to(q.dtype), scale=scaling)
+        answer = answer.reshape(-1, v.shape[-1])
+        output = output.index_copy(0, plan.places, answer if plan.real is None else answer[plan.real])
+    return output
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    layout: Layout,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one layer over a packed row, in the form Transformers' attention interface asks for.
+
+    Args:
+        query: `[1, heads, N, d]`.
+        key: `[1, key_heads, N, d]`.
+        value: `[1, key_heads, N, e]`.
+        layout: the packed row.
+        scaling: what the products are multiplied by; default d ** -0.5.
+        sliding_window: a query sees keys fewer than this many positions behind it; None for all.
+        softcap: scores s become softcap * tanh(s / softcap) (Gemma 2); None for none.
+
+    Returns:
+        `[1, N, heads, e]`, and None where other attentions return weights.
+
+    Raises:
+        CannotPackError: the layer asks for something else (dropout, attention sinks, position biases, a window that
+            only its mask knows).
+    """
+    unknown = sorted(k for k, v in others.items() if v is not None and k not in _HARMLESS)
+    if unknown or dropout:
+        raise CannotPackError(f"its attention takes {', '.join(unknown) or 'dropout'}")
+    _check_window(module, sliding_window)
+    _, heads, places, dim = query.shape
+    key_heads = key.shape[1]
+    scaling = dim**-0.5 if scaling is None else scaling
+    plans = layout.plans(heads, key_heads, sliding_window)
+    if torch.is_autocast_enabled(query.device.type):  # rotary embeddings may have widened query and key
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    flat = [t.transpose(1, 2).reshape(places * t.shape[1], -1) for t in (query, key, value)]
+    kernel = layout.kernel or choose_kernel(query.device, max(plan.bias.numel() for plan in plans) * heads)
+    if kernel == "matmul" or softcap is not None:
+        output = _MatmulAttention.apply(*flat, plans, scaling, softcap)
+    else:
+        output = _sdpa_attention(flat[0], flat[1], flat[2], plans, scaling)
+    return output.view(1, places, heads, -1), None
+
+
+def _check_window(module: torch.nn.Module, asked: int | None) -> None:
+    """Refuse a layer whose config restricts what it sees by a mask alone, since a packed row has its own.
+
+    A short probe would not find this: the windows of real models are thousands of tokens long.
+    """
+    config, layer = getattr(module, "config", None), getattr(module, "layer_idx", None)
+    kinds = getattr(config, "layer_types", None)
+    declared = getattr(config, "sliding_window", None)
+    if kinds and layer is not None:
+        if kinds[layer] not in ("full_attention", "sliding_attention"):
+            raise CannotPackError(f"its layer {layer} is of the kind {kinds[layer]}")
+        declared = declared if kinds[layer] == "sliding_attention" else None
+    if asked != declared:
+        raise CannotPackError(f"its layer {layer} has a window of {declared} but asks for {asked}")
+
+
+def attach(model: PreTrainedModel) -> None:
+    """Let `model` take a `layout` in its forward call; calls without one go on exactly as before.
+
+    The model's attention implementation becomes "softprompt_<what it was>"; attaching twice does nothing.
+
+    Raises:
+        CannotPackError: the model does not use Transformers' attention interface.
+    """
+    inner = str(model.config.get_text_config()._attn_implementation)
+    if inner.startswith(_PREFIX):
+        return
+    if not model._can_set_attn_implementation():
+        raise CannotPackError("it does not use Transformers' attention interface")
+    name = _PREFIX + inner
+    AttentionInterface.register(name, _dispatcher(inner))
+    if inner in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[inner])
+    model.set_attn_implementation(name)
+
+
+def detach(model: PreTrainedModel) -> None:
+    """Undo `attach`; does nothing to a model that is not attached."""
+    name = str(model.config.get_text_config()._attn_implementation)
+    if name.startswith(_PREFIX):
+        model.set_attn_implementation(name.removeprefix(_PREFIX))
+
+
+def _dispatcher(inner: str) -> Callable[..., Any]:
+    def attention(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("layout") is not None:
+            if inner == "sdpa":  # Transformers' SDPA leaves out soft-capping, and a packed call is to equal it
+                kwargs.pop("softcap", None)
+            return packed_attention(module, *args, **kwargs)
+        eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        return ALL_ATTENTION_FUNCTIONS.get_interface(inner, eager)(module, *args, **kwargs)
+
+    return attention

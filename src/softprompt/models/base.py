@@ -1,0 +1,379 @@
+"""The frozen base: a causal language model with its tokenizer; how it is found, loaded and recognised.
+
+Owns loading, the choice of device and dtype, the word embeddings and the identity. Does not know how a prompt
+meets the base (`prompted`), nor where the embedded base's file comes from (`sources`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils import logging as hub_logging
+from tokenizers import pre_tokenizers
+from torch import Tensor
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from softprompt.errors import SoftPromptError
+from softprompt.models import sources
+from softprompt.prompts.card import BaseIdentity
+
+EMBEDDED = "smollm2-135m"
+
+_UNPACKED = f"{EMBEDDED}-1"  # counted up when `_unpack` makes something else of the same file
+_MAX_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
+_SAMPLE = 64  # elements of each weight tensor that the fingerprint looks at
+# What tokenizers treat differently: digits, spaces, case, contractions, accents, scripts, symbols.
+_PROBE = "The 2024 café's naïve  plan:\n\n\tx = [1, 22, 4096]; // WE'LL don't Straße привет 你好 🙂"
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A causal language model whose weights never change, with its tokenizer. Made by `load_base`.
+
+    Attributes:
+        model: in evaluation mode, no parameter asks for a gradient.
+        tokenizer: the model's own, as it came (it may have no padding token).
+        name: what `load_base` was given.
+    """
+
+    model: PreTrainedModel = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    name: str
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the width of a word embedding."""
+        return int(self._embedding.weight.shape[1])
+
+    @property
+    def embedding_count(self) -> int:
+        """Rows in the table of word embeddings: V, or more where the table was padded."""
+        return int(self._embedding.weight.shape[0])
+
+    @property
+    def vocab_size(self) -> int:
+        """V, as the model's configuration states it."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    @property
+    def max_positions(self) -> int | None:
+        """The context's length in tokens, virtual ones included; None where the configuration states none."""
+        config = self.model.config.get_text_config()
+        stated = (getattr(config, name, None) for name in _MAX_POSITIONS)
+        return next((int(value) for value in stated if value and value > 0), None)
+
+    @property
+    def device(self) -> torch.device:
+        return self._embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._embedding.weight.dtype
+
+    @cached_property
+    def identity(self) -> BaseIdentity:
+        """How a prompt recognises its base."""
+        return BaseIdentity(
+            name=self.name,
+            architecture=type(self.model).__name__,
+            hidden_size=self.hidden_size,
+            vocab_size=self.vocab_size,
+            fingerprint=self._fingerprint(),
+        )
+
+    @torch.no_grad()
+    def embed(self, ids: Tensor) -> Tensor:
+        """The word embeddings of `ids`, `[...]` to `[..., H]`, as float32 on the base's device.
+
+        They are what the model computes with: the module is called, for in Gemma it scales the table's rows.
+        """
+        embeddings: Tensor = self._embedding(ids.to(self.device))
+        return embeddings.float()
+
+    @property
+    def _embedding(self) -> torch.nn.Embedding:
+        return cast("torch.nn.Embedding", self.model.get_input_embeddings())
+
+    def _fingerprint(self) -> str:
+        """A SHA-256 in hex over what a prompt depends on: the shape, the tokenizer and a sample of the weights.
+
+        The weights are rounded to bfloat16 first, so that loads in float32 and bfloat16 agree (a float16 load of
+        a checkpoint of another dtype may not). The tokenizer counts by its vocabulary, its merges and what it
+        does with a probe; the rest of its serialised form changes with padding, truncation and versions.
+        """
+        tokenizer = self.tokenizer
+        if tokenizer.is_fast:  # the end of the serialised form is the vocabulary, and the merges where it has any
+            vocabulary = tokenizer.backend_tokenizer.to_str().partition('"vocab":')[2]
+        else:
+            vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+        facts = [
+            type(self.model).__name__,
+            self.hidden_size,
+            self.vocab_size,
+            getattr(self.model.config.get_text_config(), "num_hidden_layers", None),
+            sorted(tokenizer.get_added_vocab().items()),
+            [tokenizer.bos_token_id, tokenizer.eos_token_id],
+            tokenizer(_PROBE)["input_ids"],
+        ]
+        digest = hashlib.sha256((json.dumps(facts) + vocabulary).encode())
+        samples = []
+        for _, weight in sorted(self.model.named_parameters()):  # tied weights come once
+            values = weight.detach().reshape(-1)
+            samples.append(values[:: max(1, values.numel() // _SAMPLE)][:_SAMPLE].to(torch.bfloat16))
+        digest.update(torch.cat(samples).cpu().view(torch.int16).numpy().astype("<i2").tobytes())
+        return digest.hexdigest()
+
+
+def load_base(
+    name: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> Base:
+    """Load a causal language model and its tokenizer, frozen.
+
+    Args:
+        name: "smollm2-135m" (SmolLM2-135M-Instruct, downloaded once without the hub), a local folder, a GGUF
+            file (its weights are dequantised) or a model on the hub; the first of these that it can be.
+        dtype: "auto" (default: see `fast_dtype`), "float32", "bfloat16", "float16" or a torch.dtype.
+        device: "auto" (default: CUDA, else MPS, else the CPU), or what torch.device takes.
+        trust_remote_code: run the Python code that a folder or a model on the hub brings along (default: refuse).
+        revision: the branch, tag or commit of a model on the hub (default: its main branch).
+
+    Raises:
+        SoftPromptError: there is no such base, or it is damaged, not a causal language model, stored as pickles
+            only, or in need of `trust_remote_code`; the hub cannot be reached; a dtype or device that isn't one.
+    """
+    name = os.fspath(name)
+    place = _choose_device(device)
+    precision = _choose_dtype(dtype, place)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    path = Path(name).expanduser()
+    if revision is not None and (name == EMBEDDED or path.exists()):
+        raise SoftPromptError(f"revision {revision!r} is for models on the hub, which base {name!r} is not")
+    if name == EMBEDDED:
+        source = str(sources.keep_folder(_UNPACKED, _unpack))
+    elif path.is_dir():
+        _check_folder(name, path)
+        source = str(path)
+    elif path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise SoftPromptError(f"base {name!r}: there is no such file")
+        source, options["gguf_file"] = str(path.parent), str(path.absolute())
+    elif path.is_file():
+        raise SoftPromptError(f"base {name!r} is a file, but neither a folder nor a .gguf file")
+    else:
+        source, options["revision"] = name, revision
+    model, tokenizer = _read(name, source, precision, show_progress=name != EMBEDDED, **options)
+    try:
+        model.to(place)  # type: ignore[arg-type]  # transformers' wrapper hides the argument's type
+    except (RuntimeError, ValueError) as error:
+        raise SoftPromptError(f"base {name!r} cannot be moved to {place}: {_first_line(error)}") from error
+    model.requires_grad_(False)
+    return Base(model, tokenizer, name)
+
+
+@cache
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where `device` multiplies matrices of it fast, else float32.
+
+    A GPU's generation says so. CPUs range from 100 times slower in bfloat16 to several times faster, so there it
+    is measured, once per process, in a fifth of a second at most: it has to be at least 1.5 times as fast.
+    """
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and _seconds(torch.float32) >= 1.5 * _seconds(torch.bfloat16)
+    return torch.bfloat16 if fast else torch.float32
+
+
+@torch.inference_mode()
+def _seconds(dtype: torch.dtype) -> float:
+    """The time of one matrix multiplication on the CPU: 128 rows by the weights of a small layer."""
+    rows, weights = torch.ones(128, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+    times = []
+    for _ in range(3):  # the first one is the warm-up, and never the fastest
+        start = time.perf_counter()
+        rows @ weights
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _choose_device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen).item()
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch raises all three
+        raise SoftPromptError(
+            f"device {str(device)!r} cannot be used: {_first_line(error)}; 'auto' takes one that can"
+        ) from error
+    return chosen
+
+
+def _choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        return fast_dtype(device)
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        return dtype
+    if dtype in ("float32", "bfloat16", "float16"):
+        chosen: torch.dtype = getattr(torch, str(dtype))
+        return chosen
+    raise SoftPromptError(
+        f"dtype {str(dtype)!r} is not one for weights: use 'auto', 'float32', 'bfloat16' or 'float16'"
+    )
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    if (folder / "adapter_config.json").exists():
+        raise SoftPromptError(f"base {name!r} is an adapter's or a prompt's folder: name the base it is for")
+    if not (folder / "config.json").exists():
+        raise SoftPromptError(f"base {name!r} is a folder without a config.json: it holds no model")
+    if not any(folder.glob("*.safetensors")):
+        raise SoftPromptError(_no_safetensors(name))
+
+
+def _no_safetensors(name: str) -> str:
+    return (
+        f"base {name!r} has no .safetensors weights; pickles (.bin), which can run code when they are read, "
+        "are refused: save it with save_pretrained"
+    )
+
+
+def _check_supported(name: str, config: PretrainedConfig) -> None:
+    kind = type(config)
+    encodes = kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    brings_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if getattr(config, "is_encoder_decoder", False) or encodes:
+        raise SoftPromptError(
+            f"base {name!r} ({config.model_type}) has an encoder, which is not supported yet: "
+            "use a decoder-only model, such as Llama, Qwen or GPT-2"
+        )
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING and not brings_code:
+        raise SoftPromptError(f"base {name!r} ({config.model_type}) is not a causal language model")
+
+
+def _read(
+    name: str, source: str, dtype: torch.dtype, show_progress: bool, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model on the CPU and the tokenizer, as transformers reads them; `options` are for each of its calls."""
+    dequantise = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {}
+    loader: Any = AutoModelForCausalLM
+    try:
+        with _quiet(show_progress):
+            config = AutoConfig.from_pretrained(source, **options)
+            _check_supported(name, config)
+            model, report = loader.from_pretrained(
+                source,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                **dequantise,
+                **options,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except SoftPromptError:
+        raise
+    except Exception as error:  # whatever a damaged file makes the readers stumble over
+        raise SoftPromptError(_explain(name, error)) from error
+    if report["missing_keys"]:  # transformers would have filled them with random numbers
+        raise SoftPromptError(f"base {name!r} lacks weights, such as {min(report['missing_keys'])}")
+    return model, tokenizer
+
+
+def _explain(name: str, error: BaseException) -> str:
+    causes = list(_causes(error))
+
+    def is_due_to(*kinds: type[Exception]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    if is_due_to(hub_errors.GatedRepoError):
+        return f"base {name!r} is gated: accept its terms on the hub, then log in with `hf auth login`"
+    if is_due_to(hub_errors.RevisionNotFoundError):
+        return f"base {name!r} has no such revision on the hub"
+    if is_due_to(hub_errors.RepositoryNotFoundError, hub_errors.HFValidationError):
+        return f"base {name!r} is no local folder, no .gguf file, no public model on the hub, nor {EMBEDDED!r}"
+    if is_due_to(hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled):
+        return (
+            f"base {name!r} is not on this machine, and the hub cannot be reached: check the name and the network "
+            f"(is HF_HUB_OFFLINE set?), or use {EMBEDDED!r}"
+        )
+    message = str(error)
+    if "trust_remote_code" in message:
+        return f"base {name!r} brings its own code: pass trust_remote_code=True if you trust its authors"
+    if "use_safetensors" in message:
+        return _no_safetensors(name)
+    return f"base {name!r} cannot be loaded: {type(error).__name__}: {_first_line(error)}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "no message")
+
+
+def _unpack(folder: Path) -> None:
+    """Write the embedded base into `folder`: float32 safetensors and the tokenizer."""
+    file = sources.fetch_base_file()
+    if sys.stderr.isatty():
+        print(f"Unpacking {EMBEDDED}, once; this takes about half a minute.", file=sys.stderr)
+    model, tokenizer = _read(EMBEDDED, str(file.parent), torch.float32, True, gguf_file=str(file))
+    # The GGUF file names SmolLM's way to split texts, which transformers doesn't follow: digits stand alone, even
+    # before spaces are joined ("a  2" is "a", two spaces, "2").
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    with _quiet(show_progress=False):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _quiet(show_progress: bool) -> Iterator[None]:
+    """Silence transformers and the hub on stderr, but for progress bars on a terminal where they are wanted."""
+    levels = transformers_logging.get_verbosity(), hub_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    hub_logging.set_verbosity(logging.ERROR)
+    try:
+        with nullcontext() if show_progress and sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        transformers_logging.set_verbosity(levels[0])
+        hub_logging.set_verbosity(levels[1])

@@ -1,0 +1,379 @@
+"""A frozen base with K soft prompts before it, as one module: loss and gradients for training.
+
+Owns the bookkeeping between padded batches and the packed row: checking the input, finding the label places, adding up
+the loss. Knows nothing of tasks, files or optimisers; `routes.py` computes the hidden states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.generic import ModelOutput
+
+from softprompt.errors import SoftPromptError
+from softprompt.models.attention import choose_kernel
+from softprompt.models.base import Base
+from softprompt.models.routes import ROUTES, Batch, RouteName, find_route, hidden_states, logits, objection
+from softprompt.prompts.prompt import SoftPrompt
+
+# Logits held at one time, in numbers (0.25 GB in float32); more label places are taken in turns.
+_MOST_LOGITS = 1 << 26
+
+
+@dataclass
+class PromptedOutput(ModelOutput):
+    """What `PromptedModel.forward` returns.
+
+    Attributes:
+        loss: mean cross-entropy over all label places of the batch (or their sum over `num_items_in_batch`).
+        row_loss: `[B]` sum of the cross-entropy over each row's label places, without gradient.
+        logits: `[A, V]` float32 logits at the A label places, when asked for; without gradient where `max_tokens`
+            has split the batch.
+        places: `[A, 2]` row and column of the label that each logit predicts, when logits are asked for.
+    """
+
+    loss: Tensor | None = None
+    row_loss: Tensor | None = None
+    logits: Tensor | None = None
+    places: Tensor | None = None
+
+
+class PromptedModel(nn.Module):
+    """K soft prompts before one frozen base. The only trainable parameters are the prompts' `[P, H]` tensors, in order.
+
+    The loss and its gradient equal those of the plain concatenation `[prompt | text]` in every row; the batch is
+    computed by the fastest route that is exact for the base (`routes.py`), named by `route`.
+
+    Args:
+        base: the frozen base, from `load_base`. It is put in eval mode and its parameters stay without gradient.
+        prompts: K prompts, of any lengths. None at all gives the bare base (zero-shot).
+        max_tokens: the most text tokens in one packed row; a longer batch is split, its gradients added up exactly,
+            and at most one part's activations are held at a time. None: no bound.
+        gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations. A cache
+            cannot be recomputed, so that "concatenated" then takes the place of "shared_prefix".
+        route: "packed", "shared_prefix" or "concatenated" instead of the fastest exact one.
+
+    Raises:
+        SoftPromptError: a prompt is not as wide as the base, or leaves no room in its context; the route asked for is
+            unknown or not exact for the base; the base has dropout or cannot be recomputed, but is asked to.
+    """
+
+    accepts_loss_kwargs = True
+
+    def __init__(
+        self,
+        base: Base | PreTrainedModel,
+        prompts: Sequence[SoftPrompt | nn.Parameter],
+        *,
+        max_tokens: int | None = None,
+        gradient_checkpointing: bool = False,
+        route: RouteName | None = None,
+    ) -> None:
+        super().__init__()
+        model: PreTrainedModel = base.model if isinstance(base, Base) else base
+        self.base = model.requires_grad_(False).eval()
+        parameters = []
+        for prompt in prompts:
+            tensor = prompt.embeddings if isinstance(prompt, SoftPrompt) else prompt
+            self._check_prompt(tensor)
+            parameters.append(
+                prompt if isinstance(prompt, nn.Parameter) else nn.Parameter(tensor.to(model.device, copy=True))
+            )
+        self.prompts = nn.ParameterList(parameters)
+        if max_tokens is not None and max_tokens < 1:
+            raise SoftPromptError(f"max_tokens is {max_tokens}: at least 1, or None for no bound")
+        self.max_tokens = max_tokens
+        self.route: RouteName = self._choose_route(route, gradient_checkpointing)
+        self._recomputed = self._prepare_recomputing() if gradient_checkpointing else []
+
+    @property
+    def kernel(self) -> str:
+        """How a step is computed, for reports: the route and, for the packed one, the usual kernel."""
+        if self.route != "packed":
+            return self.route
+        return f"packed/{choose_kernel(self.base.device, 1)}"
+
+    def train(self, mode: bool = True) -> PromptedModel:
+        """Set the mode of this module; the base always stays in eval mode, since with dropout no prompt is shared."""
+        super().train(mode)
+        self.base.eval()
+        return self
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        prompt_index: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        return_logits: bool = False,
+    ) -> PromptedOutput:
+        """The loss of a batch of texts behind their prompts.
+
+        Args:
+            input_ids: `[B, T]` token ids, padded on any side.
+            attention_mask: `[B, T]`, 0 where padding stands; None: no padding.
+            labels: `[B, T]` token ids at the places to learn, -100 elsewhere. A label at a row's first token is
+                predicted by the prompt's last virtual token.
+            prompt_index: `[B]` which prompt stands before each row; may be left out with one prompt.
+            num_items_in_batch: divide the summed loss by this instead of the number of label places (as the
+                Trainer asks with gradient accumulation).
+            return_logits: return the logits at the label places, and which places these are.
+
+        Raises:
+            SoftPromptError: the shapes differ, the batch is empty or has no label place, a label stands on padding
+                or beyond the vocabulary, a token is unknown, a prompt index is out of range, or a row is longer than
+                the context.
+        """
+        if labels is None:
+            raise SoftPromptError("labels are needed: the ids to predict, -100 at every other place")
+        batch, targets, places = self._read(input_ids, attention_mask, labels, prompt_index)
+        vectors = self.vectors()
+        parts = list(_split(batch, targets, self.max_tokens))
+        if len(parts) == 1:
+            losses, scores = self.losses(vectors, *parts[0], return_logits)
+            total = losses.sum()
+        else:
+            with_grad = torch.is_grad_enabled() and any(v.requires_grad for v in vectors)
+            total, losses, scores = _InTurns.apply(self, parts, return_logits, with_grad, *vectors)
+        row_loss = losses.detach().new_zeros(len(batch.lengths)).index_add_(0, batch.rows, losses.detach())
+        count = len(targets) if num_items_in_batch is None else num_items_in_batch
+        return PromptedOutput(
+            loss=total / count,
+            row_loss=row_loss,
+            logits=scores if return_logits else None,
+            places=places if return_logits else None,
+        )
+
+    def vectors(self) -> list[Tensor]:
+        """The prompts' `[P, H]` tensors; a bare base has one of no virtual tokens."""
+        if len(self.prompts):
+            return list(self.prompts)
+        return [torch.zeros(0, self.base.get_input_embeddings().weight.shape[1], device=self.base.device)]
+
+    def check_rows(self, lengths: Sequence[int], prompt_index: Sequence[int] | None) -> list[int]:
+        """Which prompt stands before each text, once its index and the texts' lengths are known to be right.
+
+        Raises:
+            SoftPromptError: an index is missing or out of range, or prompt and text are longer than the context.
+        """
+        vectors = self.vectors()
+        if prompt_index is None:
+            if len(vectors) > 1:
+                raise SoftPromptError(f"prompt_index is needed: there are {len(vectors)} prompts")
+            prompt_index = [0] * len(lengths)
+        if len(prompt_index) != len(lengths):
+            raise SoftPromptError(f"prompt_index has {len(prompt_index)} entries for {len(lengths)} rows")
+        limit = self._limit()
+        for row, (length, k) in enumerate(zip(lengths, prompt_index, strict=True)):
+            if not 0 <= k < len(vectors):
+                raise SoftPromptError(f"prompt_index of row {row} is {k}: there are {len(vectors)} prompts")
+            if limit is not None and length + len(vectors[k]) > limit:
+                raise SoftPromptError(
+                    f"row {row} has {length} tokens behind {len(vectors[k])} virtual tokens: the context holds {limit}"
+                )
+        return list(prompt_index)
+
+    def check_not_empty(self, texts: Sequence[Sequence[int]], prompt_of_text: Sequence[int]) -> None:
+        """Refuse a text of no tokens behind a prompt of none: nothing predicts its continuation.
+
+        Raises:
+            SoftPromptError: naming the row.
+        """
+        vectors = self.vectors()
+        for row, (text, k) in enumerate(zip(texts, prompt_of_text, strict=True)):
+            if not len(text) + len(vectors[k]):
+                raise SoftPromptError(f"row {row} is empty and has no prompt: nothing to predict from")
+
+    def hidden(self, vectors: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Final hidden states `[A, H]` at the places that a batch asks for, by this model's route."""
+        if self.base.training:  # a Trainer, or the base's owner, may have switched dropout on
+            self.base.eval()
+        with self._recomputing():
+            return hidden_states(self.route, self.base, vectors, batch)
+
+    def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """`[A]` cross-entropy of each target id given the final hidden state `[A, H]` before it."""
+        return functional.cross_entropy(logits(self.base, hidden), targets, reduction="none")
+
+    def losses(
+        self, vectors: Sequence[Tensor], batch: Batch, targets: Tensor, return_logits: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """`[A]` cross-entropy at each label place of a batch and, when asked for, the logits `[A, V]`."""
+        hidden = self.hidden(vectors, batch)
+        if return_logits:
+            scores = logits(self.base, hidden)
+            return functional.cross_entropy(scores, targets, reduction="none"), scores
+        at_once = max(1, _MOST_LOGITS // self.base.config.get_text_config().vocab_size)
+        if len(targets) <= at_once:
+            return self.nll(hidden, targets), None
+        turns = zip(hidden.split(at_once), targets.split(at_once), strict=True)
+        return torch.cat([checkpoint(self.nll, h, t, use_reentrant=False) for h, t in turns]), None
+
+    def _read(
+        self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor, prompt_index: Tensor | None
+    ) -> tuple[Batch, Tensor, Tensor]:
+        """The texts without padding, the ids to predict `[A]` and where they stand in the input `[A, 2]`."""
+        shape = tuple(input_ids.shape)
+        if input_ids.ndim != 2 or not input_ids.numel():
+            raise SoftPromptError(f"input_ids must be [B, T] with at least one row and one token, not {shape}")
+        present = torch.ones_like(input_ids, dtype=torch.bool)
+        if attention_mask is not None:
+            if attention_mask.shape != input_ids.shape:
+                raise SoftPromptError(f"attention_mask is {tuple(attention_mask.shape)}, input_ids {shape}")
+            present = attention_mask.bool()
+        if labels.shape != input_ids.shape:
+            raise SoftPromptError(f"labels are {tuple(labels.shape)}, input_ids {shape}")
+        if prompt_index is not None and (prompt_index.ndim != 1 or prompt_index.is_floating_point()):
+            raise SoftPromptError(f"prompt_index must be [B] integers, not {prompt_index.dtype} {[*prompt_index.shape]}")
+        wanted = labels != -100
+        vocabulary = self.base.config.get_text_config().vocab_size
+        beyond = wanted & ((labels < 0) | (labels >= vocabulary))
+        if beyond.any():
+            row, column = beyond.nonzero()[0].tolist()
+            raise SoftPromptError(
+                f"label {labels[row, column]} at row {row}, column {column}: the vocabulary has {vocabulary} ids"
+            )
+        if (wanted & ~present).any():
+            row, column = (wanted & ~present).nonzero()[0].tolist()
+            raise SoftPromptError(f"label at row {row}, column {column} stands on padding")
+        known = self.base.get_input_embeddings().weight.shape[0]
+        foreign = present & ((input_ids < 0) | (input_ids >= known))
+        if foreign.any():
+            row, column = foreign.nonzero()[0].tolist()
+            raise SoftPromptError(
+                f"token {input_ids[row, column]} at row {row}, column {column}: the base has {known} embeddings"
+            )
+        lengths = present.sum(1).tolist()
+        index = self.check_rows(lengths, None if prompt_index is None else prompt_index.tolist())
+        # A label is predicted one token before it. Columns count present tokens, so -1 is the last virtual token,
+        # which a bare base does not have.
+        before = present.long().cumsum(1) - 2
+        bare = torch.tensor([not len(self.vectors()[k]) for k in index], device=wanted.device)
+        wanted = wanted & ~(bare[:, None] & (before < 0))
+        places = wanted.nonzero()
+        if not len(places):
+            raise SoftPromptError("the batch has no label to predict: every place is -100")
+        batch = Batch(input_ids[present], lengths, index, places[:, 0], before[wanted])
+        return batch, labels[wanted], places
+
+    def _limit(self) -> int | None:
+        return getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
+
+    def _check_prompt(self, prompt: Tensor) -> None:
+        width, limit = self.base.get_input_embeddings().weight.shape[1], self._limit()
+        if prompt.ndim != 2 or prompt.shape[1] != width:
+            raise SoftPromptError(f"a prompt for {type(self.base).__name__} is [P, {width}], not {list(prompt.shape)}")
+        if limit is not None and len(prompt) >= limit:
+            raise SoftPromptError(f"{len(prompt)} virtual tokens leave no room in a context of {limit}")
+
+    def _choose_route(self, wanted: RouteName | None, recomputing: bool) -> RouteName:
+        if wanted is None:
+            found = find_route(self.base).name
+            return "concatenated" if recomputing and found == "shared_prefix" else found
+        if wanted not in ROUTES:
+            raise SoftPromptError(f"route is {wanted!r}: one of {', '.join(ROUTES)}")
+        if recomputing and wanted == "shared_prefix":
+            raise SoftPromptError("the route shared_prefix allows no gradient checkpointing: a cache is not recomputed")
+        if reason := objection(self.base, wanted):
+            raise SoftPromptError(f"{type(self.base).__name__} is not exact by the route {wanted}: {reason}")
+        return wanted
+
+    def _prepare_recomputing(self) -> list[nn.Module]:
+        """The layers to recompute, made able to."""
+        name = type(self.base).__name__
+        for option, value in self.base.config.get_text_config().to_dict().items():
+            if ("dropout" in option or option.endswith("pdrop")) and isinstance(value, float) and value > 0:
+                raise SoftPromptError(
+                    f"gradient checkpointing would switch on the base's dropout ({option} {value}): set it to 0 first"
+                )
+        layers: list[nn.Module] = [
+            module for module in self.base.modules() if isinstance(module, GradientCheckpointingLayer)
+        ]
+        if not layers or not self.base.supports_gradient_checkpointing:
+            raise SoftPromptError(f"{name} does not support gradient checkpointing")
+        self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return layers
+
+    @contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        """Within it the layers are checkpointed. Their training flag, and only theirs, is what switches it on."""
+        try:
+            for layer in self._recomputed:
+                layer.training = True
+            yield
+        finally:
+            for layer in self._recomputed:
+                layer.training = False
+
+
+class _InTurns(torch.autograd.Function):
+    """The summed loss of a batch computed part by part, each part's gradient taken before the next part starts."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        model: PromptedModel,
+        parts: list[tuple[Batch, Tensor]],
+        return_logits: bool,
+        with_grad: bool,
+        *vectors: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        grads = [torch.zeros_like(v) for v in vectors]
+        losses, scores = [], []
+        for batch, targets in parts:
+            leaves = [v.detach().requires_grad_() for v in vectors]
+            with torch.set_grad_enabled(with_grad):
+                part, part_scores = model.losses(leaves, batch, targets, return_logits)
+                if with_grad:
+                    found = torch.autograd.grad(part.sum(), leaves, allow_unused=True)
+                    grads = [g if new is None else g.add_(new) for g, new in zip(grads, found, strict=True)]
+            losses.append(part.detach())
+            if part_scores is not None:
+                scores.append(part_scores.detach())
+        ctx.save_for_backward(*grads)
+        every, logits_of_every = torch.cat(losses), torch.cat(scores) if scores else None
+        ctx.mark_non_differentiable(every, *([] if logits_of_every is None else [logits_of_every]))
+        return every.sum(), every, logits_of_every
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *others: Any) -> tuple[Tensor | None, ...]:
+        return None, None, None, None, *(grad * total for total in ctx.saved_tensors)
+
+
+def _split(batch: Batch, targets: Tensor, max_tokens: int | None) -> Iterator[tuple[Batch, Tensor]]:
+    """Cut a batch into parts of consecutive rows with at most `max_tokens` tokens each (or one row)."""
+    if max_tokens is None or sum(batch.lengths) <= max_tokens:
+        yield batch, targets
+        return
+    texts = batch.tokens.split(list(batch.lengths))
+    start = 0
+    while start < len(texts):
+        stop, total = start + 1, batch.lengths[start]
+        while stop < len(texts) and total + batch.lengths[stop] <= max_tokens:
+            total += batch.lengths[stop]
+            stop += 1
+        asked = (batch.rows >= start) & (batch.rows < stop)
+        if asked.any():
+            yield (
+                Batch(
+                    torch.cat(texts[start:stop]),
+                    batch.lengths[start:stop],
+                    batch.prompt_of_text[start:stop],
+                    batch.rows[asked] - start,
+                    batch.columns[asked],
+                ),
+                targets[asked],
+            )
+        start = stop

@@ -1,0 +1,7 @@
+"""How a prompt is learned: recipes, the loop, the run and its folder."""
+
+from softprompt.training.recipe import Recipe
+from softprompt.training.run import Run, train
+from softprompt.training.trainer import DivergedError
+
+__all__ = ["DivergedError", "Recipe", "Run", "train"]

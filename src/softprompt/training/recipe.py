@@ -1,0 +1,117 @@
+"""How a prompt is learned: the settings of one training run, their defaults and the recipes with a name.
+
+Owns the numbers. Knows nothing of the training loop, of models or of data.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from softprompt.errors import SoftPromptError
+from softprompt.tasks.task import validation_line
+
+# The peak rate of AdamW on a text-initialised prompt; benchmarks/learning_rate.py measures it against others.
+AUTO_LEARNING_RATE = {"adamw": 0.03, "adafactor": 0.3}
+
+# Lester, Al-Rfou, Constant 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning", section 3
+# (https://aclanthology.org/2021.emnlp-main.243): Adafactor, constant rate 0.3, batches of 32, weight decay 1e-5.
+# 30,000 steps on a TPU in the paper; the number of steps stays the default here.
+NAMED: dict[str, dict[str, Any]] = {
+    "default": {},
+    "lester": {
+        "optimizer": "adafactor",
+        "learning_rate": 0.3,
+        "schedule": "constant",
+        "warmup_steps": 0,
+        "weight_decay": 1e-5,
+        "batch_size": 32,
+    },
+}
+
+
+class Recipe(BaseModel):
+    """The settings of one training run.
+
+    Attributes:
+        name: "default", or "lester" for the recipe of the prompt tuning paper: it sets what is not set here.
+        max_steps: optimiser steps.
+        batch_size: rows in a step, over all processes.
+        gradient_accumulation_steps: parts that a step's rows are computed in.
+        learning_rate: peak rate; "auto": the rate that was measured best for the optimizer.
+        optimizer: "adamw" or "adafactor" (no relative step, no parameter scaling, as in Lester et al.).
+        schedule: "cosine" (to 0), "linear" (to 0) or "constant", after the warm-up.
+        warmup_steps: steps in which the rate rises from 0.
+        weight_decay: decoupled weight decay of the prompt.
+        max_grad_norm: clip the prompt's gradient to this norm; 0: never.
+        evaluate_every: steps between two validations on the whole validation set.
+        patience: stop after this many validations without a better one.
+        save_every: steps between two checkpoints.
+        log_every: steps between two log entries.
+        dtype: of the base: "auto", "float32", "bfloat16" or "float16"; the prompt is always float32.
+        max_length: the most tokens of text and target in a row; None: the base's context less the prompt.
+        max_tokens: the most tokens computed at one time; a longer batch is split exactly. None: no bound.
+        gradient_checkpointing: compute activations again in the backward pass, to save memory.
+        report_to: experiment trackers that Transformers knows, such as "tensorboard".
+        seed: of the order of the rows.
+
+    Raises:
+        SoftPromptError: a key is unknown or a value impossible; the line names it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["default", "lester"] = "default"
+    max_steps: int = Field(default=200, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    learning_rate: Literal["auto"] | float = "auto"
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = Field(default=20, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    evaluate_every: int = Field(default=50, ge=1)
+    patience: int = Field(default=4, ge=1)
+    save_every: int = Field(default=10, ge=1)
+    log_every: int = Field(default=10, ge=1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_length: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=4096, ge=1)
+    gradient_checkpointing: bool = False
+    report_to: list[str] = []
+    seed: int = Field(default=0, ge=0)
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise SoftPromptError(validation_line(error, "recipe")) from None
+
+    # pydantic's own mark: as a part of a task file the recipe is validated without this __init__.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, data: Any) -> Any:
+        return NAMED.get(str(data.get("name")), {}) | data if isinstance(data, dict) else data
+
+    @field_validator("learning_rate", mode="before")
+    @classmethod
+    def _check_rate(cls, rate: Any) -> Any:
+        if rate == "auto":
+            return rate
+        try:
+            value = float(rate)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not 0 < value <= 1e6:
+            raise ValueError(f'a number above 0, at most 1e6, or "auto" is needed, not {rate!r}')
+        return value
+
+    @property
+    def rate(self) -> float:
+        """The peak learning rate, "auto" resolved."""
+        return AUTO_LEARNING_RATE[self.optimizer] if self.learning_rate == "auto" else self.learning_rate

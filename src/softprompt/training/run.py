@@ -1,0 +1,279 @@
+"""One training run, from rows to a trained prompt: the folder it leaves, how it is resumed, what is reported.
+
+Owns the run folder: `run.json` (what is learned, so that a resumed run is the same run), the checkpoints, `log.jsonl`
+and `prompt/`. Knows nothing of task files or commands; `trainer.py` is the loop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from softprompt.errors import SoftPromptError
+from softprompt.evaluation.evaluate import Evaluation, Evaluator, Rows
+from softprompt.models.base import Base
+from softprompt.models.prompted import PromptedModel
+from softprompt.prompts.prompt import SoftPrompt
+from softprompt.tasks.encode import Encoded, Encoder
+from softprompt.tasks.rows import Row, check_trainable, load_rows, split_rows
+from softprompt.tasks.task import Task
+from softprompt.training.recipe import Recipe
+from softprompt.training.trainer import DivergedError, PromptTrainer, Schedule
+
+RECORD = "run.json"
+_LOG = "log.jsonl"
+_PROMPT = "prompt"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training run left.
+
+    Attributes:
+        prompt: the best prompt by validation, or the last one where nothing was validated. Its card tells the rest.
+        steps: optimiser steps done.
+        best_step: the step that the prompt is from.
+        seconds: time taken by this call.
+        truncated: training texts that were cut to fit the context.
+        validation: the prompt's validation; None without validation rows.
+        history: the Trainer's log, one dictionary an entry.
+        kernel: how the steps were computed.
+        folder: the run's folder; None where none was asked for.
+    """
+
+    prompt: SoftPrompt
+    steps: int
+    best_step: int
+    seconds: float
+    truncated: int
+    validation: Evaluation | None
+    history: list[dict[str, Any]]
+    kernel: str
+    folder: Path | None = field(default=None)
+
+    @property
+    def path(self) -> Path | None:
+        """The saved prompt's folder."""
+        return None if self.folder is None else self.folder / _PROMPT
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints of the run."""
+        files = [] if self.path is None else list(self.path.iterdir())
+        return {
+            "prompt": None if self.path is None else str(self.path),
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "trainable_parameters": self.prompt.embeddings.numel(),
+            "artifact_bytes": sum(file.stat().st_size for file in files),
+            "validation": None if self.validation is None else self.validation.to_json(),
+            "best_step": self.best_step,
+            "truncated": self.truncated,
+            "kernel": self.kernel,
+        }
+
+
+def train(
+    base: Base,
+    prompt: SoftPrompt,
+    task: Task,
+    *,
+    train: Rows,
+    validation: Rows | float | None = None,
+    recipe: Recipe | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
+    progress: Callable[[int], None] | None = None,
+) -> Run:
+    """Learn a task: train the prompt's `[P, H]` numbers, and nothing else, by cross-entropy on the targets.
+
+    Lester, Al-Rfou, Constant 2021, https://aclanthology.org/2021.emnlp-main.243.
+
+    Args:
+        base: the frozen base.
+        prompt: where to start from; it is not changed.
+        task: what is learned.
+        train: labelled rows, or a file or `hub:OWNER/NAME:SPLIT` with them.
+        validation: likewise, or the fraction of the training rows to set aside; None: the last prompt is kept.
+        recipe: the settings; default `Recipe()`.
+        output: the run's folder; None: checkpoints go to a temporary folder and the prompt stays in memory.
+        resume: go on from the newest checkpoint in `output`; the result is that of a run never interrupted.
+        force: replace a run in `output`.
+        callbacks: callbacks of the Trainer's kind.
+        progress: called in each validation with the number of rows finished since the last call.
+
+    Raises:
+        SoftPromptError: the data can't be used, `output` exists (without `resume` or `force`), or holds another run.
+        WrongBaseError: the prompt was made for another base.
+        DivergedError: the loss became NaN or infinite; the last good prompt is kept in `output`.
+    """
+    start = time.perf_counter()
+    recipe = recipe or Recipe()
+    prompt.check_base(base)
+    model = PromptedModel(
+        base, [prompt], max_tokens=recipe.max_tokens, gradient_checkpointing=recipe.gradient_checkpointing
+    )
+    rows = _rows(train, task)
+    checks: Sequence[Row] | None
+    if isinstance(validation, float):
+        rows, checks = split_rows(rows, validation, recipe.seed)
+    else:
+        checks = None if validation is None else _rows(validation, task)
+    check_trainable(rows, task)
+    limits = [n for n in (recipe.max_length, _room(base, prompt)) if n is not None]
+    encoded = Encoder(base.tokenizer, task, min(limits, default=None)).encode_rows(rows)
+    evaluator = None
+    if checks is not None:
+        evaluator = Evaluator(model, base.tokenizer, task, checks, base.max_positions)
+    about = _describe(base, prompt, task, recipe, encoded, checks)
+    with ExitStack() as stack:
+        if output is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="softprompt-")))
+        else:
+            folder = Path(output)
+            _open(folder, about, resume=resume, force=force)
+        schedule = Schedule(encoded, recipe.batch_size, recipe.max_steps, recipe.seed)
+        trainer = PromptTrainer(
+            model, recipe, schedule, evaluator, task.metric, folder, [*callbacks, _Log(folder / _LOG)], progress
+        )
+
+        def finished() -> Run:
+            history = trainer.state.log_history
+            embeddings = trainer.prompt if trainer.best is None else trainer.best
+            validated = trainer.best_evaluation
+            steps = trainer.state.global_step
+            best_step = steps if trainer.best is None else trainer.best_step
+            seconds = time.perf_counter() - start
+            metrics: dict[str, Any] = {"steps": steps, "best_step": best_step, "seconds": round(seconds, 3)}
+            if validated is not None:
+                metrics["validation"] = validated.to_json()
+            card = prompt.card.replace(
+                base=base.identity.model_dump(),
+                task=task.model_dump(exclude_none=True),
+                recipe=recipe.model_dump() | {"learning_rate": recipe.rate},
+                metrics=metrics,
+            )
+            learned = SoftPrompt(embeddings, card)
+            if output is not None and trainer.is_world_process_zero():
+                learned.save(folder / _PROMPT, force=(folder / _PROMPT).exists())
+            return Run(
+                prompt=learned,
+                steps=steps,
+                best_step=best_step,
+                seconds=seconds,
+                truncated=encoded.truncated,
+                validation=validated,
+                history=history,
+                kernel=model.kernel,
+                folder=None if output is None else folder,
+            )
+
+        checkpoint = trainer.last_checkpoint() if resume else None
+        if checkpoint is not None:
+            trainer.restore(checkpoint)
+        over = trainer.state.global_step >= recipe.max_steps or trainer.out_of_patience(trainer.state.log_history)
+        try:
+            if checkpoint is None or not over:
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        except DivergedError as error:
+            good = trainer.last_checkpoint()
+            if good is None:
+                raise
+            trainer.restore(good)
+            kept = finished()
+            where = f"kept in {kept.path}" if kept.path else "lost: give an output folder to keep it"
+            raise DivergedError(f"{error}; the last good prompt (step {kept.best_step}) is {where}") from None
+        return finished()
+
+
+class _Log(TrainerCallback):
+    """Appends each log entry to a JSONL file as it comes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs:
+            try:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": state.global_step, "time": time.time()} | logs) + "\n")
+            except OSError as error:
+                raise SoftPromptError(f"{self._path}: the log can't be written: {error.strerror}") from error
+
+
+def _rows(data: Rows, task: Task) -> Sequence[Row]:
+    return load_rows(data, task) if isinstance(data, str | Path) else data
+
+
+def _room(base: Base, prompt: SoftPrompt) -> int | None:
+    return None if base.max_positions is None else base.max_positions - prompt.num_virtual_tokens
+
+
+def _describe(
+    base: Base, prompt: SoftPrompt, task: Task, recipe: Recipe, encoded: Encoded, checks: Sequence[Row] | None
+) -> dict[str, Any]:
+    """All that the result of a run depends on."""
+
+    def digest(content: object) -> str:
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    return {
+        "base": base.identity.model_dump() | {"dtype": str(base.dtype).removeprefix("torch.")},
+        "prompt": prompt.sha256,
+        "task": task.model_dump(),
+        "recipe": recipe.model_dump(exclude={"report_to", "save_every", "log_every"}),
+        "training rows": digest([encoded.input_ids, encoded.target_ids]),
+        "validation rows": None if checks is None else digest([[r.columns, r.label, r.target] for r in checks]),
+    }
+
+
+def _open(folder: Path, about: dict[str, Any], *, resume: bool, force: bool) -> None:
+    """Make the run's folder, or check that it is the one to go on with."""
+    record = folder / RECORD
+    try:
+        if resume and record.exists():
+            before = json.loads(record.read_text(encoding="utf-8"))
+            changed = [key for key in about if before.get(key) != about[key]]
+            if changed:
+                raise SoftPromptError(
+                    f"{folder}: the run to resume had another {', '.join(changed)}: resume it as it was, or start "
+                    "a new one in another folder"
+                )
+            return
+        if resume:
+            raise SoftPromptError(f"{folder}: there is no run to resume; leave out --resume to start one")
+        temporary = folder / f".{RECORD}"  # may be there alone, where a run was killed as it began
+        if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - {temporary}):
+            if not force:
+                raise SoftPromptError(
+                    f"{folder} exists: choose another output, --resume its run or --force to replace it"
+                )
+            if not record.exists():
+                raise SoftPromptError(
+                    f"{folder} is not a run's folder (it has no {RECORD}): --force does not replace it"
+                )
+            # The record goes last: what a kill leaves is still known for a run's folder.
+            for entry in [*(set(folder.iterdir()) - {record}), record]:
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(about, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, record)
+    except OSError as error:
+        raise SoftPromptError(f"{folder}: the run's folder can't be made: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise SoftPromptError(f"{record}: the run's record is damaged: start a new run in another folder") from error

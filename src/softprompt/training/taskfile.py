@@ -1,0 +1,270 @@
+"""The task file: one YAML file that says what to learn, from which data, on which base, from where and how.
+
+Owns the file's keys, their rules and what its paths are relative to. Knows no folder of a run and no command; the
+rules of a task and of a recipe are their own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from softprompt.errors import SoftPromptError
+from softprompt.models.base import EMBEDDED
+from softprompt.prompts.initializers import EmbeddingSource
+from softprompt.prompts.prompt import SoftPrompt
+from softprompt.tasks.task import LABEL_COLUMN, Task, shown, validation_line
+from softprompt.training.recipe import Recipe
+
+_VIRTUAL_TOKENS = 16
+# The way to start that each of the prompt's other keys belongs to.
+_BELONGS_TO = {
+    "init_text": "text",
+    "spread": "text",
+    "init_from": "prompt",
+    "most_common": "vocabulary",
+    "distribution": "random",
+}
+
+
+def _folder(info: ValidationInfo) -> Path:
+    return Path((info.context or {}).get("folder", ""))
+
+
+def _from_here(path: str, info: ValidationInfo) -> str:
+    return path if path.startswith("hub:") else str(_folder(info) / Path(path).expanduser())
+
+
+_Path = Annotated[str, Field(min_length=1), AfterValidator(_from_here)]
+
+
+class Data(BaseModel):
+    """Where the rows are: files that `load_rows` reads, or `hub:OWNER/NAME:SPLIT`.
+
+    Attributes:
+        train: the training rows.
+        validation: the validation rows, or the fraction of the training rows to set aside, or None.
+        test: rows to measure the trained prompt on; None: it isn't.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: _Path
+    validation: _Path | float | None = None
+    test: _Path | None = None
+
+    @field_validator("validation", mode="before")
+    @classmethod
+    def _check_validation(cls, value: Any) -> Any:
+        is_file = isinstance(value, str) and value != ""
+        if value is None or is_file or (isinstance(value, float) and 0 < value < 1):
+            return value
+        raise ValueError(f"a file or a fraction between 0 and 1 is needed, not {shown(value)}")
+
+
+class PromptStart(BaseModel):
+    """How the prompt starts; see the initialisers.
+
+    Attributes:
+        num_virtual_tokens: P; None: 16, or with `init: prompt` as many as that prompt has.
+        init: "text", "labels", "vocabulary", "random" or "prompt".
+        init_text: the text of `init: text`; None: the task's own words, see `own_words`.
+        spread: `init: text` takes tokens from all over a text that is longer than P.
+        init_from: the folder of the prompt that `init: prompt` starts from.
+        most_common: `init: vocabulary` draws from that many of the most common tokens.
+        distribution: of `init: random`, "table" or "normal".
+        seed: of what is drawn at random.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    num_virtual_tokens: int | None = Field(default=None, ge=1)
+    init: Literal["text", "labels", "vocabulary", "random", "prompt"] = "text"
+    init_text: str | None = None
+    spread: bool = False
+    init_from: _Path | None = None
+    most_common: int | None = Field(default=None, ge=1)
+    distribution: Literal["table", "normal"] = "table"
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _check_options(self) -> PromptStart:
+        for key, init in _BELONGS_TO.items():
+            if init != self.init and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} goes with init: {init}, not with init: {self.init}")
+        if self.init == "prompt" and self.init_from is None:
+            raise ValueError("init: prompt needs init_from, the folder of the prompt to start from")
+        return self
+
+
+class TaskFile(BaseModel):
+    """A task file, checked; its paths are as `load_task_file` found them.
+
+    Attributes:
+        name: of what is learned: 1 to 64 of a-z, 0-9, ".", "_" and "-", without a dot at the start.
+        base: what `load_base` takes.
+        task: what is learned.
+        data: from which rows.
+        prompt: from where the prompt starts.
+        recipe: how it is trained.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    base: str = Field(min_length=1)
+    task: Task
+    data: Data
+    prompt: PromptStart = PromptStart()
+    recipe: Recipe = Recipe()
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        known = set("abcdefghijklmnopqrstuvwxyz0123456789._-")
+        if not 1 <= len(name) <= 64 or name[0] == "." or not known.issuperset(name):
+            raise ValueError(f'1 to 64 of a-z, 0-9, ".", "_" and "-", not first a dot, are needed, not {shown(name)}')
+        return name
+
+    @field_validator("base")
+    @classmethod
+    def _find_base(cls, base: str, info: ValidationInfo) -> str:
+        """A folder or a GGUF file beside the task file, else the name as it is."""
+        beside = _folder(info) / base
+        is_model = beside.is_dir() or (beside.suffix.lower() == ".gguf" and beside.is_file())
+        # Absolute, since the card keeps the name and a prompt may be used from anywhere.
+        return os.path.abspath(beside) if is_model and base != EMBEDDED else base
+
+    @model_validator(mode="after")
+    def _check_start(self) -> TaskFile:
+        if self.prompt.init == "labels" and self.task.labels is None:
+            raise ValueError("prompt.init: labels needs a task with labels: choose text, vocabulary or random")
+        if self.prompt.init == "text" and self.prompt.init_text is None and not own_words(self.task):
+            raise ValueError("prompt.init_text: the template has no words of its own to start from: give a text")
+        return self
+
+
+def load_task_file(path: str | Path, overrides: Sequence[str] = ()) -> TaskFile:
+    """Read a task file.
+
+    Relative paths in it, and in `overrides`, start from the file's folder. A relative `base` that is a folder or a
+    GGUF file there is that one.
+
+    Args:
+        path: the YAML file.
+        overrides: keys to set to other values, such as "recipe.max_steps=300"; the values are YAML.
+
+    Raises:
+        SoftPromptError: the file can't be read, or a key is unknown, missing or wrong; one line names it.
+    """
+    path = Path(path)
+    content = _read(path)
+    for override in overrides:
+        _apply(content, override)
+    where = " ".join([str(path), *(f"--set {override}" for override in overrides)])
+    try:
+        return TaskFile.model_validate(content, context={"folder": path.parent})
+    except ValidationError as error:
+        raise SoftPromptError(validation_line(error, where)) from None
+
+
+def make_prompt(base: EmbeddingSource, start: PromptStart, task: Task) -> SoftPrompt:
+    """The prompt that a task file's training starts from.
+
+    Raises:
+        SoftPromptError: too many virtual tokens, or a prompt to start from that can't be read.
+        WrongBaseError: the prompt to start from was made for another base.
+    """
+    if start.init_from is not None:
+        return SoftPrompt.from_prompt(SoftPrompt.load(start.init_from, base), start.num_virtual_tokens)
+    count = start.num_virtual_tokens or _VIRTUAL_TOKENS
+    if start.init == "text":
+        text = own_words(task) if start.init_text is None else start.init_text
+        return SoftPrompt.from_text(base, text, count, spread=start.spread)
+    if start.init == "labels":
+        # As they stand in a target: with the space before it " positive" is the token that the base is to produce.
+        labels = [task.render_target({LABEL_COLUMN: label}) for label in task.labels or []]
+        return SoftPrompt.from_labels(base, labels, count, seed=start.seed)
+    if start.init == "vocabulary":
+        return SoftPrompt.from_vocabulary(base, count, seed=start.seed, most_common=start.most_common)
+    return SoftPrompt.random(base, count, seed=start.seed, distribution=start.distribution)
+
+
+def own_words(task: Task) -> str:
+    """The text to start from where none is given: "Classify: " and the labels, or of free text the template's words."""
+    if task.labels is not None:
+        return f"Classify: {', '.join(task.labels)}"
+    return " ".join(task.render(dict.fromkeys(task.columns, "")).split())
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without keys that stand twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = "" if mark is None else f"line {mark.line + 1}: "
+        raise SoftPromptError(f"{where}: {line}not YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+        raise SoftPromptError(f"{where}: not YAML: {error}") from None
+    except RecursionError:
+        raise SoftPromptError(f"{where}: nested too deeply") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise SoftPromptError(f"{path}: no such file") from None
+    except OSError as error:
+        raise SoftPromptError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise SoftPromptError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
+    content = _parse(text, str(path))
+    if content is None:
+        raise SoftPromptError(f"{path}: the file is empty")
+    if not isinstance(content, dict):
+        raise SoftPromptError(f"{path}: not a task file: it needs the keys {', '.join(TaskFile.model_fields)}")
+    return content
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    name, equals, value = override.partition("=")
+    keys = name.strip().split(".")
+    if not equals or not all(keys):
+        raise SoftPromptError(f"--set {override}: write KEY=VALUE, such as recipe.max_steps=300")
+    place = content
+    for key in keys[:-1]:
+        inner = place.get(key)
+        if inner is None:
+            inner = place[key] = {}
+        if not isinstance(inner, Mapping):
+            raise SoftPromptError(f"--set {override}: {key} has no keys of its own")
+        place = inner  # type: ignore[assignment]
+    place[keys[-1]] = _parse(value, f"--set {override}")

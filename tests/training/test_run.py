@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from softprompt import (
+    Base,
+    DivergedError,
+    Recipe,
+    Row,
+    Run,
+    SoftPrompt,
+    SoftPromptError,
+    Task,
+    WrongBaseError,
+    train,
+)
+from softprompt.evaluation.evaluate import Evaluation, Evaluator
+from softprompt.models.prompted import PromptedModel, PromptedOutput
+from tests.conftest import make_base
+
+TASK = Task(template="{text}:", labels=["yes", "no"])
+
+
+def rows(count: int, start: int = 0) -> list[Row]:
+    """Texts whose first letter tells their label."""
+    found = []
+    for i in range(start, start + count):
+        text = ("m" if i % 2 else "w") + str(i * 37) * (1 + i % 3)
+        found.append(Row({"text": text}, i % 2, " " + TASK.labels[i % 2], number=i + 1))  # type: ignore[index]
+    return found
+
+
+def recipe(**changed: Any) -> Recipe:
+    settings = {"max_steps": 24, "batch_size": 4, "evaluate_every": 6, "save_every": 4, "warmup_steps": 2}
+    return Recipe(**settings | changed)
+
+
+def learn(base: Base, output: Path | None = None, **changed: Any) -> Run:
+    prompt = SoftPrompt.from_vocabulary(base, 6)
+    options: dict[str, Any] = {"train": rows(40), "validation": rows(12, 40), "recipe": recipe(), "output": output}
+    return train(base, prompt, TASK, **options | changed)
+
+
+class StopAt(TrainerCallback):
+    """Presses Ctrl-C after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_training_learns_and_leaves_the_base_alone(tiny_base: Base) -> None:
+    before = {name: p.clone() for name, p in tiny_base.model.named_parameters()}
+    prompt = SoftPrompt.from_vocabulary(tiny_base, 6)
+    start = prompt.embeddings.clone()
+    settings = recipe(max_steps=60, learning_rate=0.1, log_every=5)
+    run = train(tiny_base, prompt, TASK, train=rows(200), recipe=settings)
+    losses = [entry["loss"] for entry in run.history if "loss" in entry]
+    assert losses[-1] < losses[0] - 1
+    assert run.steps == 60
+    assert torch.equal(prompt.embeddings, start)
+    assert not torch.equal(run.prompt.embeddings, start)
+    for name, parameter in tiny_base.model.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is None
+
+
+def test_same_seed_same_prompt(tiny_base: Base) -> None:
+    first, second = learn(tiny_base), learn(make_base())
+    assert torch.equal(first.prompt.embeddings, second.prompt.embeddings)
+    other = learn(tiny_base, recipe=recipe(seed=5))
+    assert not torch.equal(first.prompt.embeddings, other.prompt.embeddings)
+
+
+@pytest.mark.parametrize("step", [3, 6, 8, 17, 24])
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_an_interrupted_run_resumed_equals_an_uninterrupted_one(
+    tiny_base: Base, tmp_path: Path, step: int, optimizer: str
+) -> None:
+    settings = recipe(optimizer=optimizer)
+    whole = learn(tiny_base, tmp_path / "whole", recipe=settings)
+    with pytest.raises(KeyboardInterrupt):
+        learn(tiny_base, tmp_path / "cut", recipe=settings, callbacks=[StopAt(step)])
+    resumed = learn(make_base(), tmp_path / "cut", recipe=settings, resume=True)
+    assert torch.equal(resumed.prompt.embeddings, whole.prompt.embeddings)
+    assert (resumed.steps, resumed.best_step) == (whole.steps, whole.best_step)
+    assert resumed.validation == whole.validation.model_copy(update={"seconds": resumed.validation.seconds})  # type: ignore[union-attr]
+
+
+def test_a_finished_run_is_not_trained_further_by_resuming(tiny_base: Base, tmp_path: Path) -> None:
+    whole = learn(tiny_base, tmp_path / "run")
+    again = learn(tiny_base, tmp_path / "run", resume=True)
+    assert torch.equal(again.prompt.embeddings, whole.prompt.embeddings)
+    assert again.steps == whole.steps
+
+
+def test_a_half_written_checkpoint_is_as_good_as_none(tiny_base: Base, tmp_path: Path) -> None:
+    whole = learn(tiny_base, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        learn(tiny_base, tmp_path / "cut", callbacks=[StopAt(10)])
+    kept = tmp_path / "cut" / "checkpoint-8"
+    shutil.copytree(kept, tmp_path / "cut" / ".checkpoint-being-written" / "checkpoint-12")
+    (tmp_path / "cut" / ".checkpoint-being-written" / "checkpoint-12" / "optimizer.pt").write_bytes(b"half")
+    resumed = learn(tiny_base, tmp_path / "cut", resume=True)
+    assert torch.equal(resumed.prompt.embeddings, whole.prompt.embeddings)
+
+
+def test_a_damaged_checkpoint_is_named(tiny_base: Base, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        learn(tiny_base, tmp_path / "run", callbacks=[StopAt(10)])
+    (tmp_path / "run" / "checkpoint-8" / "prompt.safetensors").write_bytes(b"\x00")
+    with pytest.raises(SoftPromptError, match=r"checkpoint-8: the checkpoint is damaged"):
+        learn(tiny_base, tmp_path / "run", resume=True)
+
+
+def test_the_best_prompt_is_kept_and_patience_ends_the_run(
+    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.5, 0.8, 0.7, 0.8, 0.6, 0.9])
+    prompts = []
+
+    def fake(self: Evaluator, progress: Any = None) -> Evaluation:
+        prompts.append(self.model.prompts[0].detach().clone())
+        return Evaluation(n=1, accuracy=next(scores), seconds=0.0)
+
+    monkeypatch.setattr(Evaluator, "evaluate", fake)
+    run = learn(tiny_base, tmp_path / "run", recipe=recipe(max_steps=60, patience=3))
+    assert (run.steps, run.best_step) == (30, 12)
+    assert torch.equal(run.prompt.embeddings, prompts[1])
+    again = learn(tiny_base, tmp_path / "run", recipe=recipe(max_steps=60, patience=3), resume=True)
+    assert (again.steps, again.best_step) == (30, 12)
+    assert len(prompts) == 5
+
+
+def test_without_validation_the_last_prompt_is_kept(tiny_base: Base) -> None:
+    run = learn(tiny_base, validation=None)
+    assert run.validation is None
+    assert run.best_step == run.steps == 24
+
+
+def test_a_fraction_of_the_rows_is_set_aside(tiny_base: Base) -> None:
+    run = learn(tiny_base, validation=0.25)
+    assert run.validation is not None
+    assert run.validation.n == 10
+
+
+def test_gradient_accumulation_learns_the_same(tiny_base: Base) -> None:
+    whole, parts = learn(tiny_base), learn(tiny_base, recipe=recipe(gradient_accumulation_steps=2))
+    assert torch.allclose(whole.prompt.embeddings, parts.prompt.embeddings, atol=2e-4)
+
+
+def test_the_saved_prompt_says_what_it_is(tiny_base: Base, tmp_path: Path) -> None:
+    run = learn(tiny_base, tmp_path / "run")
+    assert run.path is not None
+    loaded = SoftPrompt.load(run.path, base=tiny_base)
+    assert torch.equal(loaded.embeddings, run.prompt.embeddings)
+    card = loaded.card
+    assert card.base == tiny_base.identity
+    assert Task.from_dict(card.task) == TASK
+    assert card.recipe["learning_rate"] == 0.03
+    assert card.metrics["validation"]["accuracy"] == run.validation.accuracy  # type: ignore[index,call-overload,union-attr]
+    assert card.initialisation["method"] == "vocabulary"
+    logged = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert any("grad_norm" in entry for entry in logged)
+    assert any("eval_accuracy" in entry for entry in logged)
+
+
+def test_an_existing_folder_is_not_overwritten(tiny_base: Base, tmp_path: Path) -> None:
+    learn(tiny_base, tmp_path / "run")
+    with pytest.raises(SoftPromptError, match="exists: choose another output, --resume its run or --force"):
+        learn(tiny_base, tmp_path / "run")
+    learn(tiny_base, tmp_path / "run", force=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(SoftPromptError, match="not a run's folder"):
+        learn(tiny_base, tmp_path / "mine", force=True)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_only_the_same_run_is_resumed(tiny_base: Base, tmp_path: Path) -> None:
+    with pytest.raises(SoftPromptError, match="there is no run to resume"):
+        learn(tiny_base, tmp_path / "run", resume=True)
+    learn(tiny_base, tmp_path / "run")
+    with pytest.raises(SoftPromptError, match="had another recipe"):
+        learn(tiny_base, tmp_path / "run", resume=True, recipe=recipe(learning_rate=0.5))
+    with pytest.raises(SoftPromptError, match="had another training rows"):
+        learn(tiny_base, tmp_path / "run", resume=True, train=rows(39))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_prompt(
+    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = learn(tiny_base, tmp_path / "good", recipe=recipe(max_steps=24), callbacks=[])
+    forward, calls = PromptedModel.forward, []
+
+    def failing(self: PromptedModel, *args: Any, **kwargs: Any) -> PromptedOutput:
+        output = forward(self, *args, **kwargs)
+        calls.append(1)
+        if len(calls) == 15:
+            output.loss = output.loss * float("nan")  # type: ignore[operator]
+        return output
+
+    monkeypatch.setattr(PromptedModel, "forward", failing)
+    with pytest.raises(DivergedError, match=r"step 15 with learning_rate 0.03.* last good prompt .* is kept in"):
+        learn(tiny_base, tmp_path / "run")
+    kept = SoftPrompt.load(tmp_path / "run" / "prompt", base=tiny_base)
+    assert bool(kept.embeddings.isfinite().all())
+    assert good.steps == 24
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(
+    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from softprompt.training import trainer
+
+    save_file, calls = trainer.save_file, []
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        save_file(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, "save_file", full)
+    with pytest.raises(SoftPromptError, match=r"the checkpoint can't be written: .*No space left"):
+        learn(tiny_base, tmp_path / "run")
+    monkeypatch.undo()
+    whole = learn(tiny_base, tmp_path / "whole")
+    assert (tmp_path / "run" / "checkpoint-8").is_dir()
+    resumed = learn(tiny_base, tmp_path / "run", resume=True)
+    assert torch.equal(resumed.prompt.embeddings, whole.prompt.embeddings)
+
+
+def test_unusable_input_is_refused(tiny_base: Base) -> None:
+    with pytest.raises(SoftPromptError, match="same label|have the label"):
+        learn(tiny_base, train=[row for row in rows(20) if row.label == 1])
+    with pytest.raises(SoftPromptError, match="can't be shared"):
+        learn(tiny_base, recipe=recipe(gradient_accumulation_steps=3))
+    with pytest.raises(WrongBaseError, match="tiny-llama"):
+        train(make_base(seed=1), SoftPrompt.from_vocabulary(tiny_base, 4), TASK, train=rows(8))
+
+
+def test_long_texts_are_cut_and_counted(tiny_base: Base) -> None:
+    long = [Row({"text": "m" * 100_000}, 1, " no"), *rows(20)]
+    run = learn(tiny_base, train=long, recipe=recipe(max_steps=6))
+    assert run.truncated == 1
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(tiny_base: Base, tmp_path: Path) -> None:
+    script = tmp_path / "learn.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
+        "from pathlib import Path\n"
+        "from tests.conftest import make_base\n"
+        "from tests.training.test_run import learn\n"
+        "learn(make_base(), Path(sys.argv[1]))\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29517"]
+    result = subprocess.run(
+        [*launch, str(script), str(tmp_path / "two")], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    one = learn(tiny_base)
+    two = SoftPrompt.load(tmp_path / "two" / "prompt", base=tiny_base)
+    assert torch.allclose(one.prompt.embeddings, two.embeddings, atol=2e-4)

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import torch
+
+from softprompt.tasks import Encoded
+from softprompt.training.trainer import Schedule, collate
+
+
+def encoded(lengths: list[int]) -> Encoded:
+    return Encoded([[row] * n for row, n in enumerate(lengths)], [[7]] * len(lengths), None, None, 0)
+
+
+def test_every_row_is_seen_once_before_any_is_seen_again() -> None:
+    schedule = Schedule(encoded([3] * 10), batch_size=4, batches=5, seed=0)
+    seen = [schedule[i]["text"][0] for i in range(len(schedule))]
+    assert len(seen) == 20
+    assert sorted(seen) == sorted([*range(10), *range(10)])
+
+
+def test_a_batch_holds_rows_of_like_length() -> None:
+    lengths = torch.randint(1, 100, (400,), generator=torch.Generator().manual_seed(0)).tolist()
+    schedule = Schedule(encoded(lengths), batch_size=16, batches=25, seed=1)
+    spreads = []
+    for batch in range(25):
+        inside = [len(schedule[16 * batch + i]["text"]) for i in range(16)]
+        spreads.append(max(inside) - min(inside))
+    assert sum(spreads) / 25 < 10  # of 99 in a random batch
+
+
+def test_the_order_is_the_seeds() -> None:
+    def order(seed: int) -> list[int]:
+        schedule = Schedule(encoded([1 + i % 7 for i in range(50)]), 8, 20, seed)
+        return [schedule[i]["text"][0] for i in range(len(schedule))]
+
+    assert order(3) == order(3)
+    assert order(3) != order(4)
+
+
+def test_batches_are_padded_and_only_targets_are_learned() -> None:
+    batch = collate([{"text": [5, 6], "target": [7]}, {"text": [8], "target": [9, 4, 3]}])
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 0], [8, 9, 4, 3]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert batch["labels"].tolist() == [[-100, -100, 7, -100], [-100, 9, 4, 3]]
