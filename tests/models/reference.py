@@ -40,15 +40,14 @@ def reference(
     """A training step on `[prompt | text]`; `prompts` may be empty tensors `[0, H]`."""
     prompts = [p.detach().clone().requires_grad_() for p in prompts]
     vectors, targets, masks = [], [], []
-    for ids, mask, wanted, k in zip(input_ids, attention_mask.bool(), labels, prompt_index.tolist(), strict=True):
-        text = model.get_input_embeddings()(ids[mask])
+    for ids, present, wanted, k in zip(input_ids, attention_mask.bool(), labels, prompt_index.tolist(), strict=True):
+        text = model.get_input_embeddings()(ids[present])
         vectors.append(torch.cat([prompts[k].to(text.dtype), text]))
-        targets.append(torch.cat([torch.full((len(prompts[k]),), -100), wanted[mask]]))
+        targets.append(torch.cat([torch.full((len(prompts[k]),), -100), wanted[present]]))
         masks.append(torch.ones(len(vectors[-1]), dtype=torch.long))
     batch = pad_sequence(vectors, batch_first=True)
-    logits = model(inputs_embeds=batch, attention_mask=pad_sequence(masks, batch_first=True), use_cache=False).logits[
-        :, :-1
-    ]
+    mask = pad_sequence(masks, batch_first=True)
+    logits = model(inputs_embeds=batch, attention_mask=mask, use_cache=False).logits[:, :-1]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     shifted = pad_sequence(targets, batch_first=True, padding_value=-100)[:, 1:]
     losses = functional.cross_entropy(logits.transpose(1, 2), shifted, reduction="none")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 import transformers
 from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -337,7 +339,7 @@ class TestRefusals:
         (tmp_path / "notes.txt").write_text("")
         assert "neither a folder nor a .gguf file" in refusal(tmp_path / "notes.txt")
 
-    @pytest.mark.parametrize("name", ["/no/such/folder", "a/b/c", "no such base", "../up"])
+    @pytest.mark.parametrize("name", ["/no/such/folder", "a/b/c", "no such base", "../up", "~nobody/x", "x" * 5000])
     def test_a_name_that_the_hub_cannot_have(self, name):
         assert "no local folder, no .gguf file, no public model on the hub, nor 'smollm2-135m'" in refusal(name)
 
@@ -515,6 +517,17 @@ class TestEmbedded:
         weights.write_bytes(content)
         assert torch.equal(load_base("smollm2-135m", dtype="float32").model(IDS).logits, logits)
         assert len(fetched) == 2
+
+    def test_a_full_disk_is_one_line_and_leaves_nothing(self, tmp_path, tiny_tokenizer, monkeypatch):
+        def fail(*arguments, **options):
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+        file = write_gguf(tmp_path / "tiny.gguf", build("llama"), tiny_tokenizer)
+        monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(sources, "fetch_base_file", lambda: file)
+        monkeypatch.setattr(PreTrainedModel, "save_pretrained", fail)
+        assert re.search(r"cache folder .*No space left.*set SOFTPROMPT_CACHE", refusal("smollm2-135m"))
+        assert [entry.suffix for entry in (tmp_path / "cache").iterdir()] in ([], [".lock"])
 
     def test_it_has_no_revision(self):
         assert "revision 'main' is for models on the hub" in refusal("smollm2-135m", revision="main")

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM, LlamaModel, Qwen2MoeConfig, Qwen2MoeForCausalLM
+from transformers import LlamaForCausalLM, LlamaModel, Qwen2MoeConfig, Qwen2MoeForCausalLM, masking_utils
 
 from softprompt.errors import SoftPromptError
 from softprompt.models import routes
@@ -50,7 +50,7 @@ def test_families_that_share_the_prefix(family):
 def test_families_that_are_concatenated(family):
     route = find_route(shared_model(family))
     assert route.name == "concatenated"
-    assert "packed: " in route.reason
+    assert "packed: CannotPackError: it carries a state" in route.reason
     assert "; shared_prefix: " in route.reason
 
 
@@ -177,6 +177,15 @@ def test_a_model_set_to_another_attention_later_stays_exact():
         answer.loss.backward()
         expected = EXAMPLE.reference(model)
     assert distance([p.grad for p in prompts], expected.grads) < 1e-9
+
+
+@pytest.mark.parametrize("family", PACKED)
+def test_a_packed_row_has_no_mask_made_that_nobody_reads(family, monkeypatch):
+    model = make_model(family)
+    prompted = PromptedModel(model, EXAMPLE.parameters(torch.float32))
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda *args: pytest.fail("a mask was made"))
+    assert prompted.route == "packed"
+    assert prompted(**EXAMPLE.batch).loss.isfinite()
 
 
 class SilentlyFailing(LlamaForCausalLM):

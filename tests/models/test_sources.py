@@ -159,6 +159,8 @@ def test_an_environment_without_pip_is_told_how_to_get_it(wheel, monkeypatch, no
 
 def test_a_source_package_is_first_tried_with_the_setuptools_that_is_here(monkeypatch):
     source = ["--no-binary", "vaderSentiment"]
+    assert sources._is_installed("pytest")
+    assert not sources._is_installed("no-such-package")
     monkeypatch.setattr(sources, "_is_installed", lambda package: True)
     assert sources._package_options(sources._SNIPPETS) == [[*source, "--no-build-isolation"], source]
     monkeypatch.setattr(sources, "_is_installed", lambda package: False)

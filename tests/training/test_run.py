@@ -244,7 +244,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(
 
 
 def test_unusable_input_is_refused(tiny_base: Base) -> None:
-    with pytest.raises(SoftPromptError, match="same label|have the label"):
+    with pytest.raises(SoftPromptError, match="have the label"):
         learn(tiny_base, train=[row for row in rows(20) if row.label == 1])
     with pytest.raises(SoftPromptError, match="can't be shared"):
         learn(tiny_base, recipe=recipe(gradient_accumulation_steps=3))

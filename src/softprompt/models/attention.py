@@ -162,7 +162,7 @@ def packed_attention(
     flat = [t.transpose(1, 2).reshape(places * t.shape[1], -1) for t in (query, key, value)]
     kernel = layout.kernel or choose_kernel(query.device, max(plan.bias.numel() for plan in plans) * heads)
     if kernel == "matmul" or softcap is not None:
-        output = _MatmulAttention.apply(*flat, plans, scaling, softcap)
+        output = _MatmulAttention.apply(*flat, plans, scaling, softcap)  # type: ignore[no-untyped-call]
     else:
         output = _sdpa_attention(flat[0], flat[1], flat[2], plans, scaling)
     return output.view(1, places, heads, -1), None
@@ -190,11 +190,14 @@ def attach(model: PreTrainedModel) -> None:
     The model's attention implementation becomes "softprompt_<what it was>"; attaching twice does nothing.
 
     Raises:
-        CannotPackError: the model does not use Transformers' attention interface.
+        CannotPackError: the model does not use Transformers' attention interface, or not for all that passes from token
+            to token (state-space and hybrid models).
     """
     inner = str(model.config.get_text_config()._attn_implementation)
     if inner.startswith(_PREFIX):
         return
+    if model._is_stateful:
+        raise CannotPackError("it carries a state from token to token")
     if not model._can_set_attn_implementation():
         raise CannotPackError("it does not use Transformers' attention interface")
     name = _PREFIX + inner

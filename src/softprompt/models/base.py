@@ -23,6 +23,7 @@ from typing import Any, cast
 import torch
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import logging as hub_logging
+from safetensors import SafetensorError
 from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import (
@@ -175,19 +176,19 @@ def load_base(
     place = _choose_device(device)
     precision = _choose_dtype(dtype, place)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    path = Path(name).expanduser()
-    if revision is not None and (name == EMBEDDED or path.exists()):
+    path = Path(os.path.expanduser(name))  # os.path: it finds no fault with names that no file can have
+    if revision is not None and (name == EMBEDDED or os.path.exists(path)):
         raise SoftPromptError(f"revision {revision!r} is for models on the hub, which base {name!r} is not")
     if name == EMBEDDED:
         source = str(sources.keep_folder(_UNPACKED, _unpack))
-    elif path.is_dir():
+    elif os.path.isdir(path):
         _check_folder(name, path)
         source = str(path)
     elif path.suffix.lower() == ".gguf":
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise SoftPromptError(f"base {name!r}: there is no such file")
         source, options["gguf_file"] = str(path.parent), str(path.absolute())
-    elif path.is_file():
+    elif os.path.isfile(path):
         raise SoftPromptError(f"base {name!r} is a file, but neither a folder nor a .gguf file")
     else:
         source, options["revision"] = name, revision
@@ -256,9 +257,9 @@ def _choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
 
 
 def _check_folder(name: str, folder: Path) -> None:
-    if (folder / "adapter_config.json").exists():
+    if os.path.exists(folder / "adapter_config.json"):
         raise SoftPromptError(f"base {name!r} is an adapter's or a prompt's folder: name the base it is for")
-    if not (folder / "config.json").exists():
+    if not os.path.exists(folder / "config.json"):
         raise SoftPromptError(f"base {name!r} is a folder without a config.json: it holds no model")
     if not any(folder.glob("*.safetensors")):
         raise SoftPromptError(_no_safetensors(name))
@@ -360,9 +361,12 @@ def _unpack(folder: Path) -> None:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.model_max_length = model.config.max_position_embeddings
-    with _quiet(show_progress=False):
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    try:
+        with _quiet(show_progress=False):
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    except SafetensorError as error:  # so it says that the disk is full, which `sources` knows as OSError
+        raise OSError(str(error)) from error
 
 
 @contextmanager

@@ -65,7 +65,8 @@ class PromptedModel(nn.Module):
 
     Raises:
         SoftPromptError: a prompt is not as wide as the base, or leaves no room in its context; the route asked for is
-            unknown or not exact for the base; the base has dropout or cannot be recomputed, but is asked to.
+            unknown or not exact for the base; gradient checkpointing is asked of a base that has none, or whose layers
+            would then drop out.
     """
 
     accepts_loss_kwargs = True
@@ -94,7 +95,9 @@ class PromptedModel(nn.Module):
             raise SoftPromptError(f"max_tokens is {max_tokens}: at least 1, or None for no bound")
         self.max_tokens = max_tokens
         self.route: RouteName = self._choose_route(route, gradient_checkpointing)
-        self._recomputed = self._prepare_recomputing() if gradient_checkpointing else []
+        self._recomputed: list[nn.Module] = []
+        if gradient_checkpointing:
+            self._start_recomputing()
 
     @property
     def kernel(self) -> str:
@@ -145,7 +148,9 @@ class PromptedModel(nn.Module):
             total = losses.sum()
         else:
             with_grad = torch.is_grad_enabled() and any(v.requires_grad for v in vectors)
-            total, losses, scores = _InTurns.apply(self, parts, return_logits, with_grad, *vectors)
+            total, losses, scores = _InTurns.apply(  # type: ignore[no-untyped-call]
+                self, parts, return_logits, with_grad, *vectors
+            )
         row_loss = losses.detach().new_zeros(len(batch.lengths)).index_add_(0, batch.rows, losses.detach())
         count = len(targets) if num_items_in_batch is None else num_items_in_batch
         return PromptedOutput(
@@ -157,9 +162,7 @@ class PromptedModel(nn.Module):
 
     def vectors(self) -> list[Tensor]:
         """The prompts' `[P, H]` tensors; a bare base has one of no virtual tokens."""
-        if len(self.prompts):
-            return list(self.prompts)
-        return [torch.zeros(0, self.base.get_input_embeddings().weight.shape[1], device=self.base.device)]
+        return list(self.prompts) or [self._no_prompt()]
 
     def check_rows(self, lengths: Sequence[int], prompt_index: Sequence[int] | None) -> list[int]:
         """Which prompt stands before each text, once its index and the texts' lengths are known to be right.
@@ -235,7 +238,9 @@ class PromptedModel(nn.Module):
         if labels.shape != input_ids.shape:
             raise SoftPromptError(f"labels are {tuple(labels.shape)}, input_ids {shape}")
         if prompt_index is not None and (prompt_index.ndim != 1 or prompt_index.is_floating_point()):
-            raise SoftPromptError(f"prompt_index must be [B] integers, not {prompt_index.dtype} {[*prompt_index.shape]}")
+            raise SoftPromptError(
+                f"prompt_index must be [B] integers, not {prompt_index.dtype} {[*prompt_index.shape]}"
+            )
         wanted = labels != -100
         vocabulary = self.base.config.get_text_config().vocab_size
         beyond = wanted & ((labels < 0) | (labels >= vocabulary))
@@ -267,6 +272,9 @@ class PromptedModel(nn.Module):
         batch = Batch(input_ids[present], lengths, index, places[:, 0], before[wanted])
         return batch, labels[wanted], places
 
+    def _no_prompt(self) -> Tensor:
+        return torch.zeros(0, self.base.get_input_embeddings().weight.shape[1], device=self.base.device)
+
     def _limit(self) -> int | None:
         return getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
 
@@ -289,21 +297,21 @@ class PromptedModel(nn.Module):
             raise SoftPromptError(f"{type(self.base).__name__} is not exact by the route {wanted}: {reason}")
         return wanted
 
-    def _prepare_recomputing(self) -> list[nn.Module]:
-        """The layers to recompute, made able to."""
+    def _start_recomputing(self) -> None:
+        """Find the layers to recompute, and make sure that they compute what they do in eval mode."""
         name = type(self.base).__name__
-        for option, value in self.base.config.get_text_config().to_dict().items():
-            if ("dropout" in option or option.endswith("pdrop")) and isinstance(value, float) and value > 0:
-                raise SoftPromptError(
-                    f"gradient checkpointing would switch on the base's dropout ({option} {value}): set it to 0 first"
-                )
-        layers: list[nn.Module] = [
-            module for module in self.base.modules() if isinstance(module, GradientCheckpointingLayer)
-        ]
+        layers = [module for module in self.base.modules() if isinstance(module, GradientCheckpointingLayer)]
         if not layers or not self.base.supports_gradient_checkpointing:
             raise SoftPromptError(f"{name} does not support gradient checkpointing")
         self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return layers
+        steps = torch.arange(8, device=self.base.device)
+        batch = Batch(steps, [8], [0], torch.zeros_like(steps), steps)
+        with torch.no_grad():
+            expected = self.hidden([self._no_prompt()], batch)
+            self._recomputed.extend(layers)
+            recomputed = self.hidden([self._no_prompt()], batch)
+        if (recomputed - expected).norm() > 1e-2 * expected.norm():
+            raise SoftPromptError(f"gradient checkpointing would switch on {name}'s dropout: set it to 0 in its config")
 
     @contextmanager
     def _recomputing(self) -> Iterator[None]:

@@ -68,7 +68,11 @@ def packed(model: PreTrainedModel, prompts: Sequence[Tensor], batch: Batch) -> T
     last_virtual = prompt_ends[torch.tensor(prompt_of_text)] - 1
     places = torch.where(columns < 0, last_virtual[rows], text_starts[rows] + columns)
     hidden: Tensor = model.base_model(
-        inputs_embeds=embedded[None], position_ids=layout.positions[None], layout=layout, use_cache=False
+        inputs_embeds=embedded[None],
+        position_ids=layout.positions[None],
+        attention_mask=texts.new_zeros(1, 1, 1, 1),  # taken as ready made, so that no mask of N * N is made for nothing
+        layout=layout,
+        use_cache=False,
     ).last_hidden_state
     return hidden[0].index_select(0, places.to(hidden.device))
 

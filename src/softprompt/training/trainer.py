@@ -124,7 +124,7 @@ class PromptTrainer(Trainer):
         self.best: Tensor | None = None
         self.best_evaluation: Evaluation | None = None
         self.best_step = 0
-        self._folder = folder
+        self._folder, self._schedule = folder, schedule
         self._writing: Path | None = None
         self._progress = progress
         super().__init__(
@@ -140,7 +140,8 @@ class PromptTrainer(Trainer):
     @property
     def prompt(self) -> Tensor:
         """The prompt as it is now, `[P, H]` on the CPU."""
-        return self.model.prompts[0].detach().cpu().clone()
+        prompt: Tensor = self.model.prompts[0]
+        return prompt.detach().cpu().clone()
 
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint in the folder."""
@@ -181,7 +182,7 @@ class PromptTrainer(Trainer):
         return loss
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset)  # the schedule is in order already
+        return SequentialSampler(self._schedule)  # the schedule is in order already
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._writing or self._folder)

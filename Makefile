@@ -1,0 +1,20 @@
+.PHONY: install quickstart test lint bench clean
+
+install:  ## set up .venv; does nothing where it is up to date
+	@scripts/install.sh
+
+quickstart: install  ## train a soft prompt on real data and show what it does
+	@.venv/bin/softprompt demo
+
+test: install  ## layout, lint, types and all tests
+	@scripts/test.sh
+
+lint: install  ## layout, lint and types
+	@scripts/lint.sh
+
+bench: install  ## measure the training step
+	@.venv/bin/python -m benchmarks.training_step
+
+clean:  ## remove what the tools cached; .venv stays
+	rm -rf .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache dist
+	find benchmarks src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,157 @@
+"""What a user sees while something runs: a training run's figures, and bars.
+
+Owns how they look. Knows the Trainer's callbacks and rich, and no other room.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+_MOST_ROWS = 20
+
+
+class TrainingProgress(TrainerCallback):
+    """A training run as it goes: on a terminal a live table, elsewhere a line for each log entry.
+
+    It is a context manager, within which the run has to be. Where there are several processes, the first one shows.
+
+    Args:
+        console: where to.
+        metric: the figure of each validation that is shown, such as "accuracy".
+        validation_rows: rows in each validation; 0: nothing is validated.
+
+    Attributes:
+        step: optimiser steps done.
+    """
+
+    def __init__(self, console: Console, metric: str, validation_rows: int) -> None:
+        self.step = 0
+        self._console, self._metric, self._validation_rows = console, metric, validation_rows
+        self._rows: dict[int, dict[str, str]] = {}
+        self._shows, self._running = True, False
+        self._validated = 0
+        self._max_steps = self._first_step = 0
+        self._begun = self._step_begun = 0.0
+        self._seconds, self._tokens = 0.0, 0  # the time that steps took since the last entry; tokens at that entry
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
+
+    def __enter__(self) -> TrainingProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._running = False
+        self._live.stop()
+
+    def validated(self, rows: int) -> None:
+        """Take note of validation rows finished since the last call."""
+        self._validated += rows
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._shows = state.is_world_process_zero
+        self._max_steps, self._first_step = state.max_steps, state.global_step
+        self._tokens, self._begun = state.num_input_tokens_seen, time.monotonic()
+        if self._shows and self._console.is_terminal:
+            self._running = True
+            self._live.start()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._step_begun = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.step = state.global_step
+        self._seconds += time.monotonic() - self._step_begun
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        logs = logs or {}
+        found: dict[str, str] = {}
+        if "loss" in logs:
+            found["loss"] = f"{logs['loss']:.4f}"
+            if "grad_norm" in logs:
+                found["gradient norm"] = f"{logs['grad_norm']:.3g}"
+            tokens = state.num_input_tokens_seen - self._tokens
+            found["tokens/s"] = f"{tokens / max(self._seconds, 1e-9):,.0f}"
+            self._seconds, self._tokens = 0.0, state.num_input_tokens_seen
+        if f"eval_{self._metric}" in logs:
+            found[f"validation {self._metric}"] = f"{logs[f'eval_{self._metric}']:.4f}"
+            self._validated = 0
+        if not found:
+            return
+        found["time left"] = self._time_left()
+        self._rows.setdefault(self.step, {}).update(found)
+        if self._shows and not self._console.is_terminal:
+            line = ", ".join(f"{key} {value}" for key, value in found.items())
+            self._console.print(f"step {self.step}/{self._max_steps}: {line}", highlight=False, soft_wrap=True)
+
+    def _time_left(self) -> str:
+        done = self.step - self._first_step
+        pace = (time.monotonic() - self._begun) / max(done, 1)
+        return str(timedelta(seconds=round(pace * (self._max_steps - self.step))))
+
+    def _render(self) -> RenderableType:
+        validation = [f"validation {self._metric}"] if self._validation_rows else []
+        columns = ["loss", *validation, "gradient norm", "tokens/s", "time left"]
+        table = Table("step", *columns)
+        for column in table.columns:
+            column.justify = "right"
+        # The newest entries that fit: a live display that is too high loses its end.
+        for step in sorted(self._rows)[-min(_MOST_ROWS, max(1, self._console.height - 6)) :]:
+            table.add_row(str(step), *(self._rows[step].get(column, "") for column in columns))
+        now = f"step {self.step} of {self._max_steps}"
+        if self._validated:
+            now += f", validation row {self._validated} of {self._validation_rows}"
+        return Group(table, Text(now)) if self._running else table
+
+
+@contextmanager
+def progress_bar(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar for `total` rows, on a terminal and once it takes longer than a second.
+
+    Yields:
+        A function to be called with the number of rows finished since the last call.
+    """
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+    task = bar.add_task(what, total=total)
+    start = time.monotonic()
+
+    def advance(rows: int) -> None:
+        bar.advance(task, rows)
+        if console.is_terminal and time.monotonic() - start > 1:
+            bar.start()
+
+    try:
+        yield advance
+    finally:
+        if bar.live.is_started:  # stopped unstarted, it would print an empty line where there is no terminal
+            bar.stop()

@@ -1,0 +1,193 @@
+"""The benchmarks compare like with like, count arithmetic right, and write what they measured. No clock is judged."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks import learning_rate, measure, peak_memory, sides, time_to_accuracy, training_step
+from benchmarks.movies import INIT_TEXT, make_batches
+
+import softprompt as sp
+from tests.conftest import make_base
+
+TEXTS = ["a joy to watch", "dull", "fine acting, and a plot that holds", "no", "it drags on and on", "bright"]
+ROWS = [sp.Row({"text": text}, i % 2, " positive" if i % 2 else " negative") for i, text in enumerate(TEXTS * 4)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    """The tiny base as `load_base` finds it."""
+    base = make_base()
+    base.model.save_pretrained(tmp_path / "base")
+    base.tokenizer.save_pretrained(tmp_path / "base")
+    return str(tmp_path / "base")
+
+
+@pytest.mark.parametrize("length", [3, 20])
+def test_all_sides_compute_the_same(tiny_base: sp.Base, length: int) -> None:
+    batches = make_batches(tiny_base.tokenizer, ROWS, 4, 3)
+    prompt = sp.SoftPrompt.from_text(tiny_base, INIT_TEXT, length)
+    untouched = copy.deepcopy(tiny_base.model)
+    made = {
+        name: make(tiny_base.model if name == "softprompt" else untouched, prompt) for name, make in sides.SIDES.items()
+    }
+    assert made["softprompt"].kernel.startswith("packed/")
+    for batch in batches:  # each after the step on the one before
+        found = training_step.compare_gradients(made, batch)
+        assert found["loss"]["softprompt"] == pytest.approx(found["loss"]["peft"], rel=1e-5)
+        assert found["loss"]["softprompt"] == pytest.approx(found["loss"]["concatenation"], rel=1e-5)
+        assert max(found["gradient_difference"].values()) < 1e-4
+        for side in made.values():
+            side.step(batch)
+            assert side.prompt.dtype == torch.float32
+            assert not torch.equal(side.prompt.detach(), prompt.embeddings)
+
+
+def test_batches_learn_the_label_alone(tiny_base: sp.Base) -> None:
+    (batch,) = make_batches(tiny_base.tokenizer, ROWS, 2, 1)
+    for row, answer in enumerate([" negative", " positive"]):
+        text = tiny_base.tokenizer.decode(batch["input_ids"][row][batch["attention_mask"][row].bool()])
+        assert text == f"Review: {TEXTS[row]}\nSentiment:{answer}"
+        assert tiny_base.tokenizer.decode(batch["labels"][row][batch["labels"][row] != -100]) == answer
+
+
+def test_useful_flops_counts_each_product_once(tiny_base: sp.Base) -> None:
+    # The tiny Llama: 2 layers of q 32x32, k and v 16x32, o 32x32, three 64x32; a head of 258x32; 4 heads of width 8.
+    weights = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32)
+    pairs = 10 + (4 * 5 + 15) + (4 * 2 + 3)
+    expected = 4 * weights * (4 + 5 + 2) + 4 * 258 * 32 * 3 + 12 * 2 * 32 * pairs
+    assert measure.useful_flops(tiny_base.model, 4, [5, 2], 3) == expected
+
+
+def test_training_step_writes_table_json_and_plot(
+    tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results"
+    arguments = ["--base", folder, "--prompt-lengths", "2", "7", "--batch-sizes", "3", "--rounds", "2"]
+    arguments += ["--dtype", "float32", "--device", "cpu", "--no-memory", "--json", "--out", str(out)]
+    training_step.main(arguments, ROWS)
+    document = json.loads((out / "training_step.json").read_text(encoding="utf-8"))
+    assert json.loads(capsys.readouterr().out) == document
+    assert document["command"].startswith("python -m benchmarks.training_step --base")
+    assert [(case["P"], case["B"], case["dtype"]) for case in document["cases"]] == [
+        (2, 3, "float32"),
+        (7, 3, "float32"),
+    ]
+    for case in document["cases"]:
+        assert set(case["sides"]) == {"softprompt", "peft", "concatenation"}
+        assert all(len(side["all_milliseconds"]) == 2 for side in case["sides"].values())
+        assert case["gradient_difference"]["softprompt/peft"] < 1e-4
+        assert 0 < case["padding"] < 1
+    table = (out / "training_step.md").read_text(encoding="utf-8")
+    assert table == training_step.table(document)
+    assert f"| {folder}, float32, 7, 3 |" in table
+    assert document["command"] in table
+    assert "<svg" in (out / "training_step.svg").read_text(encoding="utf-8")
+
+
+def test_a_slow_dtype_is_skipped_openly_unless_asked_for(
+    tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_step, "matmul_peak", lambda _, dtype: 1e9 if dtype == torch.bfloat16 else 4e9)
+    arguments = ["--base", folder, "--prompt-lengths", "2", "--batch-sizes", "2", "--rounds", "1"]
+    arguments += ["--device", "cpu", "--no-memory", "--out", str(tmp_path)]
+    training_step.main(arguments, ROWS)
+    document = json.loads((tmp_path / "training_step.json").read_text(encoding="utf-8"))
+    assert [case["dtype"] for case in document["cases"]] == ["float32"]
+    assert "0.25 times" in document["skipped"][0]
+    assert document["skipped"][0] in training_step.table(document)
+    training_step.main([*arguments, "--dtype", "bfloat16"], ROWS)
+    document = json.loads((tmp_path / "training_step.json").read_text(encoding="utf-8"))
+    assert [case["dtype"] for case in document["cases"]] == ["bfloat16"]
+    assert document["skipped"] == []
+
+
+def test_memory_that_does_not_suffice_is_said(tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure_case(*args: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(training_step, "measure_case", measure_case)
+    arguments = ["--base", folder, "--quick", "--rounds", "1", "--dtype", "float32", "--device", "cpu"]
+    training_step.main([*arguments, "--out", str(tmp_path)], ROWS)
+    document = json.loads((tmp_path / "training_step_quick.json").read_text(encoding="utf-8"))
+    assert document["cases"] == []
+    assert "memory does not hold it" in document["skipped"][0]
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_a_process_of_its_own(tiny_base: sp.Base, folder: str) -> None:
+    batches = make_batches(tiny_base.tokenizer, ROWS, 4, 2)
+    prompt = sp.SoftPrompt.from_text(tiny_base, INIT_TEXT, 3)
+    ballast = torch.ones(1 << 28)  # 1 GiB here must not count there
+    sizes = [
+        peak_memory.measure(side, folder, torch.float32, torch.device("cpu"), prompt, batches)
+        for side in (peak_memory.LOADED_ONLY, "softprompt")
+    ]
+    assert measure.peak_memory(ballast.device) > 4 * len(ballast)
+    assert 0 < sizes[0] < sizes[1] < measure.peak_memory(ballast.device)
+    with pytest.raises(peak_memory.FailedError, match="peak memory of peft: exit 1"):
+        peak_memory.measure("peft", f"{folder}-missing", torch.float32, torch.device("cpu"), prompt, batches)
+
+
+def test_a_shape_gives_a_frozen_random_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sides.SHAPES, "llama-tiny", make_base().model.config)
+    model = sides.open_model("llama-tiny", torch.bfloat16, torch.device("cpu"))
+    assert model.dtype == torch.bfloat16
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "billions"), [("llama-135m", 0.1345), ("llama-1b", 1.2358), ("llama-8b", 8.0303)])
+def test_the_shapes_are_as_large_as_their_names(name: str, billions: float) -> None:
+    with torch.device("meta"):
+        model = sides.AutoModelForCausalLM.from_config(sides.SHAPES[name])
+    assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, abs=1e-4)
+
+
+def test_time_to_accuracy_stops_at_the_target_and_says_what_was_missed(folder: str) -> None:
+    recipe = sp.Recipe(max_steps=4, batch_size=4, warmup_steps=1)
+    reached, reached_too, _ = time_to_accuracy.measure(
+        folder, ROWS, torch.device("cpu"), target=0.0, every=2, recipe=recipe
+    )
+    assert reached["steps"] == reached_too["steps"] == 2
+    missed = time_to_accuracy.measure(folder, ROWS, torch.device("cpu"), target=1.1, every=2, recipe=recipe)
+    assert [run["steps"] for run in missed] == [None] * 3
+    assert [entry["step"] for entry in missed[0]["history"]] == [2, 4]
+    # The Trainer's defaults: three epochs of 18 rows in batches of 8.
+    assert [entry["step"] for entry in missed[2]["history"]] == [2, 4, 6, 8]
+    assert "not in" in time_to_accuracy.table(missed)
+
+
+def test_learning_rate_goes_on_where_it_stopped(
+    tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[float, int]] = []
+    train_once = learning_rate.train_once
+
+    def counted(base: sp.Base, rows: list[sp.Row], setting: dict[str, float]) -> dict[str, object]:
+        trained.append((setting["rate"], int(setting["seed"])))
+        return train_once(base, rows, setting)
+
+    monkeypatch.setattr(learning_rate, "train_once", counted)
+    arguments = ["--base", folder, "--steps", "3", "--evaluate-every", "2", "--validation-rows", "6"]
+    arguments += ["--num-virtual-tokens", "4", "--device", "cpu", "--out", str(tmp_path)]
+    learning_rate.main([*arguments, "--rates", "0.01"], ROWS)
+    learning_rate.main([*arguments, "--rates", "0.01", "0.1", "--seeds", "0", "1"], ROWS)
+    assert trained == [(0.01, 0), (0.1, 0), (0.01, 1), (0.1, 1)]
+    document = json.loads((tmp_path / "learning_rate.json").read_text(encoding="utf-8"))
+    assert [(row["rate"], row["seed"]) for row in document["rows"]] == trained
+    assert all(0 <= row["accuracy"] <= row["best_accuracy"] <= 1 and row["loss"] > 0 for row in document["rows"])
+    assert learning_rate.table(document) == (tmp_path / "learning_rate.md").read_text(encoding="utf-8")
+    assert learning_rate.table(document) in capsys.readouterr().out
+
+
+def test_options_of_quick_and_of_the_whole_run() -> None:
+    quick = training_step.parse(["--quick", "--device", "cpu"])
+    assert (quick.prompt_lengths, quick.batch_sizes, quick.rounds, quick.name) == ([20], [16], 5, "training_step_quick")
+    whole: argparse.Namespace = training_step.parse(["--device", "cuda"])
+    assert (whole.prompt_lengths, whole.batch_sizes, whole.base) == ([8, 20, 100], [16, 32], list(sides.SHAPES))
+    assert whole.name == "training_step_cuda"
