@@ -4,7 +4,7 @@ install:  ## set up .venv; does nothing where it is up to date
 	@scripts/install.sh
 
 quickstart: install  ## train a soft prompt on real data and show what it does
-	@.venv/bin/softprompt demo
+	@.venv/bin/softprompt demo --force
 
 test: install  ## layout, lint, types and all tests
 	@scripts/test.sh

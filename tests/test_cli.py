@@ -409,9 +409,21 @@ def test_a_disk_that_fills_up_is_one_line(project, monkeypatch):
     def full(*arguments: object, **others: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patch:
-        patch.setattr("softprompt.training.trainer.save_file", full)
-        assert "the checkpoint can't be written" in refused("train", "task.yaml")
+    def torch_full(*arguments: object, **others: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    for place, failure in (("softprompt.training.trainer.save_file", full), ("torch.save", torch_full)):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, failure)
+            message = refused("train", "task.yaml", "--force")
+            assert message.startswith("runs/mood: the checkpoint can't be written; is the disk full?")
+    log = Path("runs/mood/log.jsonl")
+    log.unlink()
+    log.symlink_to("/dev/full")
+    assert refused("train", "task.yaml", "--resume").startswith(
+        "runs/mood/log.jsonl: the log can't be written: No space"
+    )
+    log.unlink()
     printed("train", "task.yaml", "--resume")
     with monkeypatch.context() as patch:
         patch.setattr("softprompt.prompts.files.os.fsync", full)

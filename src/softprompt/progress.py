@@ -64,7 +64,8 @@ class TrainingProgress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._shows = state.is_world_process_zero
-        self._max_steps, self._first_step = state.max_steps, state.global_step
+        self.step = self._first_step = state.global_step
+        self._max_steps = state.max_steps
         self._tokens, self._begun = state.num_input_tokens_seen, time.monotonic()
         if self._shows and self._console.is_terminal:
             self._running = True

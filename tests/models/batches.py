@@ -51,8 +51,12 @@ def make_example(
     width: int = WIDTH,
     vocabulary: int = VOCABULARY,
     seed: int = 0,
+    beginning: int = 0,
 ) -> Example:
-    """Random tokens of the given lengths, each row padded at its side, at least one label in the whole batch."""
+    """Random tokens of the given lengths, each row padded at its side, at least one label in the whole batch.
+
+    The first `beginning` tokens of all rows are the same.
+    """
     generator = torch.Generator().manual_seed(seed)
     columns = max(1, *lengths)
     # What stands on padding must not matter, so it is a token like any other.
@@ -62,6 +66,9 @@ def make_example(
         side = sides if isinstance(sides, str) else sides[row]
         mask[row, columns - length :] = int(side == "left")
         mask[row, :length] |= int(side == "right")
+    order = mask.cumsum(1) - 1
+    shared = torch.randint(0, vocabulary, (columns,), generator=generator)
+    ids = torch.where((mask == 1) & (order < beginning), shared[order.clamp(min=0)], ids)
     chosen = (torch.rand(ids.shape, generator=generator) < label_share) & mask.bool()
     longest = max(range(len(lengths)), key=lambda row: lengths[row])
     chosen[longest] |= (mask[longest].cumsum(0) == lengths[longest]) & mask[longest].bool()
@@ -86,6 +93,7 @@ def examples(draw: st.DrawFn) -> Example:
         [draw(st.sampled_from(["left", "right"])) for _ in lengths],
         draw(st.sampled_from([0.0, 0.3, 1.0])),
         seed=draw(st.integers(0, 1000)),
+        beginning=draw(st.sampled_from([0, 2, 5])),
     )
 
 

@@ -230,18 +230,32 @@ class Spy:
         self.layer_runs += 1
 
 
+def test_what_all_texts_begin_with_is_computed_once_after_each_prompt():
+    model = make_model("llama")
+    example = make_example([8, 6, 9, 7], [4, 3], [0, 1, 0, 1], beginning=5, label_share=1.0)
+    prompts = example.parameters(torch.float32)
+    prompted_model = PromptedModel(model, prompts)
+    spy = Spy(model)
+    prompted_model(**example.batch).loss.backward()
+    expected = example.reference(model, torch.float32)
+    assert distance([p.grad for p in prompts], expected.grads) < 1e-4
+    # The prompts and twice the beginning; then what is left of each text but its last token, which predicts nothing.
+    assert spy.rows[0] == (1, 4 + 3 + 2 * 5 + 2 + 0 + 3 + 1)
+
+
 def test_no_part_is_longer_than_the_bound():
     model = make_model("llama")
     prompted_model = PromptedModel(model, make_example([1], [4]).parameters(torch.float32), max_tokens=10)
     spy = Spy(model)
     example = make_example([4, 6, 3, 12, 5, 5, 2], [4], label_share=1.0)
     prompted_model(**example.batch).loss.backward()
-    assert spy.rows == [(1, 14), (1, 7), (1, 16), (1, 14), (1, 6)]  # each with the prompt, one row alone too long
+    # A row's last token predicts nothing and is left out; each part has the prompt, and one row alone is too long.
+    assert spy.rows == [(1, 14), (1, 15), (1, 13)]
     spy.rows.clear()
     labels = example.labels.clone()
-    labels[:4] = labels[6:] = -100  # the only part with labels is not the whole batch
+    labels[4:] = -100  # the last part has no labels
     prompted_model(example.input_ids, example.attention_mask, labels).loss.backward()
-    assert spy.rows == [(1, 14)]
+    assert spy.rows == [(1, 14), (1, 15)]
 
 
 def test_the_packed_row_holds_each_prompt_once_and_no_padding():

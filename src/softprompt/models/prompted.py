@@ -269,7 +269,11 @@ class PromptedModel(nn.Module):
         places = wanted.nonzero()
         if not len(places):
             raise SoftPromptError("the batch has no label to predict: every place is -100")
-        batch = Batch(input_ids[present], lengths, index, places[:, 0], before[wanted])
+        # What stands after a row's last prediction, such as the last word of a target, changes nothing.
+        # The first word stays: not every route takes a text of no tokens.
+        last = before.masked_fill(~wanted, 0).amax(1, keepdim=True).clamp(min=0)
+        needed = present & (before < last)
+        batch = Batch(input_ids[needed], needed.sum(1).tolist(), index, places[:, 0], before[wanted])
         return batch, labels[wanted], places
 
     def _no_prompt(self) -> Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -51,22 +51,27 @@ class Batch:
 
 
 def packed(model: PreTrainedModel, prompts: Sequence[Tensor], batch: Batch) -> Tensor:
-    """Final hidden states `[A, H]` at the places asked for, by one packed row."""
+    """Final hidden states `[A, H]` at the places asked for, by one packed row.
+
+    What all texts begin with, such as the first words of a template, is computed once after each prompt too.
+    """
     used = sorted(set(batch.prompt_of_text))
     renumbered = {k: i for i, k in enumerate(used)}
-    lengths = [len(prompts[k]) for k in used]
+    beginning, batch = _share_beginning(batch)
+    lengths = [len(prompts[k]) + len(beginning) for k in used]
     prompt_of_text = [renumbered[k] for k in batch.prompt_of_text]
     attach(model)
     layout = build_layout(lengths, prompt_of_text, batch.lengths, batch.tree).to(batch.tokens.device)
-    texts = model.get_input_embeddings()(_with_tree(batch))
-    embedded = torch.cat([*(prompts[k].to(texts.dtype) for k in used), texts])
+    embed = model.get_input_embeddings()
+    first, texts = embed(beginning), embed(_with_tree(batch))
+    embedded = torch.cat([*(part for k in used for part in (prompts[k].to(texts.dtype), first)), texts])
     nodes = 0 if batch.tree is None else len(batch.tree.tokens)
-    prompt_ends = torch.tensor(lengths).cumsum(0)
-    text_starts = prompt_ends[-1] + torch.tensor([0, *batch.lengths]).cumsum(0)[:-1]
+    prefix_ends = torch.tensor(lengths).cumsum(0)
+    text_starts = prefix_ends[-1] + torch.tensor([0, *batch.lengths]).cumsum(0)[:-1]
     text_starts += nodes * torch.arange(len(batch.lengths))
     rows, columns = batch.rows.cpu(), batch.columns.cpu()
-    last_virtual = prompt_ends[torch.tensor(prompt_of_text)] - 1
-    places = torch.where(columns < 0, last_virtual[rows], text_starts[rows] + columns)
+    starts = torch.where(columns < 0, prefix_ends[torch.tensor(prompt_of_text)][rows], text_starts[rows])
+    places = starts + columns
     hidden: Tensor = model.base_model(
         inputs_embeds=embedded[None],
         position_ids=layout.positions[None],
@@ -249,6 +254,26 @@ def _distance(value: Tensor, expected: Tensor) -> float:
     """Relative distance; infinite for NaN."""
     distance = float((value - expected).norm() / expected.norm().clamp(min=1e-12))
     return distance if distance == distance else float("inf")
+
+
+def _share_beginning(batch: Batch) -> tuple[Tensor, Batch]:
+    """The tokens that all texts begin with (those of no tokens aside), and the texts without them.
+
+    Columns count on from the end of the beginning, so that those within it, and the last virtual token, are negative.
+    """
+    texts = [text for text in batch.tokens.split(list(batch.lengths)) if len(text)]
+    if len(texts) < 2:
+        return batch.tokens[:0], batch
+    shortest = min(map(len, texts))
+    heads = torch.stack([text[:shortest] for text in texts])
+    shared = int((heads == heads[0]).all(0).long().cumprod(0).sum())
+    rest = replace(
+        batch,
+        tokens=torch.cat([text[shared:] for text in texts]),
+        lengths=[max(length - shared, 0) for length in batch.lengths],
+        columns=batch.columns - shared,
+    )
+    return texts[0][:shared], rest
 
 
 def _with_tree(batch: Batch) -> Tensor:

@@ -64,7 +64,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["default", "lester"] = "default"
-    max_steps: int = Field(default=200, ge=1)
+    max_steps: int = Field(default=150, ge=1)
     batch_size: int = Field(default=16, ge=1)
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     learning_rate: Literal["auto"] | float = "auto"

@@ -202,8 +202,10 @@ class PromptTrainer(Trainer):
                 for old in self._folder.glob("checkpoint-*"):
                     if old.name != name:
                         shutil.rmtree(old, ignore_errors=True)
-        except (OSError, SafetensorError) as error:
-            raise SoftPromptError(f"{self._folder}: the checkpoint can't be written: {error}") from error
+        except (OSError, SafetensorError, RuntimeError) as error:  # on a full disk torch.save raises a RuntimeError
+            raise SoftPromptError(
+                f"{self._folder}: the checkpoint can't be written; is the disk full? {error}"
+            ) from error
         finally:
             self._writing = None
 

@@ -1,0 +1,67 @@
+"""The table and the plot of `training_step`.
+
+Owns how its document is shown; reads nothing but the document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks import time_to_accuracy
+from benchmarks.measure import footing, markdown_table
+from benchmarks.peak_memory import LOADED_ONLY
+from benchmarks.sides import OURS
+
+
+def table(document: Mapping[str, Any]) -> str:
+    """The document as Markdown."""
+    head = ["base, dtype, P, B", "ms", "PEFT ms", "concat. ms", "x PEFT", "x concat.", "useful tokens/s"]
+    head += ["useful GFLOP/s", "of peak", "memory, MB", "PEFT MB", "of PEFT's", "gradient off"]
+    rows = []
+    for case in document["cases"]:
+        ours, ratio = case["sides"][OURS], case["speed_ratio"]
+        row = [f"{case['base']}, {case['dtype']}, {case['P']}, {case['B']}"]
+        row += [f"{case['sides'][side]['milliseconds']:.0f}" for side in (OURS, "peft", "concatenation")]
+        row += [f"{ratio['peft']:.2f}", f"{ratio['concatenation']:.2f}", f"{ours['tokens_per_second']:.0f}"]
+        row += [f"{ours['useful_gflops']:.0f}", f"{ours['share_of_peak']:.0%}"]
+        if memory := case.get("peak_memory_bytes"):
+            mine, theirs = memory[OURS], memory["peft"]
+            row += [f"{mine / 1e6:.0f}", f"{theirs / 1e6:.0f}", f"{mine / theirs:.2f}"]
+        else:
+            row += ["", "", ""]
+        rows.append([*row, f"{case['gradient_difference'][f'{OURS}/peft']:.1e}"])
+    notes = [
+        f"Matrix-product peak, {base}: {peak:.0f} GFLOP/s." for base, peak in document["matmul_peak_gflops"].items()
+    ]
+    loaded = {
+        f"{case['base']} in {case['dtype']}": case["peak_memory_bytes"][LOADED_ONLY]
+        for case in document["cases"]
+        if "peak_memory_bytes" in case
+    }
+    notes += [f"Memory of a process that only reads {base}: {most / 1e6:.0f} MB." for base, most in loaded.items()]
+    notes += [f"Skipped: {line}." for line in document["skipped"]]
+    text = markdown_table(head, rows) + "\n" + "".join(f"- {note}\n" for note in notes)
+    if "time_to_accuracy" in document:
+        text += "\n" + time_to_accuracy.table(document["time_to_accuracy"])
+    return text + footing(dict(document))
+
+
+def plot(document: Mapping[str, Any], path: Path) -> None:
+    """PEFT's time over ours against P, one line for each base, dtype and B."""
+    from matplotlib.figure import Figure
+
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for case in document["cases"]:
+        line = lines.setdefault(f"{case['base']}, {case['dtype']}, B={case['B']}", [])
+        line.append((case["P"], case["speed_ratio"]["peft"]))
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, points in lines.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
+    axes.set(xlabel="virtual tokens (P)", ylabel="training step: times PEFT's speed", ylim=(0, None))
+    axes.axhline(1, color="grey", linewidth=0.8)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path)
