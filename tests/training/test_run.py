@@ -144,6 +144,11 @@ def test_the_best_prompt_is_kept_and_patience_ends_the_run(
     assert len(prompts) == 5
 
 
+def test_the_last_step_is_validated_whatever_the_interval(tiny_base: Base) -> None:
+    run = learn(tiny_base, recipe=recipe(max_steps=8, evaluate_every=5))
+    assert [entry["step"] for entry in run.history if "eval_accuracy" in entry] == [5, 8]
+
+
 def test_without_validation_the_last_prompt_is_kept(tiny_base: Base) -> None:
     run = learn(tiny_base, validation=None)
     assert run.validation is None

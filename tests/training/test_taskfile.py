@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from softprompt import SoftPrompt, SoftPromptError, Task, WrongBaseError
+from softprompt import Recipe, SoftPrompt, SoftPromptError, Task, WrongBaseError
 from softprompt.models.base import Base
 from softprompt.tasks import load_rows
 from softprompt.training.taskfile import PromptStart, TaskFile, load_task_file, make_prompt, own_words
@@ -78,7 +78,7 @@ def test_what_is_left_out_has_defaults(write):
     assert file.data.validation is None
     assert file.data.test is None
     assert file.task.metric == "exact_match"
-    assert file.recipe.max_steps == 200
+    assert file.recipe.max_steps == Recipe().max_steps
 
 
 def test_a_byte_order_mark_is_no_part_of_the_file(write):

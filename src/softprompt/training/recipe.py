@@ -46,7 +46,7 @@ class Recipe(BaseModel):
         warmup_steps: steps in which the rate rises from 0.
         weight_decay: decoupled weight decay of the prompt.
         max_grad_norm: clip the prompt's gradient to this norm; 0: never.
-        evaluate_every: steps between two validations on the whole validation set.
+        evaluate_every: steps between two validations on the whole validation set; the last step is always validated.
         patience: stop after this many validations without a better one.
         save_every: steps between two checkpoints.
         log_every: steps between two log entries.
@@ -64,7 +64,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["default", "lester"] = "default"
-    max_steps: int = Field(default=150, ge=1)
+    max_steps: int = Field(default=120, ge=1)
     batch_size: int = Field(default=16, ge=1)
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     learning_rate: Literal["auto"] | float = "auto"
@@ -73,7 +73,7 @@ class Recipe(BaseModel):
     warmup_steps: int = Field(default=20, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, ge=0)
-    evaluate_every: int = Field(default=50, ge=1)
+    evaluate_every: int = Field(default=60, ge=1)
     patience: int = Field(default=4, ge=1)
     save_every: int = Field(default=10, ge=1)
     log_every: int = Field(default=10, ge=1)

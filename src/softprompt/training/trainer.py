@@ -133,7 +133,7 @@ class PromptTrainer(Trainer):
             train_dataset=schedule,
             eval_dataset=None if evaluator is None else evaluator.rows,
             data_collator=collate,
-            callbacks=[_Patience(self), *callbacks],
+            callbacks=[_Validations(self), *callbacks],
         )
         self.remove_callback(PrinterCallback)
 
@@ -240,9 +240,15 @@ class PromptTrainer(Trainer):
             self.best_evaluation = Evaluation(**best["evaluation"])
 
 
-class _Patience(TrainerCallback):
+class _Validations(TrainerCallback):
+    """Validates the last step too, and stops a run that is out of patience."""
+
     def __init__(self, trainer: PromptTrainer) -> None:
         self._trainer = trainer
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps and self._trainer.evaluator is not None:
+            control.should_evaluate = True
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._trainer.out_of_patience(state.log_history):
