@@ -264,7 +264,8 @@ def test_the_packed_row_holds_each_prompt_once_and_no_padding():
     prompted_model = PromptedModel(model, example.parameters(torch.float32))
     spy = Spy(model)
     prompted_model(**example.batch)
-    assert spy.rows == [(1, 6 + 4 + 7 + 3 + 9 + 1 + 5)]  # the prompt that no row names is not computed
+    # The prompt that no row names is not computed, nor a row's last token, which predicts nothing (but its first is).
+    assert spy.rows == [(1, 6 + 4 + 6 + 2 + 8 + 1 + 4)]
 
 
 def test_parts_are_not_differentiated_where_no_gradient_is_wanted(monkeypatch, llama):

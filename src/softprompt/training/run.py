@@ -143,7 +143,8 @@ def train(
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="softprompt-")))
         else:
             folder = Path(output)
-            _open(folder, about, resume=resume, force=force)
+            if os.environ.get("RANK", "0") == "0":  # of several processes the first one makes it
+                _open(folder, about, resume=resume, force=force)
         schedule = Schedule(encoded, recipe.batch_size, recipe.max_steps, recipe.seed)
         trainer = PromptTrainer(
             model, recipe, schedule, evaluator, task.metric, folder, [*callbacks, _Log(folder / _LOG)], progress

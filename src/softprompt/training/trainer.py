@@ -192,8 +192,11 @@ class PromptTrainer(Trainer):
         name = f"checkpoint-{self.state.global_step}"
         self._writing = self._folder / _STAGING
         try:
-            shutil.rmtree(self._writing, ignore_errors=True)
+            if self.args.should_save:
+                shutil.rmtree(self._writing, ignore_errors=True)
+            self.accelerator.wait_for_everyone()  # each process writes its own random state there
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 _sync(self._writing / name)
                 shutil.rmtree(self._folder / name, ignore_errors=True)
