@@ -119,7 +119,7 @@ def test_heads_that_share_a_key_head_stand_together():
 def test_plans_are_made_once_for_each_shape(monkeypatch):
     made = []
     make = Plan.make
-    monkeypatch.setattr(Plan, "make", lambda *args: made.append(args[2:]) or make(*args))
+    monkeypatch.setattr(Plan, "make", lambda *args: made.append(args[3:]) or make(*args))
     layout = build_layout([2], [0], [3])
     assert layout.plans(4, 2, None) is layout.plans(4, 2, None)
     assert layout.plans(4, 2, 3) is not layout.plans(4, 2, None)

@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from softprompt.models.packed import Layout, Plan
+from softprompt.models.packed import Kept, Layout, Plan
 
 _PREFIX = "softprompt_"
 # Keyword arguments of an attention call that change no number.
@@ -160,12 +160,24 @@ def packed_attention(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     flat = [t.transpose(1, 2).reshape(places * t.shape[1], -1) for t in (query, key, value)]
+    if layout.kept is not None:
+        flat[1:] = _keep(layout.kept, module, key, value)
     kernel = layout.kernel or choose_kernel(query.device, max(plan.bias.numel() for plan in plans) * heads)
     if kernel == "matmul" or softcap is not None:
         output = _MatmulAttention.apply(*flat, plans, scaling, softcap)  # type: ignore[no-untyped-call]
     else:
         output = _sdpa_attention(flat[0], flat[1], flat[2], plans, scaling)
     return output.view(1, places, heads, -1), None
+
+
+def _keep(kept: Kept, module: torch.nn.Module, key: Tensor, value: Tensor) -> list[Tensor]:
+    """Add a row's keys and values to those kept; all that this layer keeps, `[C * key_heads, d]` each."""
+    layer = getattr(module, "layer_idx", None)
+    if not isinstance(layer, int):
+        raise CannotPackError("its attention layers have no numbers")
+    for store, new in ((kept.keys[layer], key), (kept.values[layer], value)):
+        store.index_copy_(0, kept.places, new[0].transpose(0, 1))
+    return [store[layer].flatten(0, 1) for store in (kept.keys, kept.values)]
 
 
 def _check_window(module: torch.nn.Module, asked: int | None) -> None:

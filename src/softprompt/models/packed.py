@@ -33,6 +33,23 @@ class Block:
     seen: Tensor
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Keys and values that outlive a row: the row's own are added to them, and its blocks' keys are places here.
+
+    Attributes:
+        keys: of each layer, `[C, key_heads, d]` for C places.
+        values: of each layer, `[C, key_heads, e]`.
+        positions: `[C]` position of each place in its own sequence.
+        places: `[N]` where the row's own keys and values go.
+    """
+
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
+    positions: Tensor
+    places: Tensor
+
+
 @dataclass
 class Layout:
     """A packed row: N places, their positions, and the blocks in which they attend.
@@ -41,11 +58,13 @@ class Layout:
         positions: `[N]` position of each place in its own sequence (what rotary or learned positions count).
         blocks: the blocks; together their queries are every place once.
         kernel: "matmul" or "sdpa" to compute all blocks with; None lets `attention.choose_kernel` choose.
+        kept: where keys and values are kept; None: the blocks' keys are places of the row itself.
     """
 
     positions: Tensor
     blocks: Sequence[Block]
     kernel: str | None = None
+    kept: Kept | None = None
     _plans: dict[tuple[int, int, int | None], list[Plan]] = field(default_factory=dict, repr=False)
 
     def to(self, device: torch.device) -> Layout:
@@ -57,7 +76,10 @@ class Layout:
         """What each layer of this shape needs, worked out once and shared by all layers."""
         key = (heads, key_heads, window)
         if key not in self._plans:
-            self._plans[key] = [Plan.make(b, self.positions, heads, key_heads, window) for b in self.blocks]
+            key_positions = self.positions if self.kept is None else self.kept.positions
+            self._plans[key] = [
+                Plan.make(b, self.positions, key_positions, heads, key_heads, window) for b in self.blocks
+            ]
         return self._plans[key]
 
 
@@ -66,21 +88,23 @@ class Plan:
     """One block's gather indices at head granularity: rows of `[N * heads, d]` in the order the products want."""
 
     query_rows: Tensor  # [R * key_heads * group * L] into [N * heads]
-    key_rows: Tensor  # [R * key_heads * M] into [N * key_heads]
+    key_rows: Tensor  # [R * key_heads * M] into [N * key_heads], or into [C * key_heads] of what is kept
     real: Tensor | None  # which of the gathered query rows are not padding; None where all are
     places: Tensor  # query_rows without the padding
     bias: Tensor  # [R, 1, L, M] float32: 0 where seen, the lowest number where not
     shape: tuple[int, int, int, int, int]  # R, key_heads, group, L, M
 
     @staticmethod
-    def make(block: Block, positions: Tensor, heads: int, key_heads: int, window: int | None) -> Plan:
+    def make(
+        block: Block, positions: Tensor, key_positions: Tensor, heads: int, key_heads: int, window: int | None
+    ) -> Plan:
         rows, length = block.queries.shape
         width, group = block.keys.shape[1], heads // key_heads
         device = positions.device
         seen = block.seen & (block.keys >= 0)[:, None, :]
         queries, keys = block.queries.clamp(min=0), block.keys.clamp(min=0)
         if window is not None:
-            seen = seen & (positions[queries][:, :, None] - positions[keys][:, None, :] < window)
+            seen = seen & (positions[queries][:, :, None] - key_positions[keys][:, None, :] < window)
         # A padding query looks at everything, so that its softmax stays finite; its answer is never read.
         seen = seen | (block.queries < 0)[:, :, None]
         head = torch.arange(heads, device=device).view(1, key_heads, group, 1)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from softprompt.errors import SoftPromptError
 from softprompt.models.packed import Tree
@@ -52,14 +53,14 @@ def score(
     if not continuations or not all(map(len, continuations)):
         raise SoftPromptError("every text needs continuations to score, each of at least one token")
     vocabulary = model.base.config.get_text_config().vocab_size
-    _check_tokens("text", texts, vocabulary)
-    _check_tokens("continuation", continuations, vocabulary)
+    check_tokens("text", texts, vocabulary)
+    check_tokens("continuation", continuations, vocabulary)
     longest = max(map(len, continuations))
     index = model.check_rows([len(text) + longest for text in texts], prompt_index)
     vectors = model.vectors()
     model.check_not_empty(texts, index)
     answer = torch.empty(len(texts), len(continuations))
-    branches = _Branches(continuations)
+    branches = Branches(continuations)
     if model.route == "packed":
         compute, times, extra = _score_tree, 1, len(branches.tree.tokens)
     else:
@@ -72,15 +73,15 @@ def score(
     return answer
 
 
-def _check_tokens(what: str, sequences: Sequence[Sequence[int]], vocabulary: int) -> None:
+def check_tokens(what: str, sequences: Sequence[Sequence[int]], vocabulary: int) -> None:
     for i, tokens in enumerate(sequences):
         for token in tokens:
             if not 0 <= token < vocabulary:
                 raise SoftPromptError(f"token {token} of {what} {i}: the base's vocabulary has {vocabulary} ids")
 
 
-class _Branches:
-    """The continuations as a tree.
+class Branches:
+    """Continuations as a tree, in which common beginnings are shared.
 
     An edge is a token after a source, where source 0 is the end of the text and source i + 1 is node i; a node is an
     edge's token that has tokens after it, and so has to be computed.
@@ -100,13 +101,29 @@ class _Branches:
             for j in range(len(c)):
                 self.members[place[c[: j + 1]], i] = 1
 
+    def likelihoods(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
+        """Log-likelihood of each continuation, `[B, C]`.
+
+        Args:
+            model: whose output head is used.
+            hidden: `[B, 1 + E, H]` final hidden states: at each text's end, then at the tree's E nodes.
+        """
+        sources, tokens = self.sources.to(hidden.device), self.tokens.to(hidden.device)
+        vocabulary = model.config.get_text_config().vocab_size
+        parts = []
+        for some in hidden.split(max(1, _MOST_LOGITS // (hidden.shape[1] * vocabulary))):
+            scores = logits(model, some)
+            parts.append(scores[:, sources, tokens] - scores.logsumexp(-1)[:, sources])
+        found = torch.cat(parts)
+        return found @ self.members.to(found)
+
 
 def _score_tree(
     model: PromptedModel,
     vectors: Sequence[Tensor],
     texts: Sequence[Sequence[int]],
     prompt_of_text: Sequence[int],
-    branches: _Branches,
+    branches: Branches,
 ) -> Tensor:
     """`[B, C]` by one packed row of texts, each with the tree at its end."""
     device = model.base.device
@@ -120,15 +137,7 @@ def _score_tree(
         columns=(lengths[:, None] + steps).flatten(),
         tree=branches.tree,
     )
-    hidden = model.hidden(vectors, batch).view(len(texts), len(steps), -1)
-    sources, tokens = branches.sources.to(device), branches.tokens.to(device)
-    parts = []
-    vocabulary = model.base.config.get_text_config().vocab_size
-    for some in hidden.split(max(1, _MOST_LOGITS // (len(steps) * vocabulary))):
-        scores = logits(model.base, some)
-        parts.append(scores[:, sources, tokens] - scores.logsumexp(-1)[:, sources])
-    likelihoods = torch.cat(parts)
-    return likelihoods @ branches.members.to(likelihoods)
+    return branches.likelihoods(model.base, model.hidden(vectors, batch).view(len(texts), len(steps), -1))
 
 
 def _score_rows(
@@ -136,7 +145,7 @@ def _score_rows(
     vectors: Sequence[Tensor],
     texts: Sequence[Sequence[int]],
     prompt_of_text: Sequence[int],
-    branches: _Branches,
+    branches: Branches,
 ) -> Tensor:
     """`[B, C]` where the base allows no packed row: each text once with each continuation."""
     device = model.base.device

@@ -1,0 +1,269 @@
+"""The prompts' states: keys and values that are computed once, kept, and attached to the rows of any batch.
+
+One pool of places holds them, together with those of the texts that are being answered: a place is one token's keys and
+values in every layer. A row of a mixed batch names the places of its prompt's state and its own, so that prompts of any
+length stand next to their texts and nothing is copied or padded. A packed row of `Span`s computes what is new.
+
+Owns the pool, which states are in it, and the pass over what is new. Knows nothing of requests, labels or sampling.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache, PreTrainedModel
+
+from softprompt.errors import SoftPromptError
+from softprompt.models.attention import attach
+from softprompt.models.packed import Block, Kept, Layout, Tree
+from softprompt.models.routes import objection
+from softprompt.prompts.prompt import SoftPrompt
+
+
+@dataclass(eq=False)
+class State:
+    """A prompt's keys and values in the pool.
+
+    Attributes:
+        key: SHA-256 of the prompt's embeddings.
+        places: `[P]` where they are.
+        last: `[H]` the final hidden state of the last virtual token; None until the state has been computed.
+        holders: requests that use it; with any, it stays.
+    """
+
+    key: str
+    places: Tensor
+    last: Tensor | None = None
+    holders: int = 0
+
+
+@dataclass
+class Span:
+    """New tokens of one sequence.
+
+    Attributes:
+        inputs: `[n]` token ids, or `[n, H]` vectors.
+        past: `[m]` places of the sequence's tokens before them, in order.
+        places: `[n + E]` where the new ones are kept.
+        tree: continuations of E nodes that branch off the last token.
+    """
+
+    inputs: Tensor
+    past: Tensor
+    places: Tensor
+    tree: Tree | None = None
+
+
+@dataclass
+class Counts:
+    """What has happened to states so far."""
+
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+
+
+class StatePool:
+    """Places for keys and values, and the prompts' states among them.
+
+    States that nobody holds stay until their places are needed; then the least recently used leave first. They are
+    found by the content of the prompt, so that no two prompts can share one. One thread at a time may use a pool.
+
+    Args:
+        model: the frozen base, in eval mode. Its keys and values are kept in its own dtype, on its own device.
+        memory: bytes for keys and values.
+
+    Attributes:
+        capacity: places in all.
+        bytes_per_place: bytes of one token's keys and values in all layers.
+        counts: hits, misses and evictions of states.
+
+    Raises:
+        SoftPromptError: the model is not exact by a packed row (see `routes.py`), or the memory holds no place.
+    """
+
+    def __init__(self, model: PreTrainedModel, memory: int) -> None:
+        if reason := objection(model, "packed"):
+            raise SoftPromptError(f"{type(model).__name__} cannot keep states for mixed batches: {reason}")
+        self.model = model
+        shapes = _shapes(model)
+        size = model.dtype.itemsize
+        self.bytes_per_place = size * sum(heads * width for pair in shapes for heads, width in pair)
+        self.capacity = memory // self.bytes_per_place
+        if self.capacity < 1:
+            raise SoftPromptError(f"{memory:,} bytes hold no token's state: one takes {self.bytes_per_place:,}")
+        like = torch.empty(0, dtype=model.dtype, device=model.device)
+        # Zeros and not whatever was there: padding reads place 0, and NaN times nothing is NaN.
+        self._keys = [like.new_zeros(self.capacity, *key) for key, _ in shapes]
+        self._values = [like.new_zeros(self.capacity, *value) for _, value in shapes]
+        self._positions = torch.zeros(self.capacity, dtype=torch.long, device=model.device)
+        self._free = list(range(self.capacity))
+        self._states: OrderedDict[str, State] = OrderedDict()
+        self._state_places = 0
+        self.counts = Counts()
+        attach(model)
+
+    @property
+    def resident(self) -> int:
+        """States in the pool."""
+        return len(self._states)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the states in the pool."""
+        return self.bytes_per_place * self._state_places
+
+    def allocate(self, count: int) -> Tensor | None:
+        """`[count]` free places, for which states that nobody holds may leave; None where there are not enough."""
+        if len(self._free) < count:
+            idle = [state for state in self._states.values() if not state.holders]
+            if len(self._free) + sum(len(state.places) for state in idle) < count:
+                return None
+            for state in idle:
+                self._remove(state)
+                self.counts.evictions += 1
+                if len(self._free) >= count:
+                    break
+        start = len(self._free) - count
+        places = self._free[start:]
+        del self._free[start:]
+        return torch.tensor(places, dtype=torch.long)
+
+    def release(self, places: Tensor) -> None:
+        """Give places back that `allocate` gave."""
+        self._free.extend(places.tolist())
+
+    def hold(self, prompt: SoftPrompt) -> State | None:
+        """The prompt's state, which stays until `drop`; None where there is no room for it now.
+
+        A state that is new has to be computed by the caller: `last` is None until then.
+        """
+        key = prompt.sha256
+        state = self._states.get(key)
+        if state is None:
+            places = self.allocate(prompt.num_virtual_tokens)
+            if places is None:
+                return None
+            state = self._states[key] = State(key, places)
+            self._state_places += len(places)
+        if state.last is None:
+            self.counts.misses += 1
+        else:
+            self.counts.hits += 1
+        self._states.move_to_end(key)
+        state.holders += 1
+        return state
+
+    def drop(self, state: State) -> None:
+        """End one `hold`. A state that was never computed leaves with its last holder."""
+        state.holders -= 1
+        if not state.holders and state.last is None:
+            self._remove(state)
+
+    def _remove(self, state: State) -> None:
+        del self._states[state.key]
+        self._state_places -= len(state.places)
+        self.release(state.places)
+
+    @torch.no_grad()
+    def compute(self, spans: Sequence[Span]) -> list[Tensor]:
+        """One packed row of all that is new; its keys and values are kept at the spans' places.
+
+        A span may look at places that another one of the same row fills.
+
+        Args:
+            spans: at least one; each with at least one token or node.
+
+        Returns:
+            For each span `[n + E, H]`, the final hidden states of its tokens and nodes.
+        """
+        embed, device, dtype = self.model.get_input_embeddings(), self.model.device, self.model.dtype
+        rows, embedded = [_Row.make(span) for span in spans], []
+        for span in spans:
+            inputs = span.inputs.to(device)
+            embedded.append(inputs.to(dtype) if inputs.is_floating_point() else embed(inputs))
+            if span.tree is not None:
+                embedded.append(embed(torch.tensor(span.tree.tokens, dtype=torch.long, device=device)))
+        positions = torch.cat([row.positions for row in rows]).to(device)
+        places = torch.cat([span.places for span in spans]).to(device)
+        self._positions.index_copy_(0, places, positions)
+        kept = Kept(self._keys, self._values, self._positions, places)
+        layout = Layout(positions, _blocks(rows, device), kept=kept)
+        hidden: Tensor = self.model.base_model(
+            inputs_embeds=torch.cat(embedded)[None],
+            position_ids=positions[None],
+            attention_mask=positions.new_zeros(1, 1, 1, 1, dtype=dtype),  # ready made, so that none of N * N is made
+            layout=layout,
+            use_cache=False,
+        ).last_hidden_state
+        return list(hidden[0].split([len(row.positions) for row in rows]))
+
+
+@dataclass
+class _Row:
+    """A span's part of the layout, on the CPU.
+
+    Attributes:
+        positions: `[n + E]` of its tokens and nodes.
+        keys: `[m + n + E]` the places that it may look at.
+        seen: `[n + E, m + n + E]` which of them each token and node sees.
+    """
+
+    positions: Tensor
+    keys: Tensor
+    seen: Tensor = field(repr=False)
+
+    @staticmethod
+    def make(span: Span) -> _Row:
+        before, tokens = len(span.past), len(span.inputs)
+        total = tokens + (0 if span.tree is None else len(span.tree.tokens))
+        positions = before + torch.arange(total)
+        seen = torch.ones(total, before + total, dtype=torch.bool).tril(before)
+        if span.tree is not None:
+            ancestry = span.tree.ancestry()
+            positions[tokens:] = before + tokens + ancestry.sum(1) - 1
+            seen[tokens:, before + tokens :] = ancestry
+        return _Row(positions, torch.cat([span.past, span.places]), seen)
+
+
+def _blocks(rows: Sequence[_Row], device: torch.device) -> list[Block]:
+    """Rows of like size together, so that little is computed for padding."""
+    starts = torch.tensor([0, *(len(row.positions) for row in rows)]).cumsum(0).tolist()
+    order = sorted(range(len(rows)), key=lambda i: rows[i].seen.shape, reverse=True)
+    groups: list[list[int]] = []
+    for i in order:
+        length, width = rows[i].seen.shape
+        if groups:
+            longest, widest = rows[groups[-1][0]].seen.shape
+            if 2 * length >= longest and 4 * width >= widest:
+                groups[-1].append(i)
+                continue
+        groups.append([i])
+    blocks = []
+    for group in groups:
+        queries = [torch.arange(starts[i], starts[i + 1]) for i in group]
+        keys = pad_sequence([rows[i].keys for i in group], batch_first=True, padding_value=-1)
+        seen = torch.zeros(len(group), max(map(len, queries)), keys.shape[1], dtype=torch.bool)
+        for at, i in enumerate(group):
+            length, width = rows[i].seen.shape
+            seen[at, :length, :width] = rows[i].seen
+        padded = pad_sequence(queries, batch_first=True, padding_value=-1)
+        blocks.append(Block(padded.to(device), keys.to(device), seen.to(device)))
+    return blocks
+
+
+@torch.no_grad()
+def _shapes(model: PreTrainedModel) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Heads and width of the keys and of the values that each layer keeps for one token."""
+    cache: Any = DynamicCache(config=model.config)
+    model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), past_key_values=cache)
+    return [
+        ((layer.keys.shape[1], layer.keys.shape[3]), (layer.values.shape[1], layer.values.shape[3]))
+        for layer in cache.layers
+    ]

@@ -1,0 +1,1 @@
+"""Answering requests: many prompts on one frozen base."""
