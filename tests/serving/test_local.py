@@ -378,6 +378,8 @@ def test_a_request_over_its_time_is_ended(tiny_base):
         async with running(tiny_base, time_limit=0.2) as engine:
             held = Held(engine)
             first = asyncio.create_task(answer(engine, None, [3], max_tokens=20))
+            while not engine.figures()["requests_running"]:
+                await asyncio.sleep(0.01)
             waiting = asyncio.create_task(engine.classify(None, [3], LABELS))
             await asyncio.sleep(0.4)
             held.let_go()

@@ -275,15 +275,15 @@ class LocalEngine:
             self._waiting = deque(request for request in self._waiting if not request.given_up)
 
     def _finish(self, request: _Request, answer: object = None) -> None:
-        """Free what a request holds, once, and deliver its last answer."""
-        if answer is not None:
-            request.answer(answer)
+        """Free what a request holds, once, then deliver its last answer."""
         request.given_up = True
         if request in self._running:
             self._running.remove(request)
             self._pool.release(request.places)
             if request.state is not None:
                 self._pool.drop(request.state)
+        if answer is not None:
+            request.answer(answer)
 
     def _plan(self) -> list[tuple[_Request, int]]:
         """The requests of the next step, each with how many of its tokens are computed."""
