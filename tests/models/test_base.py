@@ -74,7 +74,8 @@ IDS = torch.tensor([[5, 77, 8, 200, 31, 9]])
 
 def build(family: str, seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
-    return transformers.AutoModelForCausalLM.from_config(CONFIGS[family]).eval()
+    capped = {"attn_implementation": "eager"} if family == "gemma2" else {}  # SDPA would leave out its capping
+    return transformers.AutoModelForCausalLM.from_config(CONFIGS[family], **capped).eval()
 
 
 @pytest.fixture
@@ -131,6 +132,16 @@ class TestLoading:
         base = load_base(save(build("gemma3")), dtype="float32")
         rows = base.model.get_input_embeddings().weight[IDS]
         torch.testing.assert_close(base.embed(IDS), rows * 32**0.5)
+
+    def test_capped_scores_are_capped(self, save):
+        model = build("gemma2")
+        model.config.attn_logit_softcapping = 0.01  # low enough that it decides the answer
+        for layer in model.model.layers:
+            layer.self_attn.attn_logit_softcapping = 0.01
+        base = load_base(save(model), dtype="float32")
+        torch.testing.assert_close(base.model(IDS).logits, model(IDS).logits)
+        model.set_attn_implementation("sdpa")
+        assert (base.model(IDS).logits - model(IDS).logits).abs().max() > 1e-4
 
     def test_a_padded_table_has_more_rows_than_the_configuration_states(self):
         base = make_base()

@@ -289,19 +289,22 @@ def _read(
     name: str, source: str, dtype: torch.dtype, show_progress: bool, **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model on the CPU and the tokenizer, as transformers reads them; `options` are for each of its calls."""
-    dequantise = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {}
+    settings: dict[str, Any] = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {}
     loader: Any = AutoModelForCausalLM
     try:
         with _quiet(show_progress):
             config = AutoConfig.from_pretrained(source, **options)
             _check_supported(name, config)
+            # Transformers' SDPA, its default, leaves soft-capped scores (Gemma 2) uncapped.
+            if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
+                settings["attn_implementation"] = "eager"
             model, report = loader.from_pretrained(
                 source,
                 config=config,
                 dtype=dtype,
                 use_safetensors=True,
                 output_loading_info=True,
-                **dequantise,
+                **settings,
                 **options,
             )
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
