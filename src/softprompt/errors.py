@@ -15,3 +15,7 @@ class SoftPromptError(ValueError):
 
 class WrongBaseError(SoftPromptError):
     """A prompt met a base model that it was not made for."""
+
+
+class UnknownPromptError(SoftPromptError):
+    """The library has no prompt of that name, or no such version of it."""

@@ -24,7 +24,8 @@ from safetensors.torch import load_file, save_file
 
 from softprompt.errors import SoftPromptError, WrongBaseError
 from softprompt.models.base import Base
-from softprompt.prompts import Card, SoftPrompt, files
+from softprompt.prompts import Card, SoftPrompt
+from softprompt.prompts.names import CARD, CONFIG, WEIGHTS
 from tests.conftest import make_base
 
 OLD, NEW = torch.zeros(2, 4), torch.ones(3, 4)
@@ -113,20 +114,20 @@ def test_a_folder_saved_by_peft(tiny_base: Base, tmp_path: Path) -> None:
     assert set(prompt.card.versions) == {"peft"}
     assert prompt.card.created[:4] == time.strftime("%Y", time.gmtime())
     again = prompt.save(tmp_path / "again")
-    ours, theirs = (json.loads((path / files.CONFIG).read_text()) for path in (again, tmp_path / "peft"))
+    ours, theirs = (json.loads((path / CONFIG).read_text()) for path in (again, tmp_path / "peft"))
     assert ours == theirs | {"num_layers": None, "num_attention_heads": None}
 
 
 def test_a_folder_without_a_card_of_another_width(tiny_base: Base, tmp_path: Path) -> None:
     path = SoftPrompt(torch.zeros(3, 8)).save(tmp_path / "p")
-    (path / files.CARD).unlink()
+    (path / CARD).unlink()
     with pytest.raises(WrongBaseError, match=r"shape \[3, 8\] .*'tiny-llama'.* \[P, 32\]"):
         SoftPrompt.load(path, base=tiny_base)
 
 
 def test_a_peft_folder_in_half_precision(folder: Path) -> None:
-    (folder / files.CARD).unlink()
-    save_file({"prompt_embeddings": OLD.bfloat16() + 0.5}, folder / files.WEIGHTS)
+    (folder / CARD).unlink()
+    save_file({"prompt_embeddings": OLD.bfloat16() + 0.5}, folder / WEIGHTS)
     assert torch.equal(prompt_in(folder), OLD + 0.5)
 
 
@@ -291,7 +292,7 @@ def test_leftovers_of_killed_saves_are_swept_when_old(folder: Path) -> None:
     abandoned, under_way = (folder.with_name(f".prompt.softprompt-new-{name}") for name in ("abandoned", "under_way"))
     for leftover in (abandoned, under_way):
         leftover.mkdir()
-        (leftover / files.WEIGHTS).write_bytes(b"half")
+        (leftover / WEIGHTS).write_bytes(b"half")
     os.utime(abandoned, (0, 0))
     SoftPrompt(NEW).save(folder, force=True)
     assert sorted(os.listdir(folder.parent)) == [".prompt.softprompt-new-under_way", "prompt"]
@@ -370,28 +371,28 @@ def refused(path: Path, line: str) -> None:
 
 
 def test_pickles_are_refused_unread(folder: Path, bomb: Bomb) -> None:
-    (folder / files.WEIGHTS).write_bytes(pickle.dumps(bomb))
+    (folder / WEIGHTS).write_bytes(pickle.dumps(bomb))
     refused(folder, r"adapter_model\.safetensors is a pickle")
-    torch.save({"prompt_embeddings": bomb}, folder / files.WEIGHTS)
+    torch.save({"prompt_embeddings": bomb}, folder / WEIGHTS)
     refused(folder, r"adapter_model\.safetensors is a pickle")
-    (folder / files.WEIGHTS).rename(folder / "adapter_model.bin")
+    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
     refused(folder, r"adapter_model\.bin is a pickle")
 
 
 def test_truncated_at_any_length(folder: Path) -> None:
-    whole = (folder / files.WEIGHTS).read_bytes()
+    whole = (folder / WEIGHTS).read_bytes()
     for length in range(len(whole)):
-        (folder / files.WEIGHTS).write_bytes(whole[:length])
+        (folder / WEIGHTS).write_bytes(whole[:length])
         refused(folder, r"adapter_model\.safetensors is damaged or cut off")
 
 
-@pytest.mark.parametrize("name", [files.CONFIG, files.WEIGHTS])
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
 def test_a_missing_file(folder: Path, name: str) -> None:
     (folder / name).unlink()
     refused(folder, f"{name} is missing")
 
 
-@pytest.mark.parametrize("name", [files.CONFIG, files.CARD])
+@pytest.mark.parametrize("name", [CONFIG, CARD])
 @pytest.mark.parametrize(
     ("content", "line"),
     [
@@ -424,7 +425,7 @@ def edit(file: Path, **changes: Any) -> None:
     ],
 )
 def test_a_config_that_is_not_a_prompt_s(folder: Path, changes: dict[str, Any], line: str) -> None:
-    edit(folder / files.CONFIG, **changes)
+    edit(folder / CONFIG, **changes)
     refused(folder, line)
 
 
@@ -450,7 +451,7 @@ def test_another_adapter_saved_by_peft(tmp_path: Path) -> None:
     ],
 )
 def test_other_tensors(folder: Path, tensors: dict[str, torch.Tensor], line: str) -> None:
-    save_file(tensors, folder / files.WEIGHTS)
+    save_file(tensors, folder / WEIGHTS)
     refused(folder, rf"adapter_model\.safetensors.*{line}")
 
 
@@ -459,30 +460,30 @@ def test_other_tensors(folder: Path, tensors: dict[str, torch.Tensor], line: str
     [(OLD + torch.tensor([[0.0], [float("nan")]]), "virtual token 1 holds NaN"), (OLD.long(), "torch.int64")],
 )
 def test_values_without_a_card_are_checked(folder: Path, tensor: torch.Tensor, line: str) -> None:
-    (folder / files.CARD).unlink()
-    save_file({"prompt_embeddings": tensor}, folder / files.WEIGHTS)
+    (folder / CARD).unlink()
+    save_file({"prompt_embeddings": tensor}, folder / WEIGHTS)
     refused(folder, rf"adapter_model\.safetensors: .*{line}")
 
 
 def test_a_tensor_that_is_not_the_card_s(folder: Path) -> None:
-    save_file({"prompt_embeddings": OLD + 1}, folder / files.WEIGHTS)
+    save_file({"prompt_embeddings": OLD + 1}, folder / WEIGHTS)
     refused(folder, r"adapter_model\.safetensors is not the tensor whose sha256 is in card\.json")
 
 
 def test_a_card_of_a_newer_version(folder: Path) -> None:
-    edit(folder / files.CARD, format_version=2)
+    edit(folder / CARD, format_version=2)
     refused(folder, r"prompt/card\.json has format version 2, .*: upgrade softprompt")
 
 
 def test_a_card_of_another_width(folder: Path, tiny_base: Base) -> None:
-    edit(folder / files.CARD, base=tiny_base.identity.model_dump())
+    edit(folder / CARD, base=tiny_base.identity.model_dump())
     refused(folder, r"\[2, 4\] do not fit base 'tiny-llama' .* \[P, 32\]")
 
 
 def test_unknown_keys_of_a_card_are_kept(folder: Path) -> None:
-    edit(folder / files.CARD, mood="sunny")
+    edit(folder / CARD, mood="sunny")
     again = SoftPrompt.load(folder).save(folder.with_name("again"))
-    assert json.loads((again / files.CARD).read_text())["mood"] == "sunny"
+    assert json.loads((again / CARD).read_text())["mood"] == "sunny"
 
 
 def test_no_folder(tmp_path: Path) -> None:

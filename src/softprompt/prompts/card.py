@@ -8,20 +8,21 @@ from __future__ import annotations
 import hashlib
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
-from torch import Tensor
 
 from softprompt.errors import SoftPromptError, WrongBaseError
+
+if TYPE_CHECKING:  # a card is read without PyTorch, which takes a second to import
+    from torch import Tensor
 
 FORMAT_VERSION = 1
 
 
 def digest(embeddings: Tensor) -> str:
     """SHA-256, in hex, of a `[P, H]` tensor's values as little-endian float32, row by row."""
-    values = embeddings.detach().to("cpu", torch.float32).contiguous().numpy()
+    values = embeddings.detach().cpu().float().contiguous().numpy()
     return hashlib.sha256(values.astype("<f4", copy=False).tobytes()).hexdigest()
 
 

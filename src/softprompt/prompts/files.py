@@ -1,6 +1,6 @@
 """The folder of a prompt: PEFT's format plus `card.json`; a kill at any moment leaves the old or the new one.
 
-Owns the files' names, layout, checks and the swap of folders. Does not know what makes a tensor a valid
+Owns the folder's layout, checks and the swap of folders. Does not know what makes a tensor a valid
 prompt (`prompt`) nor what a card's fields mean (`card`).
 
 A save writes `.NAME.softprompt-new-*` beside the folder and renames it. Where a prompt is replaced, the old one
@@ -26,10 +26,8 @@ from torch import Tensor
 
 from softprompt.errors import SoftPromptError
 from softprompt.prompts.card import Card, digest, timestamp
+from softprompt.prompts.names import CARD, CONFIG, FILES, WEIGHTS
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-CARD = "card.json"
 TENSOR = "prompt_embeddings"
 STATED_BY_PEFT = (
     "base_model_name_or_path",
@@ -122,7 +120,7 @@ def _check_replaceable(target: Path, force: bool) -> None:
     names = {entry.name for entry in target.iterdir()}
     if CONFIG not in names:
         raise SoftPromptError(f"{target} is not a prompt (no {CONFIG}) and is not replaced: choose another path")
-    if others := sorted(names - {CONFIG, WEIGHTS, CARD}):
+    if others := sorted(names - set(FILES)):
         raise SoftPromptError(
             f"{target} also holds '{others[0]}', which replacing the prompt would delete: move it away first"
         )
@@ -249,6 +247,8 @@ def _read_weights(file: Path, config: dict[str, Any]) -> Tensor:
                 "save the prompt as safetensors"
             ) from None
         raise SoftPromptError(f"{file} is damaged or cut off, copy or save it anew: {error}") from error
+    except RuntimeError as error:  # safetensors' word for a file that cannot be opened, or was deleted a moment ago
+        raise SoftPromptError(f"{file} cannot be read: {error}") from error
     return embeddings
 
 

@@ -18,6 +18,7 @@ from softprompt.errors import SoftPromptError, WrongBaseError
 from softprompt.prompts import files, initializers
 from softprompt.prompts.card import Card, digest
 from softprompt.prompts.initializers import EmbeddingSource
+from softprompt.prompts.names import WEIGHTS
 
 if TYPE_CHECKING:
     from peft import PromptTuningConfig
@@ -176,7 +177,7 @@ class SoftPrompt:
         try:
             prompt = cls(embeddings, card)
         except SoftPromptError as error:
-            raise type(error)(f"{Path(path) / files.WEIGHTS}: {error}") from None
+            raise type(error)(f"{Path(path) / WEIGHTS}: {error}") from None
         if base is not None:
             prompt.check_base(base, f"prompt {path}")
         return prompt

@@ -25,6 +25,7 @@ from pydantic import (
 
 from softprompt.errors import SoftPromptError
 from softprompt.models.base import EMBEDDED
+from softprompt.prompts import names
 from softprompt.prompts.initializers import EmbeddingSource
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.task import LABEL_COLUMN, Task, shown, validation_line
@@ -135,9 +136,8 @@ class TaskFile(BaseModel):
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:
-        known = set("abcdefghijklmnopqrstuvwxyz0123456789._-")
-        if not 1 <= len(name) <= 64 or name[0] == "." or not known.issuperset(name):
-            raise ValueError(f'1 to 64 of a-z, 0-9, ".", "_" and "-", not first a dot, are needed, not {shown(name)}')
+        if not names.is_name(name):
+            raise ValueError(f"{names.RULE}, are needed, not {shown(name)}")
         return name
 
     @field_validator("base")
