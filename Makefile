@@ -1,4 +1,4 @@
-.PHONY: install quickstart test lint bench clean
+.PHONY: install quickstart test test-vllm lint bench clean
 
 install:  ## set up .venv; does nothing where it is up to date
 	@scripts/install.sh
@@ -8,6 +8,9 @@ quickstart: install  ## train a soft prompt on real data and show what it does
 
 test: install  ## layout, lint, types and all tests
 	@scripts/test.sh
+
+test-vllm:  ## the tests of the vLLM engine, in an environment of their own
+	@scripts/test_vllm.sh
 
 lint: install  ## layout, lint and types
 	@scripts/lint.sh

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import signal
 import socket
@@ -39,6 +38,7 @@ from peft import PromptTuningConfig, get_peft_model
 import softprompt as sp
 from benchmarks.measure import RESULTS, describe, footing, markdown_table, write_results
 from benchmarks.movies import TASK, load_movies
+from softprompt.models.state import StatePool
 from softprompt.serving.engine import Sampling
 from softprompt.serving.local import LocalEngine
 from softprompt.tasks.encode import Encoder
@@ -56,6 +56,12 @@ def texts_of(base: sp.Base, count: int) -> list[list[int]]:
     encoder = Encoder(base.tokenizer, TASK)
     encoded = (encoder.encode_text(row.columns) for row in load_movies())
     return [ids for ids in encoded if 20 <= len(ids) <= 30][:count]
+
+
+def plain_texts(base: sp.Base) -> list[str]:
+    """The same without the template."""
+    decoded = (base.tokenizer.decode(ids) for ids in texts_of(base, 96))
+    return [text.removeprefix("Review: ").removesuffix("\nSentiment:") for text in decoded]
 
 
 def make_prompts(base: sp.Base, count: int) -> list[sp.SoftPrompt]:
@@ -215,17 +221,26 @@ async def serving(base: sp.Base, library: Path, state_bytes: int) -> AsyncIterat
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "softprompt", "serve", "--base", base.name, "--library", str(library)]
+    command = [
+        str(Path(sys.executable).with_name("softprompt")),
+        "serve",
+        "--base",
+        base.name,
+        "--library",
+        str(library),
+    ]
     command += ["--port", str(port), "--dtype", str(base.dtype).removeprefix("torch.")]
-    command += ["--state-bytes", str(state_bytes), "--time-limit", "600", "--max-waiting", "4096"]
+    command += ["--state-memory", str(state_bytes >> 20), "--time-limit", "600", "--max-waiting", "4096"]
+    log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the server lives
     start = time.perf_counter()
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=os.environ)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
     limits = httpx.Limits(max_connections=None)
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=600, limits=limits) as client:
             while True:
                 if process.poll() is not None:
-                    raise RuntimeError(f"the server ended with {process.returncode}")
+                    log.seek(0)
+                    raise RuntimeError(f"the server ended with {process.returncode}: {log.read()[-500:]}")
                 try:
                     if (await client.get("/ready")).status_code == 200:
                         break
@@ -236,6 +251,7 @@ async def serving(base: sp.Base, library: Path, state_bytes: int) -> AsyncIterat
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(120)
+        log.close()
 
 
 async def closed_loop(work: Callable[[], Awaitable[float]], requests: int, clients: int) -> float:
@@ -313,7 +329,7 @@ async def measure_server(
                         "open_loop_rate": rate,
                         "latency_ms": {p: 1000 * percentile(latencies, p / 100) for p in (50, 99)},
                         "first_token_ms": {p: 1000 * percentile([s[0] for s in streams], p / 100) for p in (50, 99)},
-                        "states_resident": await server.metric("softprompt_states_resident"),
+                        "states_resident": await server.metric("softprompt_engine_states_resident"),
                     }
                 )
                 print(json.dumps(document["mixed"][-1]), file=sys.stderr)
@@ -321,6 +337,73 @@ async def measure_server(
             document["switch_ms"] = await _switch(server, texts)
             document["load_to_first_answer_ms"] = await _load(server, library, prompts[max(counts) :], texts)
     return document
+
+
+async def measure_soak(base: sp.Base, seconds: float, state_bytes: int) -> dict[str, Any]:
+    """Mixed load for so long, while prompts are loaded, replaced and unloaded: memory over time, and every error.
+
+    The states of half the prompts fit, so that states leave and come back all the time.
+    """
+    texts = plain_texts(base)
+    draw = random.Random(0)
+    memory: list[tuple[float, int]] = []
+    errors: list[str] = []
+    done = {"classify": 0, "complete": 0, "load": 0, "unload": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        library = sp.PromptLibrary(folder)
+        prompts = make_prompts(base, 40)
+        for i, prompt in enumerate(prompts):
+            library.add(f"task-{i % 20}", prompt)
+        async with serving(base, Path(folder), state_bytes) as server:
+            start = time.perf_counter()
+
+            async def client(work: Callable[[], Awaitable[str]]) -> None:
+                while time.perf_counter() - start < seconds:
+                    try:
+                        done[await work()] += 1
+                    except Exception as error:
+                        errors.append(f"{type(error).__name__}: {error}")
+
+            async def classify() -> str:
+                # The last five come and go: they are not asked.
+                await server.classify(f"task-{draw.randrange(15)}", draw.choice(texts))
+                return "classify"
+
+            async def complete() -> str:
+                await server.complete(f"task-{draw.randrange(15)}", draw.choice(texts))
+                return "complete"
+
+            async def load() -> str:
+                await asyncio.sleep(0.5)
+                if draw.random() < 0.5:
+                    name = f"task-{draw.randrange(20)}@{draw.randrange(1, 3)}"
+                    (await server.client.post("/v1/prompts/load", json={"name": name})).raise_for_status()
+                    return "load"
+                answer = await server.client.post("/v1/prompts/unload", json={"name": f"task-{draw.randrange(15, 20)}"})
+                if answer.status_code != 404:  # unloaded before: the client's own mistake
+                    answer.raise_for_status()
+                return "unload"
+
+            async def watch() -> None:
+                while time.perf_counter() - start < seconds:
+                    memory.append((time.perf_counter() - start, server.process.memory_info().rss))
+                    await asyncio.sleep(seconds / 60)
+
+            await asyncio.gather(watch(), *(client(classify) for _ in range(6)), client(complete), client(load))
+            evictions = await server.metric("softprompt_engine_state_evictions_total")
+    second_half = [held for at, held in memory if at > seconds / 2]
+    return {
+        "seconds": seconds,
+        "done": done,
+        "errors": errors,
+        "state_evictions": evictions,
+        "memory_mb": {
+            "first_minute": max(held for at, held in memory if at <= max(60, seconds / 10)) / 2**20,
+            "middle": second_half[0] / 2**20,
+            "end": second_half[-1] / 2**20,
+            "peak": max(held for _, held in memory) / 2**20,
+        },
+    }
 
 
 async def _switch(server: Server, texts: Sequence[str]) -> float:
@@ -394,6 +477,13 @@ def table(document: dict[str, Any]) -> str:
             f"prompt to its first answer {server['load_to_first_answer_ms']:.0f} ms; "
             f"{server['bytes_per_1000_prompts'] / 2**20:.0f} MB for 1000 prompts with their states.\n"
         )
+    if soak := document.get("soak"):
+        done = ", ".join(f"{count} times {work}" for work, count in soak["done"].items())
+        held = ", ".join(f"{name.replace('_', ' ')} {value:.0f} MB" for name, value in soak["memory_mb"].items())
+        parts.append(
+            f"- {soak['seconds']:.0f} s of mixed load: {done}; {len(soak['errors'])} errors; "
+            f"{soak['state_evictions']:.0f} states left and came back; resident memory: {held}.\n"
+        )
     return "\n".join(parts) + footing(document)
 
 
@@ -402,7 +492,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--quick", action="store_true", help="few requests and at most 10 tasks; results are written as *_quick")
-    add("--only", choices=["engine", "state", "server"], help="this part alone")
+    add("--only", choices=["engine", "state", "server", "soak"], help="this part alone")
+    add(
+        "--soak", type=float, help="also so many seconds of mixed load with loads and unloads; --only soak: default 600"
+    )
     add("--tasks", nargs="+", type=int, help="default 1 10 100 1000, with --quick 1 10")
     add("--base", default="smollm2-135m", help="what load_base takes")
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
@@ -445,6 +538,10 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
             )
             document["servers"].append(asyncio.run(found))
             keep()
+    if options.only == "soak" or options.soak:
+        one = StatePool(base.model, 1 << 20).bytes_per_place * P
+        document["soak"] = asyncio.run(measure_soak(base, options.soak or 600.0, 10 * one))
+        keep()
     print(json.dumps(document, indent=1) if options.json else table(document))
 
 

@@ -59,6 +59,8 @@ TRAIN_KEYS = {
     "best_step",
     "kernel",
     "truncated",
+    "diagnoses",
+    "report",
 }
 
 

@@ -33,8 +33,10 @@ ROOMS = {
     "tasks": set(),
     "models": {"prompts"},
     "evaluation": {"models", "prompts", "tasks"},
-    "inspection": {"models", "prompts", "tasks"},
+    "inspection": {"evaluation", "models", "prompts", "tasks"},
     "training": {"evaluation", "models", "prompts", "tasks"},
+    "reporting": {"evaluation", "inspection", "models", "prompts", "tasks", "training"},
+    "comparison": {"evaluation", "models", "prompts", "reporting", "tasks", "training"},
     "serving": {"models", "prompts", "tasks"},
 }
 

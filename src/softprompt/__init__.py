@@ -6,14 +6,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from softprompt.errors import SoftPromptError, WrongBaseError
+    from softprompt.errors import SoftPromptError, UnknownPromptError, WrongBaseError
     from softprompt.evaluation import Evaluation, Prediction, evaluate, predict
+    from softprompt.inspection import Inspection, Pruned, inspect, prune
     from softprompt.models.base import Base, load_base
     from softprompt.models.peft import accelerate_peft
     from softprompt.models.prompted import PromptedModel, PromptedOutput
-    from softprompt.prompts import BaseIdentity, Card, SoftPrompt
+    from softprompt.prompts import BaseIdentity, Card, PromptLibrary, SoftPrompt
+    from softprompt.reporting.run_report import write_report
     from softprompt.tasks import Row, Task, load_rows
-    from softprompt.training import DivergedError, Recipe, Run, train
+    from softprompt.training import Diagnosis, DivergedError, Recipe, Run, train
 
 __version__ = "0.1.0"
 
@@ -21,37 +23,47 @@ __all__ = [
     "Base",
     "BaseIdentity",
     "Card",
+    "Diagnosis",
     "DivergedError",
     "Evaluation",
+    "Inspection",
     "Prediction",
+    "PromptLibrary",
     "PromptedModel",
     "PromptedOutput",
+    "Pruned",
     "Recipe",
     "Row",
     "Run",
     "SoftPrompt",
     "SoftPromptError",
     "Task",
+    "UnknownPromptError",
     "WrongBaseError",
     "accelerate_peft",
     "evaluate",
+    "inspect",
     "load_base",
     "load_rows",
     "predict",
+    "prune",
     "train",
+    "write_report",
 ]
 
 # Each name is imported when it is first asked for: PyTorch and Transformers take seconds, which a command that only
 # prints its help should not.
 _HOMES = {
-    "errors": ("SoftPromptError", "WrongBaseError"),
+    "errors": ("SoftPromptError", "UnknownPromptError", "WrongBaseError"),
     "evaluation": ("Evaluation", "Prediction", "evaluate", "predict"),
+    "inspection": ("Inspection", "Pruned", "inspect", "prune"),
     "models.base": ("Base", "load_base"),
     "models.peft": ("accelerate_peft",),
     "models.prompted": ("PromptedModel", "PromptedOutput"),
-    "prompts": ("BaseIdentity", "Card", "SoftPrompt"),
+    "prompts": ("BaseIdentity", "Card", "PromptLibrary", "SoftPrompt"),
+    "reporting.run_report": ("write_report",),
     "tasks": ("Row", "Task", "load_rows"),
-    "training": ("DivergedError", "Recipe", "Run", "train"),
+    "training": ("Diagnosis", "DivergedError", "Recipe", "Run", "train"),
 }
 
 

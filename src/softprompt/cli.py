@@ -13,8 +13,9 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -24,12 +25,15 @@ from rich.console import Console
 from rich.table import Table
 
 from softprompt import __version__
-from softprompt.errors import SoftPromptError
+from softprompt.errors import SoftPromptError, UnknownPromptError
 
 if TYPE_CHECKING:
     from softprompt.evaluation import Evaluation, Prediction
     from softprompt.models.base import Base
     from softprompt.prompts import SoftPrompt
+    from softprompt.prompts.library import Entry
+    from softprompt.serving.engine import Engine
+    from softprompt.serving.service import Service
     from softprompt.tasks import Row, Task
 
 app = typer.Typer(
@@ -39,6 +43,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+_library = typer.Typer(
+    help="Named prompts in versions that never change: keep, list, check, go back, share.", no_args_is_help=True
+)
+app.add_typer(_library, name="library")
 
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 _Force = Annotated[bool, typer.Option("--force", help="Replace a run that is already in the folder.")]
@@ -54,6 +63,23 @@ _TaskFile = Annotated[
     Path | None,
     typer.Option("--task", metavar="FILE", help="A task file. Default: the prompt's own task.", show_default=False),
 ]
+_Library = Annotated[Path, typer.Option("--library", metavar="DIR", help="The library's folder.")]
+_LIBRARY = Path("library")
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="The prompt's name.", show_default=False)]
+_Reference = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME[@VERSION]", help="The prompt's name, or one version of it: mood@3.", show_default=False
+    ),
+]
+_Repository = Annotated[
+    str, typer.Argument(metavar="REPO", help="A repository of the Hugging Face hub: OWNER/NAME.", show_default=False)
+]
+
+
+class _Engine(str, Enum):
+    LOCAL = "local"
+    VLLM = "vllm"
 
 
 def main() -> None:
@@ -98,10 +124,12 @@ def train(
         from softprompt.evaluation import evaluate
         from softprompt.models.base import load_base
         from softprompt.progress import TrainingProgress, progress_bar
+        from softprompt.reporting.run_report import REPORT, write_report
         from softprompt.tasks import load_rows, split_rows
         from softprompt.training import train
         from softprompt.training.run import RECORD
-        from softprompt.training.taskfile import load_task_file, make_prompt
+        from softprompt.training.screening import choose_start
+        from softprompt.training.taskfile import load_task_file
 
         overrides = overrides or []
         file = load_task_file(task, overrides)
@@ -115,7 +143,7 @@ def train(
             validation = load_rows(file.data.validation, file.task)
         test_rows = [] if file.data.test is None else load_rows(file.data.test, file.task)
         base = load_base(file.base, dtype=file.recipe.dtype)
-        start = make_prompt(base, file.prompt, file.task)
+        start = choose_start(base, file.prompt, file.task, rows, validation, file.recipe)
         console = Console(stderr=True)
         progress = TrainingProgress(console, file.task.metric, len(validation or []))
         test: Evaluation | None = None
@@ -133,24 +161,31 @@ def train(
                     force=force,
                     callbacks=[progress],
                     progress=progress.validated,
+                    diagnosed=lambda found: progress.diagnosed([diagnosis.sentence for diagnosis in found]),
                 )
             if test_rows:
                 with progress_bar(console, "Testing", len(test_rows)) as advance:
                     test = evaluate(base, run.prompt, file.task, test_rows, progress=advance)
+            report = folder / REPORT
+            if os.environ.get("RANK", "0") == "0":  # of several processes the first one writes it
+                with progress_bar(console, "Writing the report", len(validation or [])) as advance:
+                    write_report(folder, base=base, validation=validation, test=test, progress=advance)
         except KeyboardInterrupt:
             if not (folder / RECORD).exists():
                 raise
             settings = [word for override in overrides for word in ("--set", override)]
             again = ["softprompt", "train", str(task), *settings, "--output", str(folder), "--resume"]
             raise SoftPromptError(f"interrupted at step {progress.step}; go on with: {shlex.join(again)}") from None
-        document = run.to_json() | {"test": None if test is None else test.to_json()}
+        document = run.to_json() | {"test": None if test is None else test.to_json(), "report": str(report)}
         cut = f"; {run.truncated} training texts were cut to fit the context" if run.truncated else ""
         _print(
             out,
             document if as_json else None,
             *([_figures({"validation": run.validation, "test": test})] if run.validation or test else []),
+            *(f"{diagnosis.name}: {diagnosis.sentence}" for diagnosis in run.diagnoses),
             f"{run.steps} steps in {run.seconds:.0f} s; the prompt is from step {run.best_step}{cut}",
             f"{document['trainable_parameters']:,} parameters, {document['artifact_bytes']:,} bytes in {run.path}",
+            f"The whole run, for a browser: {report}",
             f"Next: softprompt predict {shlex.quote(str(run.path))} TEXT",
         )
 
@@ -227,6 +262,108 @@ def predict(
 
 
 @app.command()
+def inspect(
+    prompt: _Prompt,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Labelled rows, to measure how much each virtual token matters; each row is asked P + 1 times.",
+            show_default=False,
+        ),
+    ] = None,
+    library: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A library, to compare with its prompts.", show_default=False)
+    ] = None,
+    base: _Base = None,
+    task: _TaskFile = None,
+    as_json: _Json = False,
+) -> None:
+    """Look at a prompt: its norms and drift, the words nearest to it, what matters in it, what it says by itself."""
+    with _reporting() as out:
+        from softprompt.inspection import inspect
+        from softprompt.inspection_tables import describe_inspection
+        from softprompt.progress import progress_bar
+        from softprompt.prompts import PromptLibrary, SoftPrompt
+        from softprompt.tasks import load_rows
+
+        if task is not None and data is None:
+            raise typer.BadParameter("--task is for --data")
+        its_task: Task | None = None
+        rows: list[Row] | None = None
+        if data is None:
+            asked = SoftPrompt.load(prompt)
+            load = _base_of(prompt, asked, base)
+        else:
+            asked, its_task, load = _open(prompt, base, task)
+            rows = load_rows(data, its_task)
+        loaded = load()
+        total = len(rows or []) * (asked.num_virtual_tokens + 1)
+        with progress_bar(Console(stderr=True), "Inspecting", total) as advance:
+            found = inspect(
+                loaded,
+                asked,
+                task=its_task,
+                data=rows,
+                library=None if library is None else PromptLibrary(library),
+                progress=advance,
+            )
+        _print(out, found.to_json() if as_json else None, *describe_inspection(found))
+
+
+@app.command()
+def prune(
+    prompt: _Prompt,
+    keep: Annotated[int, typer.Option(metavar="N", help="Virtual tokens to keep.", show_default=False)],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="VALIDATION",
+            help="Labelled rows that decide; each is asked P + 2 times.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The new prompt's folder.", show_default=False)],
+    force: Annotated[bool, typer.Option("--force", help="Replace a prompt that is already there.")] = False,
+    base: _Base = None,
+    task: _TaskFile = None,
+    as_json: _Json = False,
+) -> None:
+    """Drop the virtual tokens that matter least, measure what is left, and save it as a new prompt."""
+    with _reporting() as out:
+        from softprompt.inspection import prune
+        from softprompt.inspection.pruning import check_keep
+        from softprompt.inspection_tables import describe_pruning
+        from softprompt.progress import progress_bar
+        from softprompt.tasks import load_rows
+
+        asked, its_task, load = _open(prompt, base, task)
+        check_keep(keep, asked)
+        if output.exists() and not force:  # before the work and not after it
+            raise SoftPromptError(f"{output} exists: choose another --output, or replace it with --force")
+        rows = load_rows(data, its_task)
+        loaded = load()
+        with progress_bar(Console(stderr=True), "Pruning", len(rows) * (asked.num_virtual_tokens + 2)) as advance:
+            found = prune(loaded, asked, its_task, rows, keep, progress=advance)
+        found.prompt.save(output, force=force)
+        document = {"prompt": str(output)} | found.to_json()
+        _print(out, document if as_json else None, *describe_pruning(found, str(output)))
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.", show_default=False)],
+    as_json: _Json = False,
+) -> None:
+    """Write a run's report.html again, also of a run that was stopped or is under way."""
+    with _reporting() as out:
+        from softprompt.reporting.run_report import write_report
+
+        path = write_report(run)
+        _print(out, {"report": str(path)} if as_json else None, f"The run, for a browser: {path}")
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="The folder for the data, the task file and the run.")] = Path(
         "softprompt-demo"
@@ -245,6 +382,290 @@ def demo(
 
         document = show(Console(file=sys.stderr if as_json else out), output, steps, resume=resume, force=force)
         _print(out, document if as_json else None)
+
+
+@app.command()
+def compare(
+    task: Annotated[Path, typer.Argument(metavar="TASK.yaml", help="The task file.", show_default=False)],
+    methods: Annotated[
+        str, typer.Option(metavar="LIST", help="The methods, with commas between them.")
+    ] = "zero-shot,few-shot,prompt,lora,full",
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="How often each method is trained.")] = 1,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few steps, one setting for each method, few rows to measure on.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="The comparison's folder; what is finished in it is not repeated. Default: comparisons/ and the "
+            "task's name.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace another comparison in the folder.")] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Set a key of the task file: recipe.max_steps=300.", show_default=False
+        ),
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Measure prompt tuning beside its peers on your task: same rows, same steps, each method in its own process."""
+    with _reporting() as out:
+        from softprompt.comparison import compare
+        from softprompt.comparison.report import cells, remarks
+        from softprompt.progress import share_bar
+        from softprompt.training.taskfile import load_task_file
+
+        file = load_task_file(task, overrides or [])
+        folder = output or Path("comparisons") / file.name
+        asked = [method.strip() for method in methods.split(",") if method.strip()]
+        try:
+            with share_bar(Console(stderr=True)) as progress:
+                found = compare(file, asked, output=folder, seeds=seeds, quick=quick, force=force, progress=progress)
+        except KeyboardInterrupt:
+            raise SoftPromptError(f"interrupted; the same command goes on where it stopped, in {folder}") from None
+        head, body = cells(found.metric, found.rows)
+        figures = Table(*head)
+        for line in body:
+            figures.add_row(*line)
+        _print(
+            out,
+            found.to_json() if as_json else None,
+            figures,
+            *remarks(found.rows, found.notes),
+            f"The report for a browser: {found.report}",
+        )
+
+
+@_library.command("list")
+def list_prompts(folder: _Library = _LIBRARY, as_json: _Json = False) -> None:
+    """List the current version of each prompt."""
+    with _reporting() as out:
+        from softprompt.prompts.library import PromptLibrary
+
+        library = PromptLibrary(folder)
+        entries, damaged = [], []
+        for name in library.names():
+            try:
+                entries.append(library.entry(name))
+            except UnknownPromptError:  # removed a moment ago
+                continue
+            except SoftPromptError:
+                damaged.append(name)
+        lines = [f"{name} is damaged: see softprompt library verify" for name in damaged]
+        if not entries and not damaged:
+            lines = [f"No prompts in {folder}. Next: softprompt library add NAME PROMPT"]
+        document = {"prompts": [_entry(entry) for entry in entries], "damaged": damaged}
+        _print(out, document if as_json else None, *([_entries(entries)] if entries else []), *lines)
+
+
+@_library.command("add")
+def add_prompt(name: _Name, prompt: _Prompt, folder: _Library = _LIBRARY, as_json: _Json = False) -> None:
+    """Keep a prompt as a new version of NAME, which becomes the current one."""
+    with _reporting() as out:
+        from softprompt.prompts.library import PromptLibrary
+
+        entry = PromptLibrary(folder).add(name, prompt)
+        _print(out, _entry(entry) if as_json else None, f"Added {entry.name}@{entry.version}, {entry.bytes:,} bytes")
+
+
+@_library.command("show")
+def show_prompt(name: _Reference, folder: _Library = _LIBRARY, as_json: _Json = False) -> None:
+    """Show what is known of a prompt, and its versions."""
+    with _reporting() as out:
+        from softprompt.prompts.library import PromptLibrary
+
+        library = PromptLibrary(folder)
+        entry = library.entry(name)
+        versions = library.versions(entry.name)
+        document = _entry(entry) | {
+            "versions": [_entry(version) for version in versions],
+            "card": entry.card.model_dump(mode="json"),
+        }
+        card = json.dumps(document["card"], indent=2, ensure_ascii=False)
+        _print(out, document if as_json else None, _entries(versions), f"{entry.name}@{entry.version}: {card}")
+
+
+@_library.command("remove")
+def remove_prompt(name: _Reference, folder: _Library = _LIBRARY, as_json: _Json = False) -> None:
+    """Delete a prompt with all its versions, or one version."""
+    with _reporting() as out:
+        from softprompt.prompts.library import PromptLibrary
+
+        PromptLibrary(folder).remove(name)
+        _print(out, {"removed": name} if as_json else None, f"Removed {name}")
+
+
+@_library.command("rollback")
+def rollback_prompt(
+    name: _Name,
+    version: Annotated[
+        int | None,
+        typer.Argument(metavar="[VERSION]", min=1, help="Default: the one before the current one.", show_default=False),
+    ] = None,
+    folder: _Library = _LIBRARY,
+    as_json: _Json = False,
+) -> None:
+    """Make an earlier version of a prompt, or any other, the current one."""
+    with _reporting() as out:
+        from softprompt.prompts.library import PromptLibrary
+
+        entry = PromptLibrary(folder).rollback(name, version)
+        _print(out, _entry(entry) if as_json else None, f"{entry.name} is {entry.name}@{entry.version} now")
+
+
+@_library.command("verify")
+def verify_library(folder: _Library = _LIBRARY, as_json: _Json = False) -> None:
+    """Read every file and name what is damaged, missing or not the library's; exit 1 where anything is."""
+    with _reporting() as out:
+        from softprompt.prompts.library import PromptLibrary
+
+        faults = PromptLibrary(folder).verify()
+        documents = [
+            {"name": fault.name, "version": fault.version, "path": str(fault.path), "problem": fault.problem}
+            for fault in faults
+        ]
+        lines = [f"{fault.path} {fault.problem}" for fault in faults] or [f"{folder} is whole"]
+        _print(out, {"faults": documents} if as_json else None, *lines)
+        if faults:
+            raise SoftPromptError(f"faults in {folder}: {len(faults)}, named above")
+
+
+@_library.command("push")
+def push_prompt(
+    name: _Reference,
+    repository: _Repository,
+    public: Annotated[bool, typer.Option("--public", help="For all to see. Default: a private repository.")] = False,
+    revision: Annotated[
+        str | None, typer.Option(metavar="BRANCH", help="Default: the main branch.", show_default=False)
+    ] = None,
+    folder: _Library = _LIBRARY,
+    as_json: _Json = False,
+) -> None:
+    """Put a prompt on the Hugging Face hub. Log in first: `hf auth login`, or HF_TOKEN."""
+    with _reporting() as out:
+        from softprompt.prompts.library import PromptLibrary
+
+        url = PromptLibrary(folder).push(name, repository, private=not public, revision=revision)
+        _print(out, {"commit": url} if as_json else None, f"Pushed {name}: {url}")
+
+
+@_library.command("pull")
+def pull_prompt(
+    repository: _Repository,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", help="The name to add it under. Default: the repository's.", show_default=False
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="REVISION", help="A branch, tag or commit.", show_default=False)
+    ] = None,
+    folder: _Library = _LIBRARY,
+    as_json: _Json = False,
+) -> None:
+    """Add a prompt from the Hugging Face hub, one saved by PEFT too."""
+    with _reporting() as out:
+        from softprompt.prompts.library import PromptLibrary
+
+        entry = PromptLibrary(folder).pull(repository, name, revision=revision)
+        _print(out, _entry(entry) if as_json else None, f"Added {entry.name}@{entry.version} from {repository}")
+
+
+@app.command()
+def serve(
+    base: Annotated[
+        str, typer.Option("--base", metavar="BASE", help="Hub id, folder or GGUF file.", show_default=False)
+    ],
+    folder: _Library = _LIBRARY,
+    engine: Annotated[_Engine, typer.Option(help="What computes: the embedded engine, or vLLM.")] = _Engine.LOCAL,
+    host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    api_keys: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--api-key",
+            metavar="KEY",
+            help="A key that requests need; give several times for several. Default: SOFTPROMPT_API_KEY, separated by "
+            "commas.",
+            show_default=False,
+        ),
+    ] = None,
+    allow_no_key: Annotated[
+        bool, typer.Option("--allow-no-key", help="Let other machines in without any key.")
+    ] = False,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    state_memory: Annotated[
+        int, typer.Option(min=1, metavar="MIB", help="Memory for the prompts' kept states (local engine).")
+    ] = 1024,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more get a 429.")] = 1024,
+    time_limit: Annotated[float, typer.Option(min=0.001, metavar="SECONDS", help="For each answer.")] = 60.0,
+    body_limit: Annotated[int, typer.Option(min=1, metavar="BYTES", help="The largest request.")] = 10_000_000,
+    rate_limit: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Requests a minute for each key, or address.", show_default="none"),
+    ] = None,
+    flags: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--vllm", metavar="KEY=VALUE", help="A flag of vLLM's: tensor_parallel_size=2.", show_default=False
+        ),
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Serve a library's prompts over HTTP, as OpenAI's API, until Ctrl-C or SIGTERM."""
+    if flags and engine is not _Engine.VLLM:
+        raise typer.BadParameter("--vllm is for --engine vllm")
+    keys = api_keys or [key.strip() for key in os.environ.get("SOFTPROMPT_API_KEY", "").split(",") if key.strip()]
+    with _reporting() as out:
+        from softprompt.prompts.library import PromptLibrary
+        from softprompt.serving.server import serve
+
+        if not folder.is_dir():
+            raise SoftPromptError(
+                f"there is no library at {folder}: make one with `softprompt library add NAME PROMPT`"
+            )
+        logging.disable(logging.NOTSET)  # the log is part of what a server gives
+
+        def make_engine() -> Engine:
+            settings: dict[str, Any] = {"max_waiting": max_waiting, "time_limit": time_limit}
+            if engine is _Engine.VLLM:
+                from softprompt.serving.vllm import VllmEngine
+
+                return VllmEngine(base, dtype=dtype, **settings, **_parse_flags(flags or []))
+            from softprompt.models.base import load_base
+            from softprompt.serving.local import LocalEngine
+
+            return LocalEngine(load_base(base, dtype=dtype), state_bytes=state_memory << 20, **settings)
+
+        def tell(url: str, service: Service) -> None:
+            refused = service.catalogue.refused
+            document = {
+                "url": url,
+                "base": service.engine.base.name,
+                "engine": service.engine.name,
+                "prompts": [served.id for served in service.catalogue.prompts],
+                "refused": refused,
+            }
+            line = f"Serving {document['base']} and {len(document['prompts'])} prompts at {url} (Ctrl-C stops)"
+            more = [f"Refused: {name}: {reason}" for name, reason in sorted(refused.items())]
+            _print(out, document if as_json else None, line, *more)
+
+        serve(
+            make_engine,
+            PromptLibrary(folder),
+            host=host,
+            port=port,
+            ready=tell,
+            api_keys=keys,
+            allow_no_key=allow_no_key,
+            body_limit=body_limit,
+            requests_per_minute=rate_limit,
+            patience=time_limit,
+        )
 
 
 @contextmanager
@@ -313,7 +734,6 @@ def _check_choice(resume: bool, force: bool) -> None:
 
 def _open(path: Path, base: str | None, task_file: Path | None) -> tuple[SoftPrompt, Task, Callable[[], Base]]:
     """A prompt, its task and what loads its base. Its card says what the arguments don't."""
-    from softprompt.models.base import load_base
     from softprompt.prompts import SoftPrompt
     from softprompt.tasks import Task
     from softprompt.training.taskfile import load_task_file
@@ -326,12 +746,36 @@ def _open(path: Path, base: str | None, task_file: Path | None) -> tuple[SoftPro
         task = Task.from_dict(card.task, f"{path / 'card.json'}: task")
     else:
         raise SoftPromptError(f"{path} doesn't say what its task is: give a task file with --task")
+    return prompt, task, _base_of(path, prompt, base)
+
+
+def _base_of(path: Path, prompt: SoftPrompt, base: str | None) -> Callable[[], Base]:
+    """What loads a prompt's base, which its card names where `base` does not."""
+    from softprompt.models.base import load_base
+
+    card = prompt.card
     if base is None:
         if card.base is None:
             raise SoftPromptError(f"{path} doesn't say which base it is for: give it with --base")
         base = card.base.name
     # In the dtype that it was trained in, where that was chosen.
-    return prompt, task, partial(load_base, base, dtype=str(card.recipe.get("dtype", "auto")))
+    return partial(load_base, base, dtype=str(card.recipe.get("dtype", "auto")))
+
+
+def _parse_flags(flags: Sequence[str]) -> dict[str, Any]:
+    """vLLM's flags from KEY=VALUE, the values as YAML reads them."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    for flag in flags:
+        key, equals, value = flag.partition("=")
+        if not (key.isidentifier() and equals):
+            raise SoftPromptError(f"--vllm {flag}: write KEY=VALUE, such as tensor_parallel_size=2")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise SoftPromptError(f"--vllm {flag}: the value cannot be read") from None
+    return found
 
 
 def _read_lines() -> list[str]:
@@ -387,6 +831,30 @@ def _per_label(figures: Mapping[str, Mapping[str, float]]) -> Table:
     for label, of_label in figures.items():
         shares = (f"{of_label[key]:.4f}" for key in ("precision", "recall", "f1"))
         table.add_row(label, *shares, f"{of_label['support']:.0f}")
+    return table
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    """One version in the library, as `--json` shows it."""
+    return {
+        "name": entry.name,
+        "version": entry.version,
+        "current": entry.current,
+        "base": None if entry.card.base is None else entry.card.base.name,
+        "num_virtual_tokens": entry.num_virtual_tokens,
+        "bytes": entry.bytes,
+        "path": str(entry.path),
+        "created": entry.card.created,
+        "sha256": entry.card.sha256,
+    }
+
+
+def _entries(entries: Sequence[Entry]) -> Table:
+    table = Table("prompt", "base", "virtual tokens", "bytes", "created")
+    for entry in entries:
+        found = _entry(entry)
+        name = f"{entry.name}@{entry.version}{' (current)' if entry.current else ''}"
+        table.add_row(name, found["base"] or "?", str(entry.num_virtual_tokens), f"{entry.bytes:,}", found["created"])
     return table
 
 

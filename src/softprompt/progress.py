@@ -6,7 +6,7 @@ Owns how they look. Knows the Trainer's callbacks and rich, and no other room.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
@@ -20,6 +20,7 @@ from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 _MOST_ROWS = 20
+_LINES_OF_DIAGNOSIS = 3  # on a narrow terminal
 
 
 class TrainingProgress(TrainerCallback):
@@ -42,6 +43,7 @@ class TrainingProgress(TrainerCallback):
         self._rows: dict[int, dict[str, str]] = {}
         self._shows, self._running = True, False
         self._validated = 0
+        self._diagnoses: list[str] = []
         self._max_steps = self._first_step = 0
         self._begun = self._step_begun = 0.0
         self._seconds, self._tokens = 0.0, 0  # the time that steps took since the last entry; tokens at that entry
@@ -59,6 +61,14 @@ class TrainingProgress(TrainerCallback):
     def validated(self, rows: int) -> None:
         """Take note of validation rows finished since the last call."""
         self._validated += rows
+
+    def diagnosed(self, sentences: Sequence[str]) -> None:
+        """Take note of all that looks wrong at present, a sentence each."""
+        if self._shows and not self._console.is_terminal:
+            for sentence in sentences:
+                if sentence not in self._diagnoses:
+                    self._line(sentence)
+        self._diagnoses = list(sentences)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -94,6 +104,8 @@ class TrainingProgress(TrainerCallback):
             found["loss"] = f"{logs['loss']:.4f}"
             if "grad_norm" in logs:
                 found["gradient norm"] = f"{logs['grad_norm']:.3g}"
+            if "prompt_update_ratio" in logs:
+                found["update"] = f"{logs['prompt_update_ratio']:.2%}"
             tokens = state.num_input_tokens_seen - self._tokens
             found["tokens/s"] = f"{tokens / max(self._seconds, 1e-9):,.0f}"
             self._seconds, self._tokens = 0.0, state.num_input_tokens_seen
@@ -105,8 +117,11 @@ class TrainingProgress(TrainerCallback):
         found["time left"] = self._time_left()
         self._rows.setdefault(self.step, {}).update(found)
         if self._shows and not self._console.is_terminal:
-            line = ", ".join(f"{key} {value}" for key, value in found.items())
-            self._console.print(f"step {self.step}/{self._max_steps}: {line}", highlight=False, soft_wrap=True)
+            self._line(", ".join(f"{key} {value}" for key, value in found.items()))
+
+    def _line(self, text: str) -> None:
+        line = f"step {self.step}/{self._max_steps}: {text}"
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _time_left(self) -> str:
         done = self.step - self._first_step
@@ -115,17 +130,20 @@ class TrainingProgress(TrainerCallback):
 
     def _render(self) -> RenderableType:
         validation = [f"validation {self._metric}"] if self._validation_rows else []
-        columns = ["loss", *validation, "gradient norm", "tokens/s", "time left"]
+        watched = ["update"] if any("update" in row for row in self._rows.values()) else []
+        columns = ["loss", *validation, "gradient norm", *watched, "tokens/s", "time left"]
         table = Table("step", *columns)
         for column in table.columns:
             column.justify = "right"
         # The newest entries that fit: a live display that is too high loses its end.
-        for step in sorted(self._rows)[-min(_MOST_ROWS, max(1, self._console.height - 6)) :]:
+        spare = self._console.height - 6 - _LINES_OF_DIAGNOSIS * len(self._diagnoses)
+        for step in sorted(self._rows)[-min(_MOST_ROWS, max(1, spare)) :]:
             table.add_row(str(step), *(self._rows[step].get(column, "") for column in columns))
         now = f"step {self.step} of {self._max_steps}"
         if self._validated:
             now += f", validation row {self._validated} of {self._validation_rows}"
-        return Group(table, Text(now)) if self._running else table
+        faults = [Text(sentence, style="yellow") for sentence in self._diagnoses]
+        return Group(table, *faults, Text(now)) if self._running else table
 
 
 @contextmanager
@@ -155,4 +173,37 @@ def progress_bar(console: Console, what: str, total: int) -> Iterator[Callable[[
         yield advance
     finally:
         if bar.live.is_started:  # stopped unstarted, it would print an empty line where there is no terminal
+            bar.stop()
+
+
+@contextmanager
+def share_bar(console: Console) -> Iterator[Callable[[str, float], None]]:
+    """A bar for work of which the share that is done is known: on a terminal; elsewhere a line for each part of it.
+
+    Yields:
+        A function to be called with what is being done and the share of the whole that is done, from 0 to 1.
+    """
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f}%"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+    task, last = bar.add_task("", total=1.0), ""
+
+    def tell(what: str, share: float) -> None:
+        nonlocal last
+        bar.update(task, description=what, completed=share)
+        if console.is_terminal:
+            bar.start()
+        elif what != last:
+            console.print(f"{what} ({share:.0%} done)", markup=False, highlight=False, soft_wrap=True)
+        last = what
+
+    try:
+        yield tell
+    finally:
+        if bar.live.is_started:
             bar.stop()

@@ -99,9 +99,11 @@ class StatePool:
         if self.capacity < 1:
             raise SoftPromptError(f"{memory:,} bytes hold no token's state: one takes {self.bytes_per_place:,}")
         like = torch.empty(0, dtype=model.dtype, device=model.device)
-        # Zeros and not whatever was there: padding reads place 0, and NaN times nothing is NaN.
-        self._keys = [like.new_zeros(self.capacity, *key) for key, _ in shapes]
-        self._values = [like.new_zeros(self.capacity, *value) for _, value in shapes]
+        # Empty, so that memory is taken when it is first used. Padding reads place 0, whose NaN times nothing were NaN.
+        self._keys = [like.new_empty(self.capacity, *key) for key, _ in shapes]
+        self._values = [like.new_empty(self.capacity, *value) for _, value in shapes]
+        for kept in (*self._keys, *self._values):
+            kept[0] = 0
         self._positions = torch.zeros(self.capacity, dtype=torch.long, device=model.device)
         self._free = list(range(self.capacity))
         self._states: OrderedDict[str, State] = OrderedDict()

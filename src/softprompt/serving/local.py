@@ -32,7 +32,7 @@ from softprompt.serving.engine import QueueFullError, Sampling, StoppedError, Ti
 from softprompt.serving.sampling import Chooser
 
 # Tokens of one step. So many keep a CPU's matrix products busy; more would only make everyone wait longer.
-_STEP_TOKENS = {"cpu": 256}
+_STEP_TOKENS = {"cpu": 512}
 _STEP_TOKENS_ELSEWHERE = 8192
 _MOST_RUNNING = 256
 _NOWHERE = torch.zeros(0, dtype=torch.long)
@@ -114,7 +114,7 @@ class LocalEngine:
         state_bytes: memory for keys and values, of the prompts' states and of the texts being answered.
         max_waiting: requests that may wait; one more is refused.
         time_limit: seconds that a request may take, waiting included.
-        max_batch_tokens: about how many tokens one step computes; default 256 on a CPU, else 8192.
+        max_batch_tokens: about how many tokens one step computes; default 512 on a CPU, else 8192.
 
     Raises:
         SoftPromptError: the base allows no packed row, or a setting is not above 0.

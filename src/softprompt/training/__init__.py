@@ -1,7 +1,8 @@
 """How a prompt is learned: recipes, the loop, the run and its folder."""
 
+from softprompt.training.diagnosis import Diagnosis
 from softprompt.training.recipe import Recipe
 from softprompt.training.run import Run, train
 from softprompt.training.trainer import DivergedError
 
-__all__ = ["DivergedError", "Recipe", "Run", "train"]
+__all__ = ["Diagnosis", "DivergedError", "Recipe", "Run", "train"]

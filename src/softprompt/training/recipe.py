@@ -54,6 +54,13 @@ class Recipe(BaseModel):
         max_length: the most tokens of text and target in a row; None: the base's context less the prompt.
         max_tokens: the most tokens computed at one time; a longer batch is split exactly. None: no bound.
         gradient_checkpointing: compute activations again in the backward pass, to save memory.
+        residual: width of the network of a residual reparameterisation, folded into the prompt when it is saved
+            (Razdaibiedina et al. 2023, https://arxiv.org/abs/2305.03937); 0: none.
+        residual_learning_rate: peak rate of that network's weights.
+        average: validate and keep an exponential average of the prompt with this decay, such as 0.95, instead of the
+            last one (Polyak and Juditsky 1992, https://doi.org/10.1137/0330046; Izmailov et al. 2018,
+            https://arxiv.org/abs/1803.05407); 0: none.
+        monitor: measure every virtual token at each log entry, and say what looks wrong; it changes no result.
         report_to: experiment trackers that Transformers knows, such as "tensorboard".
         seed: of the order of the rows.
 
@@ -81,6 +88,10 @@ class Recipe(BaseModel):
     max_length: int | None = Field(default=None, ge=1)
     max_tokens: int | None = Field(default=4096, ge=1)
     gradient_checkpointing: bool = False
+    residual: int = Field(default=0, ge=0)
+    residual_learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    average: float = Field(default=0.0, ge=0, lt=1)
+    monitor: bool = True
     report_to: list[str] = []
     seed: int = Field(default=0, ge=0)
 

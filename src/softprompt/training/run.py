@@ -1,7 +1,7 @@
 """One training run, from rows to a trained prompt: the folder it leaves, how it is resumed, what is reported.
 
-Owns the run folder: `run.json` (what is learned, so that a resumed run is the same run), the checkpoints, `log.jsonl`
-and `prompt/`. Knows nothing of task files or commands; `trainer.py` is the loop.
+Owns the run folder: `run.json` (what is learned, so that a resumed run is the same run), the checkpoints, `log.jsonl`,
+`monitor.jsonl` and `prompt/`. Knows nothing of task files or commands; `trainer.py` is the loop.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,16 @@ from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoded, Encoder
 from softprompt.tasks.rows import Row, check_trainable, load_rows, split_rows
 from softprompt.tasks.task import Task
+from softprompt.training.diagnosis import Diagnosis, diagnose
+from softprompt.training.monitor import Monitor
 from softprompt.training.recipe import Recipe
+from softprompt.training.residual import ResidualModel
 from softprompt.training.trainer import DivergedError, PromptTrainer, Schedule
 
 RECORD = "run.json"
-_LOG = "log.jsonl"
-_PROMPT = "prompt"
+LOG = "log.jsonl"
+MONITOR = "monitor.jsonl"
+PROMPT = "prompt"
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Run:
         validation: the prompt's validation; None without validation rows.
         history: the Trainer's log, one dictionary an entry.
         kernel: how the steps were computed.
+        diagnoses: what looked wrong at the end; empty without the monitor.
         folder: the run's folder; None where none was asked for.
     """
 
@@ -60,12 +65,13 @@ class Run:
     validation: Evaluation | None
     history: list[dict[str, Any]]
     kernel: str
+    diagnoses: list[Diagnosis] = field(default_factory=list)
     folder: Path | None = field(default=None)
 
     @property
     def path(self) -> Path | None:
         """The saved prompt's folder."""
-        return None if self.folder is None else self.folder / _PROMPT
+        return None if self.folder is None else self.folder / PROMPT
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints of the run."""
@@ -80,6 +86,7 @@ class Run:
             "best_step": self.best_step,
             "truncated": self.truncated,
             "kernel": self.kernel,
+            "diagnoses": [asdict(diagnosis) for diagnosis in self.diagnoses],
         }
 
 
@@ -96,6 +103,7 @@ def train(
     force: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
     progress: Callable[[int], None] | None = None,
+    diagnosed: Callable[[Sequence[Diagnosis]], None] | None = None,
 ) -> Run:
     """Learn a task: train the prompt's `[P, H]` numbers, and nothing else, by cross-entropy on the targets.
 
@@ -113,6 +121,7 @@ def train(
         force: replace a run in `output`.
         callbacks: callbacks of the Trainer's kind.
         progress: called in each validation with the number of rows finished since the last call.
+        diagnosed: called after each log entry and validation with what looks wrong, unless the recipe's monitor is off.
 
     Raises:
         SoftPromptError: the data can't be used, `output` exists (without `resume` or `force`), or holds another run.
@@ -122,9 +131,7 @@ def train(
     start = time.perf_counter()
     recipe = recipe or Recipe()
     prompt.check_base(base)
-    model = PromptedModel(
-        base, [prompt], max_tokens=recipe.max_tokens, gradient_checkpointing=recipe.gradient_checkpointing
-    )
+    model = _model(base, prompt, recipe)
     rows = _rows(train, task)
     checks: Sequence[Row] | None
     if isinstance(validation, float):
@@ -146,8 +153,20 @@ def train(
             if os.environ.get("RANK", "0") == "0":  # of several processes the first one makes it
                 _open(folder, about, resume=resume, force=force)
         schedule = Schedule(encoded, recipe.batch_size, recipe.max_steps, recipe.seed)
+        monitor = None
+        if recipe.monitor:
+            steps_per_pass = len(encoded.input_ids) / recipe.batch_size
+            monitor = Monitor(base, prompt, recipe.rate, steps_per_pass, folder / MONITOR, diagnosed)
         trainer = PromptTrainer(
-            model, recipe, schedule, evaluator, task.metric, folder, [*callbacks, _Log(folder / _LOG)], progress
+            model,
+            recipe,
+            schedule,
+            evaluator,
+            task.metric,
+            folder,
+            [*callbacks, _Log(folder / LOG)],
+            progress,
+            monitor,
         )
 
         def finished() -> Run:
@@ -168,7 +187,7 @@ def train(
             )
             learned = SoftPrompt(embeddings, card)
             if output is not None and trainer.is_world_process_zero():
-                learned.save(folder / _PROMPT, force=(folder / _PROMPT).exists())
+                learned.save(folder / PROMPT, force=(folder / PROMPT).exists())
             return Run(
                 prompt=learned,
                 steps=steps,
@@ -178,6 +197,7 @@ def train(
                 validation=validated,
                 history=history,
                 kernel=model.kernel,
+                diagnoses=[] if monitor is None else diagnose(monitor.trajectory),
                 folder=None if output is None else folder,
             )
 
@@ -197,6 +217,16 @@ def train(
             where = f"kept in {kept.path}" if kept.path else "lost: give an output folder to keep it"
             raise DivergedError(f"{error}; the last good prompt (step {kept.best_step}) is {where}") from None
         return finished()
+
+
+def _model(base: Base, prompt: SoftPrompt, recipe: Recipe) -> PromptedModel:
+    options: dict[str, Any] = {
+        "max_tokens": recipe.max_tokens,
+        "gradient_checkpointing": recipe.gradient_checkpointing,
+    }
+    if recipe.residual:
+        return ResidualModel(base, [prompt], bottleneck=recipe.residual, seed=recipe.seed, **options)
+    return PromptedModel(base, [prompt], **options)
 
 
 class _Log(TrainerCallback):
@@ -234,7 +264,7 @@ def _describe(
         "base": base.identity.model_dump() | {"dtype": str(base.dtype).removeprefix("torch.")},
         "prompt": prompt.sha256,
         "task": task.model_dump(),
-        "recipe": recipe.model_dump(exclude={"report_to", "save_every", "log_every"}),
+        "recipe": recipe.model_dump(exclude={"report_to", "save_every", "log_every", "monitor"}),
         "training rows": digest([encoded.input_ids, encoded.target_ids]),
         "validation rows": None if checks is None else digest([[r.columns, r.label, r.target] for r in checks]),
     }

@@ -89,6 +89,7 @@ class PromptStart(BaseModel):
         most_common: `init: vocabulary` draws from that many of the most common tokens.
         distribution: of `init: random`, "table" or "normal".
         seed: of what is drawn at random.
+        candidates: start from the best of that many prompts by a trial of a few steps, see `screening`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -101,6 +102,7 @@ class PromptStart(BaseModel):
     most_common: int | None = Field(default=None, ge=1)
     distribution: Literal["table", "normal"] = "table"
     seed: int = Field(default=0, ge=0)
+    candidates: int = Field(default=1, ge=1, le=64)
 
     @model_validator(mode="after")
     def _check_options(self) -> PromptStart:

@@ -11,14 +11,15 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint, set_seed
@@ -27,6 +28,7 @@ from softprompt.errors import SoftPromptError
 from softprompt.evaluation.evaluate import Evaluation, Evaluator
 from softprompt.models.prompted import PromptedModel
 from softprompt.tasks.encode import Encoded
+from softprompt.training.monitor import Monitor
 from softprompt.training.recipe import Recipe
 
 STATE = "trainer_state.json"
@@ -105,6 +107,7 @@ class PromptTrainer(Trainer):
         folder: where checkpoints go.
         callbacks: further callbacks of the Trainer's kind.
         progress: called with the number of validation rows finished since the last call.
+        monitor: measures the prompt at each log entry; None: nobody does.
     """
 
     model: PromptedModel
@@ -119,29 +122,31 @@ class PromptTrainer(Trainer):
         folder: Path,
         callbacks: Sequence[TrainerCallback] = (),
         progress: Any = None,
+        monitor: Monitor | None = None,
     ) -> None:
-        self.recipe, self.evaluator, self.metric = recipe, evaluator, metric
+        self.recipe, self.evaluator, self.metric, self.monitor = recipe, evaluator, metric, monitor
         self.best: Tensor | None = None
         self.best_evaluation: Evaluation | None = None
         self.best_step = 0
+        self._averages: dict[str, Tensor] = {}
         self._folder, self._schedule = folder, schedule
         self._writing: Path | None = None
         self._progress = progress
         super().__init__(
             model=model,
-            args=_arguments(recipe, folder, model.base.device, validates=evaluator is not None),
+            args=arguments(recipe, folder, model.base.device, validates=evaluator is not None),
             train_dataset=schedule,
             eval_dataset=None if evaluator is None else evaluator.rows,
             data_collator=collate,
-            callbacks=[_Validations(self), *callbacks],
+            callbacks=[_Validations(self), *([] if monitor is None else [monitor]), *callbacks],
         )
         self.remove_callback(PrinterCallback)
 
     @property
     def prompt(self) -> Tensor:
-        """The prompt as it is now, `[P, H]` on the CPU."""
-        prompt: Tensor = self.model.prompts[0]
-        return prompt.detach().cpu().clone()
+        """The prompt as it would be saved now, `[P, H]` on the CPU: averaged, its network folded in."""
+        with self._averaged(), torch.no_grad():
+            return self.model.vectors()[0].detach().cpu().clone()
 
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint in the folder."""
@@ -157,8 +162,9 @@ class PromptTrainer(Trainer):
         """Validate the prompt on all validation rows and keep it if it is the best so far."""
         if self.evaluator is None:
             raise SoftPromptError("there are no validation rows")
-        evaluation = self.evaluator.evaluate(self._progress)
-        if self.best_evaluation is None or self._merit(evaluation) > self._merit(self.best_evaluation):
+        with self._averaged():
+            evaluation = self.evaluator.evaluate(self._progress)
+        if self.best_evaluation is None or merit(evaluation, self.metric) > merit(self.best_evaluation, self.metric):
             self.best, self.best_evaluation, self.best_step = self.prompt, evaluation, self.state.global_step
         figures = {key: value for key, value in evaluation.to_json().items() if isinstance(value, int | float)}
         metrics = {f"eval_{key}": float(value) for key, value in figures.items()}
@@ -166,9 +172,45 @@ class PromptTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _merit(self, evaluation: Evaluation) -> tuple[float, float]:
-        """The task's metric; of equals, the lower log loss is better."""
-        return getattr(evaluation, self.metric), -(evaluation.log_loss or 0.0)
+    def average(self) -> None:
+        """Take the weights after a step into their exponential average, if the recipe asks for one."""
+        decay, step = self.recipe.average, self.state.global_step
+        if not decay:
+            return
+        share = (1 - decay) / (1 - decay**step)  # the weights of all steps so far sum to 1
+        for name, weight in self._trained().items():
+            mean = self._averages.setdefault(name, weight.detach().clone())
+            mean.lerp_(weight.detach(), share)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Within it the model has the averaged weights, where there are any."""
+        weights = self._trained()
+        before = {name: weights[name].detach().clone() for name in self._averages}
+        _put(weights, self._averages)
+        try:
+            yield
+        finally:
+            _put(weights, before)
+
+    def _trained(self) -> dict[str, Tensor]:
+        """What is trained: the prompt, and the network that it may be behind."""
+        return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's optimiser; a residual network's weights have a rate of their own."""
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        own = {id(prompt) for prompt in self.model.prompts}
+        others = [w for group in optimizer.param_groups for w in group["params"] if id(w) not in own]
+        if others and self.recipe.residual:
+            for group in optimizer.param_groups:
+                group["params"] = [w for w in group["params"] if id(w) in own]
+            optimizer.add_param_group(
+                {"params": others, "lr": self.recipe.residual_learning_rate, "weight_decay": self.recipe.weight_decay}
+            )
+        return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One step, which must leave a finite loss and gradient."""
@@ -179,7 +221,15 @@ class PromptTrainer(Trainer):
                 f"the loss or its gradient became NaN or infinite at step {self.state.global_step + 1} with "
                 f"learning_rate {self.recipe.rate:g}: choose a lower recipe.learning_rate"
             )
+        if self.monitor is not None and grad is not None:
+            self.monitor.gradient(grad)
         return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """A log entry, to which the monitor adds its figures so that experiment trackers show them."""
+        if self.monitor is not None and "loss" in logs:
+            logs |= self.monitor.measure(self.model, self.state.global_step, logs)
+        super().log(logs, start_time)
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> SequentialSampler:
         return SequentialSampler(self._schedule)  # the schedule is in order already
@@ -215,7 +265,9 @@ class PromptTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or self._folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {"prompt": self.prompt} | ({} if self.best is None else {"best": self.best})
+        tensors = {} if self.best is None else {"best": self.best}
+        tensors |= {f"trained.{name}": weight.detach().cpu().clone() for name, weight in self._trained().items()}
+        tensors |= {f"average.{name}": mean.cpu() for name, mean in self._averages.items()}
         evaluation = None if self.best_evaluation is None else self.best_evaluation.to_json()
         about = json.dumps({"step": self.best_step, "evaluation": evaluation})
         save_file(tensors, folder / _PROMPT, metadata={"best": about})
@@ -236,20 +288,33 @@ class PromptTrainer(Trainer):
             self.state = TrainerState.load_from_json(str(checkpoint / STATE))
         except Exception as error:
             raise SoftPromptError(f"{checkpoint}: the checkpoint is damaged ({error}); remove it") from error
-        with torch.no_grad():
-            self.model.prompts[0].copy_(tensors["prompt"])
+        _put(self._trained(), {name[8:]: tensor for name, tensor in tensors.items() if name.startswith("trained.")})
+        device = self.model.base.device
+        self._averages = {name[8:]: t.to(device) for name, t in tensors.items() if name.startswith("average.")}
         self.best, self.best_step = tensors.get("best"), best["step"]
         if best["evaluation"] is not None:
             self.best_evaluation = Evaluation(**best["evaluation"])
 
 
+def merit(evaluation: Evaluation, metric: str) -> tuple[float, float]:
+    """What makes one validation better than another: the task's metric; of equals, the lower log loss."""
+    return getattr(evaluation, metric), -(evaluation.log_loss or 0.0)
+
+
+@torch.no_grad()
+def _put(weights: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        weights[name].copy_(value)
+
+
 class _Validations(TrainerCallback):
-    """Validates the last step too, and stops a run that is out of patience."""
+    """Averages after each step, validates the last step too, and stops a run that is out of patience."""
 
     def __init__(self, trainer: PromptTrainer) -> None:
         self._trainer = trainer
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._trainer.average()
         if state.global_step >= state.max_steps and self._trainer.evaluator is not None:
             control.should_evaluate = True
 
@@ -258,7 +323,12 @@ class _Validations(TrainerCallback):
             control.should_training_stop = control.should_save = True
 
 
-def _arguments(recipe: Recipe, folder: Path, device: torch.device, validates: bool) -> TrainingArguments:
+def arguments(recipe: Recipe, folder: Path, device: torch.device, validates: bool, **changed: Any) -> TrainingArguments:
+    """The Trainer's arguments for a recipe; `changed` are those that are to differ.
+
+    Raises:
+        SoftPromptError: the batch can't be shared by the processes and the parts of a step.
+    """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     parts = processes * recipe.gradient_accumulation_steps
     if recipe.batch_size % parts:
@@ -267,33 +337,34 @@ def _arguments(recipe: Recipe, folder: Path, device: torch.device, validates: bo
             f"{recipe.gradient_accumulation_steps} parts each: choose a multiple of {parts}"
         )
     set_seed(recipe.seed)
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=recipe.max_steps,
-        per_device_train_batch_size=recipe.batch_size // parts,
-        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-        learning_rate=recipe.rate,
-        optim="adamw_torch" if recipe.optimizer == "adamw" else "adafactor",
-        lr_scheduler_type="constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule,
-        warmup_steps=recipe.warmup_steps,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
-        eval_strategy="steps" if validates else "no",
-        eval_steps=recipe.evaluate_every,
-        save_strategy="steps",
-        save_steps=recipe.save_every,
-        logging_steps=recipe.log_every,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        include_num_input_tokens_seen="non_padding",
-        report_to=recipe.report_to or "none",
-        seed=recipe.seed,
-        use_cpu=device.type == "cpu",
-        dataloader_pin_memory=device.type == "cuda",
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        label_names=["labels"],
-    )
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": recipe.max_steps,
+        "per_device_train_batch_size": recipe.batch_size // parts,
+        "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
+        "learning_rate": recipe.rate,
+        "optim": "adamw_torch" if recipe.optimizer == "adamw" else "adafactor",
+        "lr_scheduler_type": "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule,
+        "warmup_steps": recipe.warmup_steps,
+        "weight_decay": recipe.weight_decay,
+        "max_grad_norm": recipe.max_grad_norm,
+        "eval_strategy": "steps" if validates else "no",
+        "eval_steps": recipe.evaluate_every,
+        "save_strategy": "steps",
+        "save_steps": recipe.save_every,
+        "logging_steps": recipe.log_every,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "include_num_input_tokens_seen": "non_padding",
+        "report_to": recipe.report_to or "none",
+        "seed": recipe.seed,
+        "use_cpu": device.type == "cpu",
+        "dataloader_pin_memory": device.type == "cuda",
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "label_names": ["labels"],
+    }
+    return TrainingArguments(**settings | changed)
 
 
 def _sync(folder: Path) -> None:

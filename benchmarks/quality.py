@@ -1,0 +1,232 @@
+"""How good prompts are: the methods' table of each task, and what each choice of prompt tuning brings.
+
+    python -m benchmarks.quality [TASK.yaml ...] [--parts methods length options] [--seeds 0 1 2] [--set KEY=VALUE]
+
+Without a task file the demonstration's is taken: sentences about films, with products and news as other domains.
+Finished rows stay in the results and are not repeated, so a run that was interrupted goes on where it stopped. Owns the
+variants and their tables; `softprompt.comparison` measures the methods, `softprompt.train` everything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import softprompt as sp
+from benchmarks.measure import RESULTS, default_device, describe, footing, markdown_table, write_results
+from softprompt import demo
+from softprompt.comparison import compare
+from softprompt.comparison.methods import METHODS
+from softprompt.models.sources import Snippet, read_snippets
+from softprompt.tasks import load_rows, split_rows
+from softprompt.training.ensemble import train_ensemble
+from softprompt.training.screening import candidates, choose_start
+from softprompt.training.taskfile import TaskFile, load_task_file
+
+NAME = "quality"
+MEMBERS = 5  # of an ensemble
+_NO_TEXT = ["prompt.init_text=null", "prompt.spread=false"]
+_PEFT = ["prompt.init=random", "prompt.distribution=normal", *_NO_TEXT]
+# The Trainer's defaults are for fine-tuning: AdamW at 5e-5, decaying linearly from the first step, batches of 8.
+_TRAINER = ["recipe.learning_rate=5e-5", "recipe.schedule=linear", "recipe.warmup_steps=0", "recipe.batch_size=8"]
+# Each part's variants and the keys of the task file that they set.
+VARIANTS: dict[str, dict[str, list[str]]] = {
+    "length": {f"P = {count}": [f"prompt.num_virtual_tokens={count}"] for count in (1, 4, 8, 16, 32, 64, 100)},
+    "initialisation": {
+        "text": [],
+        "labels": ["prompt.init=labels", *_NO_TEXT],
+        "vocabulary": ["prompt.init=vocabulary", *_NO_TEXT],
+        "random, like the table": ["prompt.init=random", *_NO_TEXT],
+        "random, N(0, 1)": _PEFT,
+    },
+    "recipe": {
+        "softprompt's": [],
+        "Lester's": ["recipe.name=lester"],
+        "PEFT's and the Trainer's defaults": [*_PEFT, *_TRAINER],
+    },
+    "options": {
+        "none": [],
+        "residual reparameterisation": ["recipe.residual=128"],
+        "averaged weights": ["recipe.average=0.95"],
+        "best of 4 starts": ["prompt.candidates=4"],
+        f"ensemble of {MEMBERS}": [],
+    },
+    "rows": {"32 rows": [], "128 rows": [], "512 rows": [], "all rows": []},
+}
+PARTS = ("methods", *VARIANTS, "domains")
+
+
+def measure_variant(
+    path: Path, overrides: Sequence[str], part: str, variant: str, seed: int, others: dict[str, list[sp.Row]]
+) -> dict[str, Any]:
+    """One prompt, or ensemble, trained and tested; a run that diverges has no figures."""
+    file = load_task_file(path, [*overrides, f"recipe.seed={seed}"])
+    rows, validation, test = _rows(file)
+    if part == "rows" and variant != "all rows":
+        wanted = int(variant.split()[0])
+        if wanted < len(rows):
+            rows, _ = split_rows(rows, 1 - wanted / len(rows), seed)
+    base = sp.load_base(file.base, dtype=file.recipe.dtype)
+    try:
+        if variant == f"ensemble of {MEMBERS}":
+            starts = candidates(base, file.prompt.model_copy(update={"candidates": MEMBERS}), file.task)
+            ensemble = train_ensemble(base, starts, file.task, train=rows, validation=validation, recipe=file.recipe)
+            return _figures(ensemble.evaluate(base, file.task, test), file)
+        start = choose_start(base, file.prompt, file.task, rows, validation, file.recipe)
+        run = sp.train(base, start, file.task, train=rows, validation=validation, recipe=file.recipe)
+    except sp.DivergedError as error:
+        return {"diverged": str(error)}
+    found = _figures(sp.evaluate(base, run.prompt, file.task, test), file)
+    if part == "domains":
+        found["elsewhere"] = {
+            name: [_figures(sp.evaluate(base, prompt, file.task, far), file) for prompt in (None, run.prompt)]
+            for name, far in others.items()
+        }
+    return found | {"best_step": run.best_step, "seconds": run.seconds}
+
+
+def _rows(file: TaskFile) -> tuple[list[sp.Row], list[sp.Row], list[sp.Row]]:
+    train = load_rows(file.data.train, file.task)
+    if file.data.validation is None or file.data.test is None:
+        raise sp.SoftPromptError(f"{file.name}: the benchmark needs data.validation and data.test")
+    if isinstance(file.data.validation, float):
+        train, validation = split_rows(train, file.data.validation, file.recipe.seed)
+    else:
+        validation = load_rows(file.data.validation, file.task)
+    return train, validation, load_rows(file.data.test, file.task)
+
+
+def _figures(evaluation: sp.Evaluation, file: TaskFile) -> dict[str, Any]:
+    return {"score": getattr(evaluation, file.task.metric), "log_loss": evaluation.log_loss, "n": evaluation.n}
+
+
+def table(document: dict[str, Any]) -> str:
+    """The document as Markdown: each task's methods, then one table for each part, the mean over the seeds."""
+    text = ""
+    for found in document["methods"]:
+        text += f"## {found['name']}: the methods\n\n" + _methods(found) + "\n"
+    for part in (*VARIANTS, "domains"):
+        rows = [row for row in document["rows"] if row["part"] == part]
+        lines = []
+        for task, variant in dict.fromkeys((row["task"], row["variant"]) for row in rows):
+            here = [row for row in rows if (row["task"], row["variant"]) == (task, variant)]
+            scores = [row["score"] for row in here if "score" in row]
+            spread = f"{stdev(scores):.3f}" if len(scores) > 1 else ""
+            mean = f"{fmean(scores):.3f}" if scores else "diverged"
+            lines.append([f"{task}, {variant}", mean, spread, str(len(scores))])
+            for name in here[0].get("elsewhere", {}):
+                bare, prompted = (fmean(row["elsewhere"][name][i]["score"] for row in here) for i in (0, 1))
+                lines.append(
+                    [f"{task}, tested on {name}", f"{prompted:.3f} (zero-shot {bare:.3f})", "", str(len(here))]
+                )
+        if lines:
+            text += f"## {part}\n\n" + markdown_table([part, "test score", "spread", "seeds"], lines) + "\n"
+    return text + footing(document)
+
+
+def _methods(found: dict[str, Any]) -> str:
+    lines = []
+    for row in found["rows"]:
+        if row["status"] != "done":
+            lines.append([row["method"], row["status"], "", "", "", ""])
+            continue
+        low, high = row["interval"] or (float("nan"), float("nan"))
+        lines.append(
+            [
+                row["method"],
+                f"{row['test'][found['metric']]:.3f} [{low:.3f}, {high:.3f}]",
+                f"{row['trainable_parameters']:,}",
+                f"{row['artifact_bytes']:,}",
+                f"{row['peak_memory_bytes'] / 1e9:.2f} GB",
+                f"{row['train_seconds']:.0f}",
+            ]
+        )
+    head = ["method", f"test {found['metric']} [95%]", "parameters", "bytes", "peak memory", "seconds"]
+    return markdown_table(head, lines) + "".join(f"\n{note}\n" for note in found["notes"])
+
+
+def movie_task(folder: Path) -> Path:
+    """The demonstration's task file and data in `folder`, written where they are not there yet."""
+    demo.prepare(folder, demo.split(read_snippets("movieReview"), read_snippets("amazonReview")), None, resume=True)
+    return folder / "task.yaml"
+
+
+def domains() -> dict[str, list[sp.Row]]:
+    """Sentences of other domains with the movie task's labels, rated by the same people."""
+
+    def rows(kind: str, snippets: Sequence[Snippet]) -> list[sp.Row]:
+        chosen = demo.split([], snippets)["out-of-domain.csv"]
+        return [
+            sp.Row({"text": text}, int(rating > 0), " positive" if rating > 0 else " negative", kind, i)
+            for i, (text, rating) in enumerate(chosen, 1)
+        ]
+
+    return {
+        "products": rows("products", read_snippets("amazonReview")),
+        "news": rows("news", read_snippets("nytEditorial")),
+    }
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("tasks", nargs="*", type=Path, help="task files; default: the demonstration's")
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    add("--seeds", nargs="+", type=int, default=[0])
+    add("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="for every run")
+    add("--quick", action="store_true", help="the methods with few steps and one setting each")
+    add("--work", type=Path, default=Path("quality-work"), help="folder for what is trained in comparisons")
+    add("--out", type=Path, default=RESULTS, help="folder for the results")
+    add("--json", action="store_true", help="print JSON instead of the tables")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
+    options = parse(arguments)
+    before = options.out / f"{NAME}.json"
+    old = json.loads(before.read_text(encoding="utf-8")) if before.exists() else {"methods": [], "rows": []}
+    document = describe(NAME, arguments, default_device()) | {"methods": old["methods"], "rows": old["rows"]}
+
+    def keep() -> None:
+        write_results(options.out, NAME, document, table(document))
+
+    tasks = options.tasks or [movie_task(options.work / "films")]
+    for path in tasks:
+        name = load_task_file(path).name
+        if "methods" in options.parts:
+            file = load_task_file(path, options.overrides)
+            found = compare(
+                file,
+                options.methods,
+                output=options.work / name,
+                seeds=len(options.seeds),
+                quick=options.quick,
+                progress=lambda what, share: print(f"{what} ({share:.0%})", file=sys.stderr),
+            )
+            document["methods"] = [one for one in document["methods"] if one["name"] != name]
+            document["methods"].append(found.to_json())
+            keep()
+        others = {} if options.tasks or "domains" not in options.parts else domains()
+        for part, variants in [*VARIANTS.items(), ("domains", {"trained on films": []})]:
+            if part not in options.parts or (part == "domains" and not others):
+                continue
+            for seed in options.seeds:
+                for variant, keys in variants.items():
+                    overrides = [*options.overrides, *keys]
+                    key = {"part": part, "task": name, "variant": variant, "seed": seed, "set": overrides}
+                    if any(key.items() <= row.items() for row in document["rows"]):
+                        continue
+                    print(f"{name}, {part}: {variant}, seed {seed} ...", file=sys.stderr)
+                    document["rows"].append(key | measure_variant(path, overrides, part, variant, seed, others))
+                    keep()
+    print(json.dumps(document, indent=1) if options.json else table(document))
+
+
+if __name__ == "__main__":
+    main()

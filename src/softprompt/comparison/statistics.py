@@ -1,0 +1,105 @@
+"""How sure a figure is: intervals by bootstrap, and a paired test of two methods on the same rows.
+
+Owns the resampling. Knows answers as arrays of numbers; knows nothing of methods, models or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softprompt.tasks.metrics import text_metrics
+from softprompt.tasks.rows import Row
+from softprompt.tasks.task import Metric
+
+_DRAWS = 2000
+Indices = NDArray[np.int64]
+
+
+def row_scores(metric: Metric, rows: Sequence[Row], answers: Sequence[Any]) -> NDArray[np.float64] | None:
+    """How good each answer is, `[n]` from 0 to 1: right or wrong, or for free text the metric of that row alone.
+
+    None for BLEU, which is a figure of a whole corpus.
+    """
+    if metric in ("accuracy", "macro_f1"):
+        return np.array([float(answer == row.label) for row, answer in zip(rows, answers, strict=True)])
+    if metric == "bleu":
+        return None
+    pairs = zip(answers, rows, strict=True)
+    return np.array([text_metrics([answer], [row.target or ""])[metric] for answer, row in pairs])
+
+
+def interval(
+    metric: Metric, rows: Sequence[Row], answers: Sequence[Sequence[Any]], labels: int, *, confidence: float = 0.95
+) -> tuple[float, float] | None:
+    """The percentile bootstrap interval of a figure's mean over several runs, over the choice of the test rows.
+
+    Efron 1979, "Bootstrap Methods: Another Look at the Jackknife" (https://doi.org/10.1214/aos/1176344552). It covers
+    the choice of rows, not that of the seed, and is narrower than it ought to be on a handful of rows.
+
+    Args:
+        metric: the figure.
+        rows: the n test rows.
+        answers: of each run, the label's index or the text for each row.
+        labels: how many labels the task has; 0 for free text.
+        confidence: the interval's.
+
+    Returns:
+        Its ends; None for BLEU.
+    """
+    figure = _figure(metric, rows, answers, labels)
+    if figure is None:
+        return None
+    generator = np.random.default_rng(0)
+    found = [figure(generator.integers(0, len(rows), len(rows))) for _ in range(_DRAWS)]
+    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def paired_test(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> dict[str, float]:
+    """Whether two methods differ on the same rows: the exact sign test, which for right and wrong is McNemar's.
+
+    McNemar 1947, "Note on the sampling error of the difference between correlated proportions or percentages"
+    (https://doi.org/10.1007/BF02295996).
+
+    Args:
+        ours: `[n]` score of each row, the mean over several runs where there are several.
+        theirs: likewise.
+
+    Returns:
+        `difference`, the mean of ours less theirs; `better` and `worse`, the rows on which ours is; and the two-sided
+        `p`: the chance of a split as uneven as that if neither were better.
+    """
+    from scipy.stats import binomtest
+
+    gap = ours - theirs
+    # Means over seeds differ by rounding where they are equal.
+    better, worse = int((gap > 1e-9).sum()), int((gap < -1e-9).sum())
+    p = float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
+    return {"difference": float(gap.mean()), "better": better, "worse": worse, "p": p}
+
+
+def _figure(
+    metric: Metric, rows: Sequence[Row], answers: Sequence[Sequence[Any]], labels: int
+) -> Callable[[Indices], float] | None:
+    """The metric as a function of the rows that were drawn."""
+    if metric == "macro_f1":
+        gold = np.array([row.label for row in rows])
+        runs = [gold * labels + np.array(of_run) for of_run in answers]
+        return lambda drawn: float(np.mean([_macro_f1(pairs[drawn], labels) for pairs in runs]))
+    scores = [row_scores(metric, rows, of_run) for of_run in answers]
+    known = [score for score in scores if score is not None]
+    if len(known) < len(scores):
+        return None
+    mean = np.mean(known, axis=0)
+    return lambda drawn: float(mean[drawn].mean())
+
+
+def _macro_f1(pairs: NDArray[Any], labels: int) -> float:
+    """Macro F1 of pairs `gold * L + predicted`; a label that occurs in neither counts 0, as in the metric itself."""
+    table = np.bincount(pairs, minlength=labels * labels).reshape(labels, labels)
+    total = table.sum(0) + table.sum(1)
+    return float(np.mean(2 * table.diagonal() / np.maximum(total, 1)))

@@ -1,0 +1,75 @@
+"""How much each virtual token matters: the figures of the prompt without it.
+
+Owns the measure. Does not know what is done about a token that matters little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from softprompt.evaluation.evaluate import Evaluation, Evaluator
+from softprompt.models.base import Base
+from softprompt.models.prompted import PromptedModel
+from softprompt.prompts.prompt import SoftPrompt
+from softprompt.tasks.rows import Row
+from softprompt.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Importance:
+    """What leaving out each virtual token costs.
+
+    Attributes:
+        measure: the figure that decides: "log_loss" for classification, which tells more than accuracy does of few
+            rows; the task's metric for free text.
+        whole: the figures of the whole prompt.
+        without: the figures without each of the P virtual tokens.
+    """
+
+    measure: str
+    whole: Evaluation
+    without: list[Evaluation]
+
+    @property
+    def scores(self) -> list[float]:
+        """`[P]` how much worse the measure is without each virtual token; below 0: it is better."""
+        whole = getattr(self.whole, self.measure)
+        sign = 1 if self.measure == "log_loss" else -1
+        return [sign * (getattr(one, self.measure) - whole) for one in self.without]
+
+
+def measure_importance(
+    base: Base, prompt: SoftPrompt, task: Task, rows: Sequence[Row], progress: Callable[[int], None] | None = None
+) -> Importance:
+    """Evaluate the whole prompt and the P prompts that lack one virtual token each.
+
+    Args:
+        base: the prompt's base.
+        prompt: P virtual tokens.
+        task: what is asked.
+        rows: labelled rows, better not those of training; each is asked P + 1 times.
+        progress: called with the number of rows finished since the last call.
+    """
+    every = range(prompt.num_virtual_tokens)
+    whole = evaluate_kept(base, prompt, list(every), task, rows, progress)
+    without = [
+        evaluate_kept(base, prompt, [other for other in every if other != token], task, rows, progress)
+        for token in every
+    ]
+    return Importance("log_loss" if task.labels is not None else task.metric, whole, without)
+
+
+def evaluate_kept(
+    base: Base,
+    prompt: SoftPrompt,
+    kept: Sequence[int],
+    task: Task,
+    rows: Sequence[Row],
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """The figures of a prompt of which only some virtual tokens are left, possibly none."""
+    left = [SoftPrompt(prompt.embeddings[torch.tensor(kept)], prompt.card)] if kept else []
+    return Evaluator(PromptedModel(base, left), base.tokenizer, task, rows, base.max_positions).evaluate(progress)

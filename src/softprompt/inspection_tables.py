@@ -1,0 +1,91 @@
+"""What an inspection and a pruning look like on a terminal.
+
+Owns the tables and the lines. Does not know how anything is found, nor arguments and exit codes.
+"""
+
+from __future__ import annotations
+
+import json
+
+from rich.table import Table
+
+from softprompt.inspection.inspection import CAPTION, Inspection
+from softprompt.inspection.pruning import Pruned
+from softprompt.inspection.similarity import TaskMap
+
+_WORDS = 3  # nearest words of each kind that fit a terminal's width
+_PAIRS = 3  # most alike virtual tokens that are named
+
+
+def describe_inspection(found: Inspection) -> list[str | Table]:
+    """The parts of an inspection, in order."""
+    parts: list[str | Table] = [_tokens(found), CAPTION]
+    parts.append(f"The norm of the base's words is {found.word_norm_mean:.2f} +- {found.word_norm_deviation:.2f}.")
+    if found.drift_unknown is not None:
+        parts.append(f"The drift is not known: {found.drift_unknown}.")
+    if len(found.tokens) > 1:
+        parts.append(f"Most alike (cosine): {_most_alike(found)}")
+    if found.importance is not None:
+        whole, measure = found.importance.whole, found.importance.measure
+        parts.append(
+            f"importance: how much worse {measure} is without the virtual token; the whole prompt has "
+            f"{getattr(whole, measure):.4f} on {whole.n} rows"
+        )
+    parts.append(f"Asked to continue the prompt alone, the base says: {quoted(found.continuation)}")
+    return parts if found.map is None else [*parts, *_map(found.map)]
+
+
+def describe_pruning(found: Pruned, path: str) -> list[str | Table]:
+    """What pruning left in `path`."""
+    before, after = (
+        {key: value for key, value in one.to_json().items() if isinstance(value, float) and key != "seconds"}
+        for one in (found.before, found.after)
+    )
+    table = Table("", "virtual tokens", "rows", *before)
+    for name, count, figures in (
+        ("before", len(found.kept) + len(found.dropped), before),
+        ("after", len(found.kept), after),
+    ):
+        table.add_row(name, str(count), str(found.before.n), *(f"{value:.4f}" for value in figures.values()))
+    places = ", ".join(map(str, found.kept))
+    return [table, f"Kept the virtual tokens {places}. The new prompt is in {path}"]
+
+
+def quoted(text: str) -> str:
+    """A text on one line in quotes, with nothing in it that a terminal would obey."""
+    whole = json.dumps(text, ensure_ascii=False)
+    return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in whole)
+
+
+def _tokens(found: Inspection) -> Table:
+    measured = ["importance"] if found.importance is not None else []
+    started = ["start", "drift"] if found.drift_unknown is None else []
+    table = Table("#", "norm", *started, *measured, "nearest by cosine", "nearest by distance")
+    for token in found.tokens:
+        start = [quoted(str(token.start)), f"{token.drift:.2f}"] if started else []
+        score = [f"{token.importance:+.4f}"] if measured else []
+        words = [
+            " ".join(f"{quoted(word.token)} {word.value:.2f}" for word in near[:_WORDS])
+            for near in (token.around.by_cosine, token.around.by_distance)
+        ]
+        table.add_row(str(token.index), f"{token.norm:.2f}", *start, *score, *words)
+    return table
+
+
+def _most_alike(found: Inspection) -> str:
+    count = len(found.tokens)
+    pairs = sorted(
+        ((found.similarity[i][j], i, j) for i in range(count) for j in range(i + 1, count)),
+        key=lambda pair: -pair[0],
+    )
+    return ", ".join(f"{i} and {j} {cosine:.2f}" for cosine, i, j in pairs[:_PAIRS])
+
+
+def _map(found: TaskMap) -> list[str | Table]:
+    table = Table("prompt", "likeness (cosine of the mean virtual tokens)", "on the map")
+    order = sorted(range(len(found.names)), key=lambda i: -found.similarity[found.asked][i])
+    for i in order:
+        name = found.names[i] + (" (asked about)" if i == found.asked else "")
+        x, y = found.places[i]
+        table.add_row(name, f"{found.similarity[found.asked][i]:.3f}", f"({x:+.2f}, {y:+.2f})")
+    return [table, *(f"{name} is not compared: {reason}" for name, reason in found.left_out.items())]

@@ -1,0 +1,176 @@
+"""What a report shows of a trained prompt beyond the run's own files: its words, its mistakes, its test figures.
+
+Owns `report.json` in the run's folder, so that a report can be made again without the base and the data. Does not know
+how any of it is shown.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from softprompt.errors import SoftPromptError
+from softprompt.evaluation import Evaluation, predict
+from softprompt.models.base import Base
+from softprompt.prompts.prompt import SoftPrompt
+from softprompt.tasks.rows import Row
+from softprompt.tasks.task import Task
+
+FINDINGS = "report.json"
+_MOST_MISTAKES = 20
+_LONGEST_TEXT = 300  # characters of a text that a report shows
+
+
+class Word(BaseModel):
+    """A word near a virtual token, with their cosine."""
+
+    model_config = ConfigDict(frozen=True)
+
+    token: str
+    similarity: float
+
+
+class Token(BaseModel):
+    """A virtual token, as `softprompt inspect` describes it; see `TokenFindings`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    index: int
+    norm: float
+    drift: float | None = None
+    start: str | None = None
+    nearest: list[Word]
+
+
+class Looked(BaseModel):
+    """What `softprompt inspect` found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tokens: list[Token]
+    caption: str
+    similarity: list[list[float]]
+    continuation: str
+    drift_unknown: str | None = None
+
+
+class Mistake(BaseModel):
+    """A row that was answered wrong.
+
+    Attributes:
+        place: where it stands in the data.
+        text: its text, shortened.
+        right: the right label or text.
+        given: the answer.
+        probability: of the answer, from 0 to 1; None for free text.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    place: str
+    text: str
+    right: str
+    given: str
+    probability: float | None = None
+
+
+class Findings(BaseModel):
+    """All of `report.json`; None where something was not looked for.
+
+    Attributes:
+        prompt: the SHA-256 of the prompt that was looked at, as on its card.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    prompt: str | None = None
+    inspection: Looked | None = None
+    mistakes: list[Mistake] | None = None
+    test: Evaluation | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> Findings:
+        """The findings in a run's folder; empty ones where there are none.
+
+        Raises:
+            SoftPromptError: the file is damaged or cannot be read.
+        """
+        path = folder / FINDINGS
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return cls()
+        except OSError as error:
+            raise SoftPromptError(f"{path}: cannot be read: {error.strerror}") from error
+        except ValidationError:
+            raise SoftPromptError(f"{path} is damaged: delete it") from None
+
+    def write(self, folder: Path) -> None:
+        """Put the findings into a run's folder, at once or not at all."""
+        write_file(folder / FINDINGS, self.model_dump_json(indent=1) + "\n")
+
+
+def find_mistakes(
+    base: Base,
+    prompt: SoftPrompt,
+    task: Task,
+    rows: Sequence[Row],
+    progress: Callable[[int], None] | None = None,
+) -> list[Mistake]:
+    """The rows that are answered wrong, the most confident answers first; at most 20.
+
+    Free text is wrong where it isn't the target to the letter, white space around it aside; such rows come in their
+    order.
+    """
+    answers = predict(base, prompt, task, [row.columns for row in rows], progress=progress)
+    found = []
+    for row, answer in zip(rows, answers, strict=True):
+        if task.labels is not None and row.label is not None and answer.label is not None:
+            right, given = task.labels[row.label], answer.label
+            probability: float | None = (answer.probabilities or {})[given]
+        else:
+            right, given, probability = (row.target or "").strip(), answer.output or "", None
+        if right != given:
+            found.append(
+                Mistake(
+                    place=row.place,
+                    text=shorten(row.columns[task.columns[0]] if len(task.columns) == 1 else task.render(row.columns)),
+                    right=shorten(right),
+                    given=shorten(given),
+                    probability=probability,
+                )
+            )
+    found.sort(key=lambda mistake: -(mistake.probability or 0.0))
+    return found[:_MOST_MISTAKES]
+
+
+def shorten(text: str, most: int = _LONGEST_TEXT) -> str:
+    """A text on one line, cut where it is longer than `most` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def write_file(path: Path, content: str) -> None:
+    """Replace a file, at once or not at all.
+
+    Raises:
+        SoftPromptError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise SoftPromptError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def looked(document: dict[str, Any]) -> Looked:
+    """The part of an inspection's document that a report shows."""
+    return Looked.model_validate(document)

@@ -1,0 +1,302 @@
+"""The HTTP API: one app of the endpoints, the gate before them, and the errors they answer.
+
+Owns how the app is put together, and the endpoints for models, classification, prompts and the server's state. Does not
+know how it is bound to a port (`server`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib.metadata import version
+from typing import Annotated, Any
+from uuid import uuid4
+
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
+
+from softprompt.errors import SoftPromptError
+from softprompt.serving import completions, metrics, schemas
+from softprompt.serving.catalogue import Served
+from softprompt.serving.classification import Classifier, Question
+from softprompt.serving.completions import ReadyService, check_count, problems, run_long
+from softprompt.serving.gate import Gate
+from softprompt.serving.problems import ProblemError, find_problem
+from softprompt.serving.service import Service
+from softprompt.serving.streams import together, unless_gone
+
+BODY_LIMIT = 10_000_000
+
+_DESCRIPTION = """\
+One frozen language model behind any number of soft prompts. `model` names the prompt that a request is answered
+behind; requests for different prompts share the model's batches.
+"""
+
+
+def get_service(request: Request) -> Service:
+    """The service, whether or not it takes requests."""
+    service: Service = request.app.state.service
+    return service
+
+
+AnyService = Annotated[Service, Depends(get_service)]
+
+_open = APIRouter(tags=["Server"])
+_figures = APIRouter(tags=["Server"])
+_models = APIRouter(tags=["OpenAI"])
+_tasks = APIRouter(tags=["Tasks"])
+_prompts = APIRouter(tags=["Prompts"])
+
+
+def make_app(
+    service: Service,
+    *,
+    api_keys: Sequence[str] = (),
+    body_limit: int = BODY_LIMIT,
+    requests_per_minute: int | None = None,
+) -> FastAPI:
+    """The ASGI app. Its lifespan starts and stops the service; until it has started, requests get a 503.
+
+    Args:
+        service: what answers.
+        api_keys: each opens all endpoints; none at all: no key is needed.
+        body_limit: the largest body in bytes.
+        requests_per_minute: for each key, or for each address where no key is needed; None: any number.
+    """
+
+    @asynccontextmanager
+    async def live(_: FastAPI) -> AsyncIterator[None]:
+        starting = asyncio.create_task(service.start())
+        try:
+            yield
+        finally:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            await service.stop()
+
+    app = _App(
+        title="softprompt",
+        version=version("softprompt"),
+        description=_DESCRIPTION,
+        lifespan=live,
+        redoc_url=None,
+        redirect_slashes=False,
+        exception_handlers=dict.fromkeys((400, 404, 405, ProblemError, RequestValidationError, SoftPromptError), _tell),
+    )
+    app.state.service = service
+    app.add_middleware(
+        Gate,
+        metrics=service.metrics,
+        keys=api_keys,
+        body_limit=body_limit,
+        requests_per_minute=requests_per_minute,
+    )
+    # Only for the OpenAPI page: it is the gate that asks for the key.
+    locked: list[Any] = [Depends(HTTPBearer(auto_error=False, description="An API key."))] if api_keys else []
+    for router in (_models, completions.router, _tasks, _prompts, _figures):
+        app.include_router(router, dependencies=locked)
+    app.include_router(_open)
+    return app
+
+
+class _App(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        schema = super().openapi()
+        # FastAPI describes a 422 of its own, which is a 400 here.
+        for operations in schema["paths"].values():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            schema["components"]["schemas"].pop(name, None)
+        return schema
+
+
+async def _tell(_: Request, error: Exception) -> Response:
+    return find_problem(error).response
+
+
+@_open.get("/health", summary="Whether the process lives", response_model=schemas.Status)
+async def health() -> schemas.Status:
+    """Needs no key."""
+    return schemas.Status(status="ok")
+
+
+@_open.get("/ready", summary="Whether requests are answered", response_model=schemas.Status, responses=problems(503))
+async def ready(service: AnyService) -> schemas.Status:
+    """A 503 while the server starts or stops. Needs no key."""
+    service.check("ready")
+    return schemas.Status(status="ready")
+
+
+@_figures.get(
+    "/metrics",
+    summary="Figures for Prometheus",
+    response_class=Response,
+    responses={
+        200: {"description": "Prometheus's text format.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+        **problems(401, 429, 500),
+    },
+)
+async def read_metrics(service: AnyService) -> Response:
+    """Requests, queue, tokens, latency by model, states kept, prompts loaded."""
+    return Response(service.metrics.page(), headers={"Content-Type": metrics.CONTENT_TYPE})
+
+
+@_models.get(
+    "/v1/models",
+    summary="The base and the prompts",
+    response_model=schemas.ModelList,
+    responses=problems(401, 429, 500),
+)
+async def list_models(service: AnyService) -> schemas.ModelList:
+    """Everything that `model` can name now, with the prompts' cards."""
+    return schemas.ModelList(data=[_describe(service, served) for served in service.catalogue.models])
+
+
+@_models.get(
+    "/v1/models/{model:path}",
+    summary="The base or one prompt",
+    response_model=schemas.Model,
+    responses=problems(401, 404, 429, 500),
+)
+async def get_model(model: str, service: AnyService) -> schemas.Model:
+    """By the base's name, a prompt's name, or `name@version`."""
+    return _describe(service, service.catalogue.find(model))
+
+
+def _describe(service: Service, served: Served) -> schemas.Model:
+    base = service.engine.base
+    return schemas.Model(
+        id=served.id,
+        created=served.loaded,
+        name=served.name,
+        version=served.version,
+        parent=None if served.prompt is None else base.name,
+        num_virtual_tokens=served.virtual,
+        max_model_len=base.max_positions,
+        card=None if served.prompt is None else served.prompt.card,
+    )
+
+
+@_tasks.post(
+    "/v1/classify",
+    summary="Classify texts, by one or many tasks",
+    response_model=schemas.Classification,
+    responses=problems(400, 401, 404, 408, 413, 429, 500, 503, 504),
+)
+async def classify(body: schemas.ClassifyRequest, request: Request, service: ReadyService) -> schemas.Classification:
+    """Each text in the template of each task: the likeliest label, and every label's probability.
+
+    The probabilities are those that `softprompt predict` gives. All texts and tasks share batches.
+    """
+    start = time.perf_counter()
+    names = [body.model] if isinstance(body.model, str) else body.model
+    inputs = [body.input] if isinstance(body.input, str) else body.input
+    check_count(len(inputs) * len(names), f"{len(inputs)} texts times {len(names)} tasks", "input")
+    tasks = [(served, _classifier(served)) for served in map(service.catalogue.find, names)]
+
+    def ask() -> list[list[Question]]:
+        return [classifier.ask(inputs, truncate=bool(body.truncate)) for _, classifier in tasks]
+
+    size = sum(len(given) if isinstance(given, str) else sum(map(len, given.values())) for given in inputs)
+    by_task = await run_long(size * len(tasks), ask)
+    asked = [
+        (index, served, classifier, questions[index])
+        for index in range(len(inputs))
+        for (served, classifier), questions in zip(tasks, by_task, strict=True)
+    ]
+    works = [
+        partial(service.engine.classify, served.prompt, question.ids, question.continuations)
+        for _, served, _, question in asked
+    ]
+    found = await unless_gone(request.receive, together(works))
+    answers = []
+    for (index, served, classifier, question), likelihoods in zip(asked, found, strict=True):
+        label, probabilities = classifier.answer(likelihoods)
+        answers.append(
+            schemas.ClassificationAnswer(
+                index=index,
+                model=served.id,
+                label=label,
+                probabilities=probabilities,
+                truncated=question.truncated,
+            )
+        )
+    seconds = time.perf_counter() - start
+    for (served, _), questions in zip(tasks, by_task, strict=True):
+        tokens = sum(len(question.ids) for question in questions)
+        service.metrics.finished(served.name, request.scope["route"].path, seconds, tokens, 0)
+    tokens = sum(len(question.ids) for questions in by_task for question in questions)
+    request.state.record.update(model=[served.id for served, _ in tasks], text_tokens=tokens)
+    return schemas.Classification(
+        id=f"classify-{uuid4().hex}",
+        created=int(time.time()),
+        data=answers,
+        usage=schemas.Usage(prompt_tokens=tokens, completion_tokens=0, total_tokens=tokens),
+    )
+
+
+def _classifier(served: Served) -> Classifier:
+    if served.classifier is None:
+        raise ProblemError(
+            400, f"{served.id} has no classification task: use /v1/completions", param="model", code="no_labels"
+        )
+    return served.classifier
+
+
+@_prompts.get(
+    "/v1/prompts", summary="The prompts", response_model=schemas.PromptList, responses=problems(401, 429, 500)
+)
+async def list_prompts(service: AnyService) -> schemas.PromptList:
+    """The prompts that are loaded, and those that could not be."""
+    return schemas.PromptList(
+        data=[_loaded(served) for served in service.catalogue.prompts],
+        refused=[
+            schemas.RefusedPrompt(name=name, reason=reason)
+            for name, reason in sorted(service.catalogue.refused.items())
+        ],
+    )
+
+
+@_prompts.post(
+    "/v1/prompts/load",
+    summary="Load a prompt of the library",
+    response_model=schemas.LoadedPrompt,
+    responses=problems(400, 401, 404, 408, 409, 413, 429, 500, 503, 504),
+)
+async def load_prompt(body: schemas.LoadRequest, request: Request, service: ReadyService) -> schemas.LoadedPrompt:
+    """Its state is computed, then it takes the place of the version that is loaded, at once.
+
+    Requests under way are finished by the version that they began with.
+    """
+    served = await unless_gone(request.receive, service.load(body.name))
+    request.state.record.update(model=served.id)
+    return _loaded(served)
+
+
+@_prompts.post(
+    "/v1/prompts/unload",
+    summary="Unload a prompt",
+    response_model=schemas.LoadedPrompt,
+    responses=problems(400, 401, 404, 408, 413, 429, 500),
+)
+async def unload_prompt(body: schemas.UnloadRequest, request: Request, service: AnyService) -> schemas.LoadedPrompt:
+    """It takes no new requests; those under way are finished. The library keeps it."""
+    served = service.unload(body.name)
+    request.state.record.update(model=served.id)
+    return _loaded(served)
+
+
+def _loaded(served: Served) -> schemas.LoadedPrompt:
+    return schemas.LoadedPrompt(
+        id=served.id,
+        name=served.name,
+        version=served.version or 0,
+        num_virtual_tokens=served.virtual,
+        labels=None if served.classifier is None else served.classifier.labels,
+        loaded=served.loaded,
+    )

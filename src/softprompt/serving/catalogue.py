@@ -1,0 +1,158 @@
+"""The names that answer: the base, and one version each of the prompts that are loaded.
+
+Owns what a name stands for, and what a prompt must be to be served on a base. Knows nothing of engines or HTTP.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from softprompt.errors import SoftPromptError, UnknownPromptError
+from softprompt.models.base import Base
+from softprompt.prompts.library import PromptLibrary
+from softprompt.prompts.names import split_name
+from softprompt.prompts.prompt import SoftPrompt
+from softprompt.serving.classification import Classifier
+from softprompt.tasks.task import Task, shown
+
+
+class UnknownModelError(SoftPromptError):
+    """Nothing that is loaded has this name."""
+
+
+class RefusedPromptError(SoftPromptError):
+    """A prompt of the library cannot be served here."""
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """The base, or one version of a prompt. A request holds on to it, whatever is loaded or unloaded meanwhile.
+
+    Attributes:
+        id: "name@version"; of the base its name.
+        name: without the version.
+        version: None for the base.
+        prompt: None for the base.
+        classifier: of its task; None where its card holds no classification task.
+        loaded: when, in seconds since 1970.
+    """
+
+    id: str
+    name: str
+    version: int | None = None
+    prompt: SoftPrompt | None = None
+    classifier: Classifier | None = None
+    loaded: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def virtual(self) -> int:
+        """P, the number of its virtual tokens."""
+        return 0 if self.prompt is None else self.prompt.num_virtual_tokens
+
+
+class Catalogue:
+    """What is served, by name. All changes are made at once, so that a reader sees the old or the new.
+
+    Args:
+        base: the base.
+        library: where prompts are loaded from.
+
+    Attributes:
+        refused: prompts of the library that could not be loaded and why, by "name" or "name@version".
+    """
+
+    def __init__(self, base: Base, library: PromptLibrary) -> None:
+        self._base, self._library = base, library
+        self._bare = Served(base.name, base.name)
+        self._prompts: dict[str, Served] = {}
+        self.refused: dict[str, str] = {}
+
+    @property
+    def prompts(self) -> list[Served]:
+        """The prompts that are loaded, by name."""
+        return [self._prompts[name] for name in sorted(self._prompts)]
+
+    @property
+    def models(self) -> list[Served]:
+        """The base, then the prompts."""
+        return [self._bare, *self.prompts]
+
+    def find(self, name: str) -> Served:
+        """What answers to `name`: the base's name, or that of a prompt that is loaded, with its version or without.
+
+        Raises:
+            UnknownModelError: nothing does.
+        """
+        if name == self._bare.name:
+            return self._bare
+        served = self._prompts.get(name.partition("@")[0])
+        if served is None:
+            raise UnknownModelError(f"there is no model {shown(name)}: GET /v1/models lists those that are loaded")
+        if name not in (served.name, served.id):
+            raise UnknownModelError(f"{shown(name)} is not loaded: {served.id} is")
+        return served
+
+    def serves(self, name: str) -> bool:
+        """Whether the base or a prompt that is loaded has this name, which has no version."""
+        return name == self._bare.name or name in self._prompts
+
+    def read(self, name: str) -> Served:
+        """Read "name" (the library's current version) or "name@version" from the library, without serving it yet.
+
+        Takes milliseconds, in which files are read; may run in any thread.
+
+        Raises:
+            UnknownPromptError: the library has none of that name or version, or no prompt can have such a name.
+            RefusedPromptError: it is damaged, of another base, or its task cannot be used; `refused` then has it.
+        """
+        try:
+            split_name(name)
+        except SoftPromptError as error:
+            raise UnknownPromptError(str(error)) from None
+        try:
+            served = self._read(name)
+        except UnknownPromptError:
+            raise UnknownPromptError(f"the library has no prompt {shown(name)}") from None
+        except SoftPromptError as error:
+            # Where the library is on this machine is not for everybody.
+            reason = str(error).replace(f"{self._library.folder}/", "")
+            self.refused[name] = reason
+            raise RefusedPromptError(f"prompt {name} is refused: {reason}") from None
+        return served
+
+    def add(self, served: Served) -> None:
+        """Serve it from now on, in place of another version."""
+        self._prompts[served.name] = served
+        for name in (served.name, served.id):
+            self.refused.pop(name, None)
+
+    def remove(self, name: str) -> Served:
+        """Serve the prompt no more. Requests that hold it are finished.
+
+        Raises:
+            UnknownModelError: no such prompt is loaded.
+        """
+        served = self.find(name)
+        if served is self._bare:
+            raise UnknownModelError(f"{shown(name)} is the base, which stays")
+        del self._prompts[served.name]
+        return served
+
+    def _read(self, name: str) -> Served:
+        entry = self._library.entry(name)
+        # By its version, as the current one may change meanwhile.
+        prompt = self._library.get(f"{entry.name}@{entry.version}")
+        if entry.name == self._bare.name:
+            raise SoftPromptError("the base has this name: add it to the library under another one")
+        prompt.check_base(self._base)
+        context = self._base.max_positions
+        if context is not None and prompt.num_virtual_tokens >= context:
+            raise SoftPromptError(f"its {prompt.num_virtual_tokens} virtual tokens leave no room in {context}")
+        classifier = None
+        if prompt.card.task is not None:
+            task = Task.from_dict(prompt.card.task, "card.json: task")
+            if task.labels is not None:
+                virtual = prompt.num_virtual_tokens
+                classifier = Classifier(self._base.tokenizer, task, virtual=virtual, context=context)
+        return Served(f"{entry.name}@{entry.version}", entry.name, entry.version, prompt, classifier)

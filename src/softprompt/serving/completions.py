@@ -1,0 +1,289 @@
+"""The endpoints that generate text, as OpenAI's: /v1/completions and /v1/chat/completions.
+
+Owns the way of such a request, from its fields to its answer or events. Does not know how the app is put together
+(`api`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from softprompt.errors import SoftPromptError
+from softprompt.serving import schemas
+from softprompt.serving.catalogue import Served
+from softprompt.serving.engine import Sampling
+from softprompt.serving.logs import LOGGER
+from softprompt.serving.problems import ProblemError, find_problem
+from softprompt.serving.service import Service
+from softprompt.serving.shapes import DONE, ChatShape, Shape, TextShape
+from softprompt.serving.streams import EventStream, merged, unless_gone
+from softprompt.serving.writer import Piece, choices
+
+_T = TypeVar("_T")
+
+# Dividing by less would overflow, and the likeliest token is all but certain anyway.
+_COLDEST = 1e-3
+_CHAT_TOKENS = 256
+_TEXT_TOKENS = 16
+# Characters from which a text is encoded in a thread, so that others are answered meanwhile.
+_LONG = 20_000
+
+router = APIRouter(tags=["OpenAI"])
+
+
+def ready_service(request: Request) -> Service:
+    """The service, which answers requests now."""
+    service: Service = request.app.state.service
+    service.check("ready", "stopping")
+    return service
+
+
+ReadyService = Annotated[Service, Depends(ready_service)]
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What the OpenAPI page says of an endpoint's errors."""
+    reasons = {
+        400: "The request is wrong; the message names the field and says what to do.",
+        401: "The API key is missing or wrong.",
+        404: "There is no such model or prompt.",
+        408: "The body came too slowly.",
+        409: "The prompt is damaged, or not of this base.",
+        413: "The body is too large.",
+        429: "Too many requests: try again after the seconds of the header Retry-After.",
+        500: "The server has failed.",
+        503: "The server is starting or stopping.",
+        504: "The answer took too long.",
+    }
+    return {status: {"model": schemas.Problem, "description": reasons[status]} for status in statuses}
+
+
+async def run_long(size: int, work: Callable[[], _T]) -> _T:
+    """What `work`, which reads `size` characters, returns; in a thread where that takes long."""
+    return await asyncio.to_thread(work) if size > _LONG else work()
+
+
+def check_count(count: int, what: str, param: str) -> None:
+    """Refuse too many answers in one request.
+
+    Raises:
+        ProblemError: `count` is above the limit.
+    """
+    if count > schemas.MOST_ANSWERS:
+        raise ProblemError(
+            400,
+            f"{what} are {count} answers, but one request has at most {schemas.MOST_ANSWERS}: split it",
+            param=param,
+        )
+
+
+def _answers(model: type[Any]) -> dict[int | str, dict[str, Any]]:
+    events = {"schema": {"type": "string"}, "example": 'data: {"id": "...", "choices": [...]}\n\ndata: [DONE]\n\n'}
+    whole: dict[int | str, dict[str, Any]] = {
+        200: {
+            "model": model,
+            "description": "The answer; with `stream`, its parts as server-sent events and `[DONE]` at the end.",
+            "content": {"text/event-stream": events},
+        }
+    }
+    return {**whole, **problems(400, 401, 404, 408, 413, 429, 500, 503, 504)}
+
+
+@router.post(
+    "/v1/completions", summary="Go on with a text", response_model=None, responses=_answers(schemas.Completion)
+)
+async def complete(body: schemas.CompletionRequest, request: Request, service: ReadyService) -> Response:
+    """Texts as they stand, each behind the prompt's virtual tokens, are gone on with."""
+    served = service.catalogue.find(body.model)
+    given, writer, n = body.prompt, service.writer, body.n or 1
+    texts: Sequence[str | list[int]]
+    if isinstance(given, str):
+        texts = [given]
+    elif isinstance(given[0], int):
+        texts = [given]  # one text's ids
+    else:
+        texts = given
+    if body.best_of not in (None, n):
+        raise ProblemError(400, "best_of is not supported: leave it out, or set it to n", param="best_of")
+    if body.echo and body.logprobs is not None:
+        raise ProblemError(400, "echo is not supported together with logprobs", param="echo")
+    check_count(len(texts) * n, f"{len(texts)} texts times n = {n}", "prompt")
+
+    def encode() -> list[list[int]]:
+        return [writer.encode(text) if isinstance(text, str) else text for text in texts]
+
+    encoded = await run_long(sum(map(len, texts)), encode)
+    for text, ids in zip(texts, encoded, strict=True):
+        if not isinstance(text, str):
+            writer.check_ids(ids)
+    rooms = [room for ids in encoded if (room := writer.room(served.prompt, ids)) is not None]
+    sampling = _sampling(body, service, body.max_tokens or min([_TEXT_TOKENS, *rooms]), body.logprobs)
+    prefixes = [text if isinstance(text, str) else writer.decode(text) for text in texts] if body.echo else []
+    shape = TextShape(served.id, body.logprobs is not None)
+    return await _Answers(request, service, served, encoded, sampling, body, prefixes).respond(shape)
+
+
+@router.post(
+    "/v1/chat/completions",
+    summary="Answer a conversation",
+    response_model=None,
+    responses=_answers(schemas.ChatCompletion),
+)
+async def chat(body: schemas.ChatRequest, request: Request, service: ReadyService) -> Response:
+    """The conversation in the base's chat template, behind the prompt's virtual tokens, is answered."""
+    served = service.catalogue.find(body.model)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ProblemError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+    limits = {limit for limit in (body.max_tokens, body.max_completion_tokens) if limit is not None}
+    if len(limits) > 1:
+        raise ProblemError(400, "max_tokens and max_completion_tokens differ: send one of them", param="max_tokens")
+    messages = [
+        {
+            "role": "system" if message.role == "developer" else message.role,
+            "content": message.content
+            if isinstance(message.content, str)
+            else "".join(part.text for part in message.content),
+        }
+        for message in body.messages
+    ]
+    size = sum(len(message["content"]) for message in messages)
+    ids = await run_long(size, lambda: service.writer.encode_chat(messages))
+    room = service.writer.room(served.prompt, ids)
+    most = limits.pop() if limits else min(_CHAT_TOKENS, room or _CHAT_TOKENS)
+    sampling = _sampling(body, service, most, (body.top_logprobs or 0) if body.logprobs else None)
+    return await _Answers(request, service, served, [ids], sampling, body, []).respond(
+        ChatShape(served.id, bool(body.logprobs))
+    )
+
+
+def _sampling(
+    body: schemas.CompletionRequest | schemas.ChatRequest, service: Service, max_tokens: int, logprobs: int | None
+) -> Sampling:
+    if body.stream_options is not None and not body.stream:
+        raise ProblemError(400, "stream_options needs stream: true", param="stream_options")
+    temperature = 1.0 if body.temperature is None else body.temperature
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=temperature if temperature >= _COLDEST else 0.0,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        top_k=body.top_k or 0,
+        seed=body.seed,
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        no_repeat_ngram_size=body.no_repeat_ngram_size or 0,
+        bad_words=service.writer.bad_words(body.bad_words or []),
+        logprobs=logprobs,
+        ignore_eos=bool(body.ignore_eos),
+    )
+
+
+class _Answers:
+    """The answers to one request, while they come.
+
+    Args:
+        texts: the texts' token ids; each is answered `n` times.
+        prefixes: what to put before the answers to each text; empty: nothing.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        service: Service,
+        served: Served,
+        texts: Sequence[list[int]],
+        sampling: Sampling,
+        body: schemas.CompletionRequest | schemas.ChatRequest,
+        prefixes: Sequence[str],
+    ) -> None:
+        self._start = time.perf_counter()
+        self._request, self._service, self._served = request, service, served
+        for ids in texts:
+            service.writer.check(served.prompt, ids, sampling.max_tokens)
+        self._stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+        n = body.n or 1
+        self._asked = [(ids, one) for ids in texts for one in choices(sampling, n)]
+        self._prefixes = dict(enumerate(prefix for prefix in prefixes for _ in range(n)))
+        self._stream = bool(body.stream)
+        self._with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+        self._text_tokens, self._new_tokens = sum(map(len, texts)), 0
+
+    async def respond(self, shape: Shape) -> Response:
+        """The whole answer, or the stream of its events, whose first is there."""
+        if not self._stream:
+            found = await unless_gone(self._request.receive, self._collect())
+            return Response(shape.whole(found, self._usage).model_dump_json(), media_type="application/json")
+        pieces = self._pieces()
+        # An error before the first piece still has a status of its own.
+        first = await unless_gone(self._request.receive, _next(pieces))
+        return EventStream(self._events(first, pieces, shape))
+
+    @property
+    def _usage(self) -> schemas.Usage:
+        return schemas.Usage(
+            prompt_tokens=self._text_tokens,
+            completion_tokens=self._new_tokens,
+            total_tokens=self._text_tokens + self._new_tokens,
+        )
+
+    async def _pieces(self) -> AsyncGenerator[Piece, None]:
+        metrics, name = self._service.metrics, self._served.name
+        streams = [
+            self._service.writer.write(number, self._served.prompt, ids, sampling, self._stops)
+            for number, (ids, sampling) in enumerate(self._asked)
+        ]
+        try:
+            async with aclosing(merged(streams)) as pieces:
+                async for piece in pieces:
+                    if not self._new_tokens:
+                        metrics.first_text(name, time.perf_counter() - self._start)
+                    self._new_tokens += piece.new_tokens
+                    yield replace(piece, text=self._prefixes.pop(piece.choice, "") + piece.text)
+            seconds = time.perf_counter() - self._start
+            metrics.finished(name, self._request.scope["route"].path, seconds, self._text_tokens, self._new_tokens)
+        finally:
+            self._request.state.record.update(
+                model=self._served.id, text_tokens=self._text_tokens, new_tokens=self._new_tokens
+            )
+
+    async def _collect(self) -> list[Piece]:
+        parts: list[list[Piece]] = [[] for _ in self._asked]
+        async with aclosing(self._pieces()) as pieces:
+            async for piece in pieces:
+                parts[piece.choice].append(piece)
+        return [
+            Piece(
+                choice=number,
+                text="".join(piece.text for piece in some),
+                new_tokens=sum(piece.new_tokens for piece in some),
+                scored=[scored for piece in some for scored in piece.scored],
+                finish=some[-1].finish,
+            )
+            for number, some in enumerate(parts)
+        ]
+
+    async def _events(
+        self, first: Piece, pieces: AsyncGenerator[Piece, None], shape: Shape
+    ) -> AsyncGenerator[str, None]:
+        try:
+            async with aclosing(pieces):
+                yield shape.event([first])
+                async for piece in pieces:
+                    yield shape.event([piece])
+        except Exception as error:  # too late for a status: the error is the last event
+            if not isinstance(error, SoftPromptError):
+                LOGGER.error("stream failed", exc_info=error)
+            yield f"data: {find_problem(error).json}\n\n"
+            return
+        if self._with_usage:
+            yield shape.event([], self._usage)
+        yield DONE
+
+
+async def _next(pieces: AsyncGenerator[Piece, None]) -> Piece:
+    return await anext(pieces)

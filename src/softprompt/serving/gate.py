@@ -1,0 +1,196 @@
+"""What every request passes: an id, a key, the limits on rate and size, a line in the log.
+
+Owns who may come in and how much they may bring. Knows nothing of what is asked. It is plain ASGI, since Starlette's
+own kind of middleware would hide a client's going away from the endpoints.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from fastapi.datastructures import Headers
+
+from softprompt.serving.logs import LOGGER
+from softprompt.serving.metrics import Metrics
+from softprompt.serving.problems import ProblemError, busy, find_problem
+from softprompt.serving.streams import ClientGoneError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# Whoever may see whether the server lives, and how it is spoken to.
+OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+_CLIENT_GONE = 499  # in the log; nginx's
+_BODY_SECONDS = 60.0
+# What is read of a body that is too large, so that its sender sees the answer and not a connection that breaks.
+_MOST_DRAINED = 200_000_000
+_DRAIN_SECONDS = 10.0
+
+
+class RateLimit:
+    """So many requests a minute for each client, in bursts of as many (the generic cell rate algorithm).
+
+    Args:
+        per_minute: at least 1.
+    """
+
+    _MOST_CLIENTS = 10_000
+
+    def __init__(self, per_minute: int) -> None:
+        self._interval = 60 / per_minute
+        # When each client will have used up nothing; what lies in the past says no more than what isn't there.
+        self._free: dict[str, float] = {}
+
+    def wait(self, client: str, now: float) -> float:
+        """Take one request of `client`; 0, or, where it may not be made, after how many seconds it may.
+
+        Args:
+            now: in seconds, from any start.
+        """
+        if len(self._free) >= self._MOST_CLIENTS:
+            self._free = {client: free for client, free in self._free.items() if free > now}
+        free = max(self._free.get(client, now), now) + self._interval
+        if free - now > 60.0 + 1e-6:
+            return free - now - 60.0
+        self._free[client] = free
+        return 0.0
+
+
+class Gate:
+    """The middleware.
+
+    Args:
+        app: what is behind it.
+        metrics: where requests are counted.
+        keys: each opens all endpoints; none at all: no key is needed.
+        body_limit: bytes.
+        requests_per_minute: for each key, or each address where there are none; None: any number.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        keys: Sequence[str] = (),
+        body_limit: int,
+        requests_per_minute: int | None = None,
+    ) -> None:
+        self._app, self._metrics, self._body_limit = app, metrics, body_limit
+        self._keys = [key.encode() for key in keys]
+        self._rate = None if requests_per_minute is None else RateLimit(requests_per_minute)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
+        record: dict[str, Any] = {}
+        scope.setdefault("state", {})["record"] = record
+        status = 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        self._metrics.running.inc()
+        try:
+            if scope["path"] not in OPEN_PATHS:
+                self._admit(scope, headers)
+            await self._app(scope, self._limited(headers, receive), send_marked)
+        except ClientGoneError:
+            status = _CLIENT_GONE
+        except Exception as error:
+            problem = find_problem(error)
+            if problem.status_code == 500:
+                LOGGER.error("request failed", exc_info=error, extra={"fields": {"request_id": request_id}})
+            if status:  # half an answer is out: cut the connection, so that it is not taken for a whole one
+                raise
+            await problem.response(scope, receive, send_marked)
+        finally:
+            self._metrics.running.dec()
+            route = getattr(scope.get("route"), "path", "unknown")
+            self._metrics.answered(route, status)
+            fields = {
+                "request_id": request_id,
+                "method": scope["method"] if scope["method"] in _METHODS else "other",
+                "route": route,
+                "status": status,
+                "seconds": round(time.perf_counter() - start, 4),
+                "client": (scope.get("client") or ("",))[0],
+            }
+            LOGGER.info("request", extra={"fields": fields | record})
+
+    def _admit(self, scope: Scope, headers: Headers) -> None:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        token = given.strip(" ").encode("latin-1") if scheme.lower() == "bearer" else b""  # the bytes as they came
+        # All are compared, whichever fits: the time tells nothing.
+        fitting = [i for i, key in enumerate(self._keys) if secrets.compare_digest(token, key)]
+        client = f"key {fitting[0]}" if fitting else str((scope.get("client") or ("",))[0])
+        if self._rate is not None and (wait := self._rate.wait(client, time.monotonic())):
+            raise busy("too many requests a minute: try again later", "rate_limit_exceeded", wait)
+        if self._keys and not fitting:
+            message = "the API key is wrong" if given else "an API key is needed, as `Authorization: Bearer KEY`"
+            raise ProblemError(
+                401,
+                message,
+                kind="authentication_error",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    def _limited(self, headers: Headers, receive: Receive) -> Receive:
+        """`receive`, but for bodies that are too large or come too slowly."""
+        declared = headers.get("content-length", "")
+        size = int(declared) if declared.isdecimal() else 0
+        read, complete = 0, False
+        deadline = time.monotonic() + _BODY_SECONDS
+
+        async def receive_limited() -> Message:
+            nonlocal read, complete
+            if complete:
+                return await receive()
+            message: Message = {"type": "http.request", "more_body": True}
+            if size <= self._body_limit:
+                try:
+                    message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
+                except asyncio.TimeoutError:
+                    raise ProblemError(
+                        408, f"the body took longer than {_BODY_SECONDS:.0f} s", code="body_too_slow"
+                    ) from None
+            read += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            if max(size, read) > self._body_limit:
+                if not complete:
+                    await _drain(receive)
+                limit = f"{self._body_limit:,} bytes"
+                raise ProblemError(413, f"the body is larger than {limit}: send less at a time", code="body_too_large")
+            return message
+
+        return receive_limited
+
+
+async def _drain(receive: Receive) -> None:
+    read, more = 0, True
+    deadline = time.monotonic() + _DRAIN_SECONDS
+    with suppress(asyncio.TimeoutError):
+        while more and read < _MOST_DRAINED:
+            message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
+            read += len(message.get("body", b""))
+            more = message.get("more_body", False)

@@ -1,0 +1,159 @@
+"""The process: a port, uvicorn, signals.
+
+Owns binding, who may be let in from outside, and the way down at SIGTERM. Knows nothing of endpoints.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+import uvicorn
+
+from softprompt.errors import SoftPromptError
+from softprompt.prompts.library import PromptLibrary
+from softprompt.serving.api import make_app
+from softprompt.serving.engine import Engine
+from softprompt.serving.logs import logging_to_stderr
+from softprompt.serving.service import Service
+
+_BACKLOG = 2048
+
+
+def serve(
+    make_engine: Callable[[], Engine],
+    library: PromptLibrary,
+    *,
+    host: str,
+    port: int,
+    ready: Callable[[str, Service], None],
+    api_keys: Sequence[str] = (),
+    allow_no_key: bool = False,
+    body_limit: int,
+    requests_per_minute: int | None = None,
+    patience: float,
+) -> None:
+    """Serve a library until SIGTERM or SIGINT; requests that run then are finished.
+
+    Args:
+        make_engine: makes the engine, which may take long; the port is taken first.
+        library: its prompts are served.
+        host: address or name to listen at.
+        port: 0 takes a free one.
+        ready: called once requests are answered, with the server's URL.
+        api_keys: each opens all endpoints.
+        allow_no_key: listen to other machines without any key.
+        body_limit: the largest body in bytes.
+        requests_per_minute: for each key, or for each address where no key is needed; None: any number.
+        patience: seconds that requests may still take after SIGTERM.
+
+    Raises:
+        SoftPromptError: the address cannot be had, or would be open to everybody; the engine cannot start.
+    """
+    if not (api_keys or allow_no_key or _is_loopback(host)):
+        raise SoftPromptError(
+            f"--host {host} lets other machines in without a key: give --api-key (or SOFTPROMPT_API_KEY), or "
+            "--allow-no-key where something else keeps strangers out"
+        )
+    if not all(map(str.strip, api_keys)):
+        raise SoftPromptError("an API key is empty")
+    with bind(host, port) as bound:
+        service = Service(make_engine(), library)
+        app = make_app(service, api_keys=api_keys, body_limit=body_limit, requests_per_minute=requests_per_minute)
+        with logging_to_stderr():
+            asyncio.run(run(Server(app, service, patience), bound, lambda: ready(_url(host, bound), service)))
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but for the signals: after them the process ends with 0, since all requests were finished.
+
+    Args:
+        app: from `make_app`.
+        service: that of the app.
+        patience: seconds that requests may still take after a signal.
+    """
+
+    def __init__(self, app: object, service: Service, patience: float) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,  # type: ignore[arg-type]  # uvicorn's types and Starlette's differ
+                loop="asyncio",
+                http="h11",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=75,  # longer than clients and proxies keep a connection for its next request
+                proxy_headers=False,  # whoever sends X-Forwarded-For could take any address
+                timeout_graceful_shutdown=max(1, round(patience)),
+            )
+        )
+        self.service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop accepting and finish what runs; at a second Ctrl-C, stop at once."""
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.service.close()
+        self.should_exit = True
+
+
+async def run(server: Server, bound: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve at the socket `bound` until `server.should_exit`, and call `ready` once requests are answered.
+
+    Raises:
+        Exception: whatever has kept the service from starting.
+    """
+    serving = asyncio.create_task(server.serve(sockets=[bound]))
+    starting = asyncio.create_task(server.service.started())
+    try:
+        await asyncio.wait([serving, starting], return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            await starting
+            ready()
+    except Exception:
+        server.should_exit = True
+        raise
+    finally:
+        starting.cancel()
+        await serving
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that has the address, but does not listen yet.
+
+    Raises:
+        SoftPromptError: the address cannot be had.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise SoftPromptError(f"--host {host}: {error.strerror or error}") from None
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise SoftPromptError(
+            f"cannot listen at {host}, port {port}: {error.strerror or error}; choose another with --port"
+        ) from None
+    return bound
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _url(host: str, bound: socket.socket) -> str:
+    port = bound.getsockname()[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

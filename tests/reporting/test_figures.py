@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+from matplotlib.figure import Figure
+
+from softprompt.reporting import figures
+from softprompt.reporting.page import figure
+
+CURVE = [(1.0, 2.0), (5.0, 1.5), (9.0, 1.2)]
+DRAWN: dict[str, Callable[[], Figure]] = {
+    "curves": lambda: figures.curves({"training": CURVE, "validation": CURVE[1:]}, "loss (nats)", 5),
+    "gradient map": lambda: figures.gradient_map([1, 5, 9], [[0.1, 0.0], [1e-6, 2.0], [0.5, 0.4]]),
+    "gradients of 0": lambda: figures.gradient_map([1], [[0.0, 0.0]]),
+    "norms": lambda: figures.norms(CURVE, CURVE, CURVE, [0.5, 1.0, 1.5]),
+    "confusion": lambda: figures.confusion([[3, 1], [0, 0]], ["good", "<b>$bad$</b>"]),
+    "many labels": lambda: figures.confusion([[1] * 40] * 40, [str(i) for i in range(40)]),
+    "task map": lambda: figures.task_map([[0.0, 0.0], [1.0, 2.0]], ["this prompt", "mood@1"], 0),
+    "similarity": lambda: figures.similarity([[1.0, 0.5], [0.5, 1.0]]),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_figure_says_what_it_shows(name: str) -> None:
+    drawn = DRAWN[name]()
+    axes, *others = drawn.axes
+    assert axes.get_xlabel()
+    assert axes.get_ylabel()
+    if others:  # the colour bar is the legend
+        assert others[0].get_ylabel()
+    elif name != "task map":  # which has names at its points
+        legend = axes.get_legend()
+        assert legend is not None
+        assert len(legend.get_texts()) == len(axes.get_legend_handles_labels()[0])
+    assert 'role="img"' in figure(drawn, "t", "d")
+
+
+def test_labels_are_words_and_no_formulas() -> None:
+    svg = figure(DRAWN["confusion"](), "t", "d")
+    assert "&lt;b&gt;$bad$&lt;/b&gt;" in svg
+
+
+def test_a_glyph_that_matplotlibs_font_lacks_is_left_to_the_browser() -> None:
+    assert "好" in figure(figures.confusion([[1, 0], [0, 1]], ["好", "不好"]), "t", "d")
+
+
+def test_a_long_run_is_drawn_in_few_columns() -> None:
+    drawn = figures.gradient_map(list(range(5000)), [[1.0, 2.0]] * 5000)
+    assert drawn.axes[0].images[0].get_array().shape == (2, 160)  # type: ignore[union-attr]
+    assert len(figure(drawn, "t", "d")) < 100_000
+
+
+def test_only_finite_numbers_are_drawn() -> None:
+    assert figures.finite([(1, 2.0), (2, math.nan), (3, None), (4, "x"), (5, math.inf)]) == [(1.0, 2.0)]
