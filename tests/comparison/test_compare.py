@@ -10,8 +10,7 @@ from peft import LoraConfig, get_peft_model
 
 from softprompt import SoftPrompt, SoftPromptError, load_base
 from softprompt.comparison import Comparison, compare, processes, worker
-from softprompt.comparison.methods import METHODS
-from softprompt.comparison.methods import Job
+from softprompt.comparison.methods import METHODS, Job
 from softprompt.comparison.peers import PeerTrainer
 from softprompt.comparison.plan import artifact, read_plan, result_file
 from softprompt.comparison.worker import Tell, perform
