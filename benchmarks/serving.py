@@ -492,7 +492,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--quick", action="store_true", help="few requests and at most 10 tasks; results are written as *_quick")
-    add("--only", choices=["engine", "state", "server", "soak"], help="this part alone")
+    add("--only", choices=["engine", "state", "server", "soak"], help="this part alone; results are written as *_PART")
     add(
         "--soak", type=float, help="also so many seconds of mixed load with loads and unloads; --only soak: default 600"
     )
@@ -520,7 +520,8 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
     document = describe(NAME, arguments, base.device) | {"dtype": str(base.dtype).removeprefix("torch.")}
 
     def keep() -> None:
-        write_results(options.out, NAME + ("_quick" if quick else ""), document, table(document))
+        name = "_".join([NAME, *([options.only] if options.only else []), *(["quick"] if quick else [])])
+        write_results(options.out, name, document, table(document))
 
     if options.only in (None, "engine"):
         document["engine"] = asyncio.run(
@@ -534,7 +535,7 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
         document["servers"] = []
         for state_bytes in options.state_bytes:
             found = measure_server(
-                base, options.tasks, 16 if quick else 96, 3 if quick else 20, state_bytes, new=3 if quick else 10
+                base, options.tasks, 16 if quick else 64, 3 if quick else 10, state_bytes, new=3 if quick else 10
             )
             document["servers"].append(asyncio.run(found))
             keep()

@@ -236,7 +236,8 @@ def test_people_get_tables_and_lines(project):
     for what in ("validation", "test", "accuracy", "128 parameters"):
         assert what in result.stdout
     assert re.search(
-        r"step 12/12: loss [\d.]+, gradient norm [\d.]+, tokens/s [\d,]+, time left 0:00:00", result.stderr
+        r"step 12/12: loss [\d.]+, gradient norm [\d.]+, update [\d.]+%, tokens/s [\d,]+, time left 0:00:00",
+        result.stderr,
     )
     assert re.search(r"step 8/12: validation accuracy [\d.]+", result.stderr)
     result = run("evaluate", "runs/mood/prompt", "test.csv")

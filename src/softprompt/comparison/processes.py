@@ -38,10 +38,12 @@ def run_job(folder: Path, job: Job, parts: Sequence[str], tell: Tell) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     log = folder / "logs" / f"{job.name}.log"
     log.parent.mkdir(exist_ok=True)
-    with log.open("a", encoding="utf-8") as errors:
-        process = subprocess.Popen(
+    with (
+        log.open("a", encoding="utf-8") as errors,
+        subprocess.Popen(
             [*command, *parts], stdout=subprocess.PIPE, stderr=errors, env=environment, text=True, encoding="utf-8"
-        )
+        ) as process,
+    ):
         try:
             assert process.stdout is not None, "a pipe was asked for"
             for line in process.stdout:
@@ -50,7 +52,6 @@ def run_job(folder: Path, job: Job, parts: Sequence[str], tell: Tell) -> None:
             code = process.wait()
         except BaseException:
             process.kill()
-            process.wait()
             raise
     for part in parts:
         found = read_result(result_file(folder, part, job.name))
