@@ -27,6 +27,7 @@ KEYS = {
     "best_step",
     "kernel",
     "truncated",
+    "diagnoses",
     "out_of_domain",
     "zero_shot",
     "base_parameters",
