@@ -90,6 +90,11 @@ def test_any_continuations_after_any_texts(texts, continuations, seed):
     assert_scores(PromptedModel(shared_model("llama"), make_prompts(3, 5)), continuations, texts, index)
 
 
+def test_an_empty_text_has_no_part_in_what_the_others_begin_with():
+    model = PromptedModel(shared_model("llama"), make_prompts(3, 5))
+    assert_scores(model, [[3, 4]], [[], [5, 6], [5, 7]], (0, 1, 0))
+
+
 def test_all_continuations_of_one_token_share_the_probability():
     model = PromptedModel(shared_model("llama"), make_prompts(4))
     likelihoods = score(model, TEXTS, [[token] for token in range(VOCABULARY)])

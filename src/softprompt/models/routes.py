@@ -257,11 +257,11 @@ def _distance(value: Tensor, expected: Tensor) -> float:
 
 
 def _share_beginning(batch: Batch) -> tuple[Tensor, Batch]:
-    """The tokens that all texts begin with (those of no tokens aside), and the texts without them.
+    """The tokens that all texts begin with (those that have none and no tree aside), and the texts without them.
 
     Columns count on from the end of the beginning, so that those within it, and the last virtual token, are negative.
     """
-    texts = [text for text in batch.tokens.split(list(batch.lengths)) if len(text)]
+    texts = [text for text in batch.tokens.split(list(batch.lengths)) if len(text) or batch.tree is not None]
     if len(texts) < 2:
         return batch.tokens[:0], batch
     shortest = min(map(len, texts))
