@@ -1,4 +1,4 @@
-.PHONY: install quickstart test test-vllm lint bench clean
+.PHONY: install quickstart test test-vllm lint bench screenshots notebooks clean
 
 install:  ## set up .venv; does nothing where it is up to date
 	@scripts/install.sh
@@ -17,6 +17,12 @@ lint: install  ## layout, lint and types
 
 bench: install  ## measure the training step
 	@.venv/bin/python -m benchmarks.training_step
+
+screenshots: install  ## the docs' pictures of the playground and of a report
+	@.venv/bin/python -m scripts.screenshots
+
+notebooks: install  ## run the course notebooks and keep their outputs
+	@.venv/bin/python -m scripts.notebooks
 
 clean:  ## remove what the tools cached; .venv stays
 	rm -rf .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache dist

@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality [TASK.yaml ...] [--parts methods length options] [--seeds 0 1 2] [--set KEY=VALUE]
 
-Without a task file the demonstration's is taken: sentences about films, with products and news as other domains.
+Without a task file the demonstration's is taken: sentences about films; the other domains are products, news, tweets.
 Finished rows stay in the results and are not repeated, so a run that was interrupted goes on where it stopped. Owns the
 variants and their tables; `softprompt.comparison` measures the methods, `softprompt.train` everything else.
 """
@@ -55,6 +55,10 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
         "averaged weights": ["recipe.average=0.95"],
         "best of 4 starts": ["prompt.candidates=4"],
         f"ensemble of {MEMBERS}": [],
+        "calibrated": ["recipe.calibrate=true"],
+        "rates by norm": ["recipe.token_learning_rates=norm"],
+        "norms held": ["recipe.max_token_norm=2"],
+        "auto length": ["prompt.num_virtual_tokens=auto"],
     },
     "rows": {"32 rows": [], "128 rows": [], "512 rows": [], "all rows": []},
 }
@@ -77,8 +81,7 @@ def measure_variant(
             starts = candidates(base, file.prompt.model_copy(update={"candidates": MEMBERS}), file.task)
             ensemble = train_ensemble(base, starts, file.task, train=rows, validation=validation, recipe=file.recipe)
             return _figures(ensemble.evaluate(base, file.task, test), file)
-        start = choose_start(base, file.prompt, file.task, rows, validation, file.recipe)
-        run = sp.train(base, start, file.task, train=rows, validation=validation, recipe=file.recipe)
+        run = _train(base, file, rows, validation)
     except sp.DivergedError as error:
         return {"diverged": str(error)}
     found = _figures(sp.evaluate(base, run.prompt, file.task, test), file)
@@ -87,7 +90,21 @@ def measure_variant(
             name: [_figures(sp.evaluate(base, prompt, file.task, far), file) for prompt in (None, run.prompt)]
             for name, far in others.items()
         }
-    return found | {"best_step": run.best_step, "seconds": run.seconds}
+    count = run.prompt.num_virtual_tokens
+    return found | {"best_step": run.best_step, "num_virtual_tokens": count, "seconds": run.seconds}
+
+
+def _train(base: sp.Base, file: TaskFile, rows: list[sp.Row], validation: list[sp.Row]) -> sp.Run:
+    """A run as `softprompt train` has it; of several lengths the one that is kept."""
+
+    def make(count: int | None) -> sp.SoftPrompt:
+        start = file.prompt.model_copy(update={"num_virtual_tokens": count})
+        return choose_start(base, start, file.task, rows, validation, file.recipe)
+
+    settings: dict[str, Any] = {"train": rows, "validation": validation, "recipe": file.recipe}
+    if file.prompt.num_virtual_tokens == "auto":
+        return sp.grow(base, make, file.task, **settings).run
+    return sp.train(base, make(file.prompt.num_virtual_tokens), file.task, **settings)
 
 
 def _rows(file: TaskFile) -> tuple[list[sp.Row], list[sp.Row], list[sp.Row]]:
@@ -169,6 +186,7 @@ def domains() -> dict[str, list[sp.Row]]:
     return {
         "products": rows("products", read_snippets("amazonReview")),
         "news": rows("news", read_snippets("nytEditorial")),
+        "tweets": rows("tweets", read_snippets("tweets")),
     }
 
 
@@ -181,6 +199,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--seeds", nargs="+", type=int, default=[0])
     add("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="for every run")
     add("--quick", action="store_true", help="the methods with few steps and one setting each")
+    add("--one-setting", action="store_true", help="the methods with one setting each, but all steps")
+    add("--variants", nargs="+", default=[], help="these alone of the parts' variants, by name")
     add("--work", type=Path, default=Path("quality-work"), help="folder for what is trained in comparisons")
     add("--out", type=Path, default=RESULTS, help="folder for the results")
     add("--json", action="store_true", help="print JSON instead of the tables")
@@ -207,6 +227,7 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
                 output=options.work / name,
                 seeds=len(options.seeds),
                 quick=options.quick,
+                one_setting=options.one_setting,
                 progress=lambda what, share: print(f"{what} ({share:.0%})", file=sys.stderr),
             )
             document["methods"] = [one for one in document["methods"] if one["name"] != name]
@@ -218,6 +239,8 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
                 continue
             for seed in options.seeds:
                 for variant, keys in variants.items():
+                    if options.variants and variant not in options.variants:
+                        continue
                     overrides = [*options.overrides, *keys]
                     key = {"part": part, "task": name, "variant": variant, "seed": seed, "set": overrides}
                     if any(key.items() <= row.items() for row in document["rows"]):

@@ -4,5 +4,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 scripts/lint.sh
+scripts/chromium.sh
 # Two at a time with a thread each: the tests' models are too small to keep more threads busy.
 OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --durations=10 "$@"

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from softprompt.models.base import Base
+from tests.browser import chromium, new_page, page, seen  # noqa: F401
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

@@ -363,7 +363,7 @@ def test_a_byte_order_mark_and_a_long_row_are_taken(project):
     [
         ("recipe.learning_rate=0", "recipe.learning_rate: a number above 0"),
         ("recipe.learning_rate=-1", "recipe.learning_rate: a number above 0"),
-        ("prompt.num_virtual_tokens=0", "prompt.num_virtual_tokens: Input should be greater than or equal to 1"),
+        ("prompt.num_virtual_tokens=0", "prompt.num_virtual_tokens: a whole number from 1 on"),
         ("prompt.num_virtual_tokens=10000", "10000 virtual tokens leave no room for text in the 256 positions"),
         ("prompt.num_virtual_tokens=256", "256 virtual tokens leave no room"),
         ("prompt.num_virtual_tokens=250", "shorten the template or use fewer virtual tokens"),

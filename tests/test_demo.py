@@ -28,6 +28,7 @@ KEYS = {
     "kernel",
     "truncated",
     "diagnoses",
+    "report",
     "out_of_domain",
     "zero_shot",
     "base_parameters",
@@ -115,6 +116,11 @@ def test_the_whole_story(tiny):
     found = printed("demo")
     assert set(found) == KEYS
     assert found["prompt"] == "softprompt-demo/run/prompt"
+    assert found["report"] == "softprompt-demo/run/report.html"
+    report = Path(found["report"]).read_text("utf-8")
+    assert "on 10 test rows" in report
+    assert "The worst mistakes on the validation rows" in report
+    assert "There is no" not in report
     assert found["steps"] == 8
     assert found["trainable_parameters"] == 16 * 32
     assert found["base_parameters"] * 4 == found["base_bytes"]
@@ -150,6 +156,7 @@ def test_it_is_told_on_stdout(tiny):
         "products (never seen)",
         demo.SENTENCES[0][:20],
         "512 parameters",
+        "for a browser: softprompt-demo/run/report.html",
         "softprompt predict softprompt-demo/run/prompt",
         "softprompt train softprompt-demo/task.yaml",
     ):

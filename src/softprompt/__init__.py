@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from softprompt.errors import SoftPromptError, UnknownPromptError, WrongBaseError
-    from softprompt.evaluation import Evaluation, Prediction, evaluate, predict
+    from softprompt.evaluation import Evaluation, Prediction, calibrate, evaluate, predict
     from softprompt.inspection import Inspection, Pruned, inspect, prune
     from softprompt.models.base import Base, load_base
     from softprompt.models.peft import accelerate_peft
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from softprompt.prompts import BaseIdentity, Card, PromptLibrary, SoftPrompt
     from softprompt.reporting.run_report import write_report
     from softprompt.tasks import Row, Task, load_rows
-    from softprompt.training import Diagnosis, DivergedError, Recipe, Run, train
+    from softprompt.training import Diagnosis, DivergedError, Growth, Recipe, Run, grow, train
 
 __version__ = "0.1.0"
 
@@ -26,6 +26,7 @@ __all__ = [
     "Diagnosis",
     "DivergedError",
     "Evaluation",
+    "Growth",
     "Inspection",
     "Prediction",
     "PromptLibrary",
@@ -41,7 +42,9 @@ __all__ = [
     "UnknownPromptError",
     "WrongBaseError",
     "accelerate_peft",
+    "calibrate",
     "evaluate",
+    "grow",
     "inspect",
     "load_base",
     "load_rows",
@@ -55,7 +58,7 @@ __all__ = [
 # prints its help should not.
 _HOMES = {
     "errors": ("SoftPromptError", "UnknownPromptError", "WrongBaseError"),
-    "evaluation": ("Evaluation", "Prediction", "evaluate", "predict"),
+    "evaluation": ("Evaluation", "Prediction", "calibrate", "evaluate", "predict"),
     "inspection": ("Inspection", "Pruned", "inspect", "prune"),
     "models.base": ("Base", "load_base"),
     "models.peft": ("accelerate_peft",),
@@ -63,7 +66,7 @@ _HOMES = {
     "prompts": ("BaseIdentity", "Card", "PromptLibrary", "SoftPrompt"),
     "reporting.run_report": ("write_report",),
     "tasks": ("Row", "Task", "load_rows"),
-    "training": ("Diagnosis", "DivergedError", "Recipe", "Run", "train"),
+    "training": ("Diagnosis", "DivergedError", "Growth", "Recipe", "Run", "grow", "train"),
 }
 
 

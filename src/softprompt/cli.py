@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from softprompt.serving.engine import Engine
     from softprompt.serving.service import Service
     from softprompt.tasks import Row, Task
+    from softprompt.training import Growth
 
 app = typer.Typer(
     name="softprompt",
@@ -62,6 +63,16 @@ _Base = Annotated[
 _TaskFile = Annotated[
     Path | None,
     typer.Option("--task", metavar="FILE", help="A task file. Default: the prompt's own task.", show_default=False),
+]
+_Calibrate = Annotated[
+    str | None,
+    typer.Option(
+        "--calibrate",
+        metavar="FILE",
+        help="Texts, best the training rows, on which to measure how much each label is liked whatever a text says; "
+        "that is taken out of the answers.",
+        show_default=False,
+    ),
 ]
 _Library = Annotated[Path, typer.Option("--library", metavar="DIR", help="The library's folder.")]
 _LIBRARY = Path("library")
@@ -126,7 +137,7 @@ def train(
         from softprompt.progress import TrainingProgress, progress_bar
         from softprompt.reporting.run_report import REPORT, write_report
         from softprompt.tasks import load_rows, split_rows
-        from softprompt.training import train
+        from softprompt.training import grow, train
         from softprompt.training.run import RECORD
         from softprompt.training.screening import choose_start
         from softprompt.training.taskfile import load_task_file
@@ -143,44 +154,55 @@ def train(
             validation = load_rows(file.data.validation, file.task)
         test_rows = [] if file.data.test is None else load_rows(file.data.test, file.task)
         base = load_base(file.base, dtype=file.recipe.dtype)
-        start = choose_start(base, file.prompt, file.task, rows, validation, file.recipe)
         console = Console(stderr=True)
         progress = TrainingProgress(console, file.task.metric, len(validation or []))
+        common: dict[str, Any] = {
+            "train": rows,
+            "validation": validation,
+            "recipe": file.recipe,
+            "output": folder,
+            "resume": resume,
+            "force": force,
+            "callbacks": [progress],
+            "progress": progress.validated,
+            "diagnosed": lambda found: progress.diagnosed([diagnosis.sentence for diagnosis in found]),
+        }
+
+        def make(count: int | None) -> SoftPrompt:
+            start = file.prompt.model_copy(update={"num_virtual_tokens": count})
+            return choose_start(base, start, file.task, rows, validation, file.recipe)
+
+        growth: Growth | None = None
         test: Evaluation | None = None
         try:
             with progress:
-                run = train(
-                    base,
-                    start,
-                    file.task,
-                    train=rows,
-                    validation=validation,
-                    recipe=file.recipe,
-                    output=folder,
-                    resume=resume,
-                    force=force,
-                    callbacks=[progress],
-                    progress=progress.validated,
-                    diagnosed=lambda found: progress.diagnosed([diagnosis.sentence for diagnosis in found]),
-                )
+                if file.prompt.num_virtual_tokens == "auto":
+                    growth = grow(base, make, file.task, **common)
+                    run = growth.run
+                else:
+                    run = train(base, make(file.prompt.num_virtual_tokens), file.task, **common)
             if test_rows:
                 with progress_bar(console, "Testing", len(test_rows)) as advance:
                     test = evaluate(base, run.prompt, file.task, test_rows, progress=advance)
-            report = folder / REPORT
+            # Of several lengths each has a run, and so a report, of its own.
+            reported = folder if growth is None or growth.folder is None else growth.folder
+            report = reported / REPORT
             if os.environ.get("RANK", "0") == "0":  # of several processes the first one writes it
                 with progress_bar(console, "Writing the report", len(validation or [])) as advance:
-                    write_report(folder, base=base, validation=validation, test=test, progress=advance)
+                    write_report(reported, base=base, validation=validation, test=test, progress=advance)
         except KeyboardInterrupt:
             if not (folder / RECORD).exists():
                 raise
             settings = [word for override in overrides for word in ("--set", override)]
             again = ["softprompt", "train", str(task), *settings, "--output", str(folder), "--resume"]
             raise SoftPromptError(f"interrupted at step {progress.step}; go on with: {shlex.join(again)}") from None
-        document = run.to_json() | {"test": None if test is None else test.to_json(), "report": str(report)}
+        document = (run if growth is None else growth).to_json()
+        document |= {"test": None if test is None else test.to_json(), "report": str(report)}
         cut = f"; {run.truncated} training texts were cut to fit the context" if run.truncated else ""
         _print(
             out,
             document if as_json else None,
+            *([] if growth is None else [_lengths(growth, file.task.metric)]),
             *([_figures({"validation": run.validation, "test": test})] if run.validation or test else []),
             *(f"{diagnosis.name}: {diagnosis.sentence}" for diagnosis in run.diagnoses),
             f"{run.steps} steps in {run.seconds:.0f} s; the prompt is from step {run.best_step}{cut}",
@@ -201,6 +223,7 @@ def evaluate(
             show_default=False,
         ),
     ],
+    calibrate: _Calibrate = None,
     base: _Base = None,
     task: _TaskFile = None,
     as_json: _Json = False,
@@ -213,7 +236,7 @@ def evaluate(
 
         asked, its_task, load = _open(prompt, base, task)
         rows = load_rows(data, its_task)
-        loaded = load()
+        asked, loaded = _loaded(asked, its_task, load, calibrate)
         with progress_bar(Console(stderr=True), "Evaluating", len(rows)) as advance:
             found = evaluate(loaded, asked, its_task, rows, progress=advance)
         tables = [_figures({data: found}), *([_per_label(found.per_label)] if found.per_label else [])]
@@ -235,6 +258,7 @@ def predict(
             show_default=False,
         ),
     ] = None,
+    calibrate: _Calibrate = None,
     base: _Base = None,
     task: _TaskFile = None,
     as_json: _Json = False,
@@ -254,7 +278,7 @@ def predict(
             rows = rows_from(_read_lines(), its_task, source="stdin")
         else:
             rows = load_rows(file, its_task, need_targets=False)
-        loaded = load()
+        asked, loaded = _loaded(asked, its_task, load, calibrate)
         with progress_bar(Console(stderr=True), "Predicting", len(rows)) as advance:
             answers = predict(loaded, asked, its_task, [row.columns for row in rows], progress=advance)
         predictions = [_describe(row, answer, its_task) for row, answer in zip(rows, answers, strict=True)]
@@ -394,6 +418,9 @@ def compare(
     quick: Annotated[
         bool, typer.Option("--quick", help="Few steps, one setting for each method, few rows to measure on.")
     ] = False,
+    one_setting: Annotated[
+        bool, typer.Option("--one-setting", help="One setting for each method, but all steps and rows.")
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -423,7 +450,16 @@ def compare(
         asked = [method.strip() for method in methods.split(",") if method.strip()]
         try:
             with share_bar(Console(stderr=True)) as progress:
-                found = compare(file, asked, output=folder, seeds=seeds, quick=quick, force=force, progress=progress)
+                found = compare(
+                    file,
+                    asked,
+                    output=folder,
+                    seeds=seeds,
+                    quick=quick,
+                    one_setting=one_setting,
+                    force=force,
+                    progress=progress,
+                )
         except KeyboardInterrupt:
             raise SoftPromptError(f"interrupted; the same command goes on where it stopped, in {folder}") from None
         head, body = cells(found.metric, found.rows)
@@ -437,6 +473,30 @@ def compare(
             *remarks(found.rows, found.notes),
             f"The report for a browser: {found.report}",
         )
+
+
+@app.command()
+def advise(
+    task: Annotated[Path, typer.Argument(metavar="TASK.yaml", help="The task file.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Set a key of the task file: recipe.max_steps=300.", show_default=False
+        ),
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Look at a task before training: how many virtual tokens, what to mend in the data, what to try, what it costs."""
+    with _reporting() as out:
+        from softprompt.comparison import advise
+        from softprompt.progress import share_bar
+        from softprompt.training.taskfile import load_task_file
+
+        file = load_task_file(task, overrides or [])
+        with share_bar(Console(stderr=True)) as progress:
+            found = advise(file, progress=progress)
+        lines = [f"{one.about}: {one.text} [{one.source}]" for one in found.statements]
+        _print(out, found.to_json() if as_json else None, *lines)
 
 
 @_library.command("list")
@@ -608,6 +668,16 @@ def serve(
         int | None,
         typer.Option(min=1, metavar="N", help="Requests a minute for each key, or address.", show_default="none"),
     ] = None,
+    playground: Annotated[
+        bool | None,
+        typer.Option(
+            help="A page at / to try the prompts in a browser. Default: where the extra `playground` is installed.",
+            show_default=False,
+        ),
+    ] = None,
+    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where the playground looks for training runs.")] = Path(
+        "runs"
+    ),
     flags: Annotated[
         list[str] | None,
         typer.Option(
@@ -622,8 +692,11 @@ def serve(
     keys = api_keys or [key.strip() for key in os.environ.get("SOFTPROMPT_API_KEY", "").split(",") if key.strip()]
     with _reporting() as out:
         from softprompt.prompts.library import PromptLibrary
+        from softprompt.serving.playground import check_installed, is_installed
         from softprompt.serving.server import serve
 
+        if playground:
+            check_installed()
         if not folder.is_dir():
             raise SoftPromptError(
                 f"there is no library at {folder}: make one with `softprompt library add NAME PROMPT`"
@@ -665,6 +738,7 @@ def serve(
             body_limit=body_limit,
             requests_per_minute=rate_limit,
             patience=time_limit,
+            runs=runs if playground or (playground is None and is_installed()) else None,
         )
 
 
@@ -749,6 +823,16 @@ def _open(path: Path, base: str | None, task_file: Path | None) -> tuple[SoftPro
     return prompt, task, _base_of(path, prompt, base)
 
 
+def _loaded(prompt: SoftPrompt, task: Task, load: Callable[[], Base], calibrate: str | None) -> tuple[SoftPrompt, Base]:
+    """A prompt's base, and the prompt calibrated on a file's rows where one is given."""
+    from softprompt import evaluation
+    from softprompt.tasks import load_rows
+
+    rows = None if calibrate is None else load_rows(calibrate, task, need_targets=False)
+    base = load()
+    return (prompt if rows is None else evaluation.calibrate(base, prompt, task, rows)), base
+
+
 def _base_of(path: Path, prompt: SoftPrompt, base: str | None) -> Callable[[], Base]:
     """What loads a prompt's base, which its card names where `base` does not."""
     from softprompt.models.base import load_base
@@ -823,6 +907,18 @@ def _figures(evaluations: Mapping[str, Evaluation | None]) -> Table:
     table = Table("rows", *keys)
     for name, figures in found.items():
         table.add_row(name, *(f"{value:.4f}" if isinstance(value, float) else str(value) for value in figures.values()))
+    return table
+
+
+def _lengths(growth: Growth, metric: str) -> Table:
+    """One row for each number of virtual tokens that was tried."""
+    table = Table("virtual tokens", f"validation {metric}", "better by", "noise", "")
+    for length in growth.lengths:
+        figures = (length.score, length.gain, length.noise)
+        shown = ["" if figure is None else f"{figure:.4f}" for figure in figures]
+        is_kept = length.num_virtual_tokens == growth.run.prompt.num_virtual_tokens
+        remark = "kept" if is_kept else "diverged" if length.score is None else ""
+        table.add_row(str(length.num_virtual_tokens), *shown, remark)
     return table
 
 

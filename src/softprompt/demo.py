@@ -1,7 +1,7 @@
 """The whole story on real data: a prompt learns whether a sentence about a film is kind, and is asked about products.
 
 Owns the demonstration's data, sizes and words, and the folder it leaves, with which `softprompt train`, `evaluate`
-and `predict` go on. Knows nothing of arguments and exit codes.
+and `predict` go on; the run in it has a report, as after `softprompt train`. Knows nothing of arguments and exit codes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from softprompt.models.base import EMBEDDED, Base, load_base
 from softprompt.models.sources import Snippet, read_snippets
 from softprompt.progress import TrainingProgress, progress_bar
 from softprompt.prompts import SoftPrompt
+from softprompt.reporting.run_report import write_report
 from softprompt.tasks import load_rows
 from softprompt.training import train
 from softprompt.training.run import RECORD
@@ -224,10 +225,15 @@ def _tell(
             force=force,
             callbacks=[progress],
             progress=progress.validated,
+            diagnosed=lambda found: progress.diagnosed([diagnosis.sentence for diagnosis in found]),
         )
     after, answers_after = measure(run.prompt, "With the prompt")
+    validation = load_rows(output / _VALIDATION, task)
+    with progress_bar(console, "Writing the report", len(validation)) as advance:
+        report = write_report(folder, base=base, validation=validation, test=after[0], progress=advance)
 
     document = run.to_json() | {
+        "report": str(report),
         "test": after[0].to_json(),
         "out_of_domain": after[1].to_json(),
         "zero_shot": {"test": before[0].to_json(), "out_of_domain": before[1].to_json()},
@@ -260,8 +266,10 @@ def _conclude(console: Console, output: Path, found: Mapping[str, Any]) -> None:
         shlex.quote(str(path)) for path in (found["prompt"], output / _TASK_FILE, output / _OUT_OF_DOMAIN)
     )
     for line in (
+        *(f"{diagnosis['name']}: {diagnosis['sentence']}" for diagnosis in found["diagnoses"]),
         f"Trained: {found['trainable_parameters']:,} parameters, {share:.3%} of the base's.",
         f"On disk: {found['artifact_bytes']:,} bytes; the base's weights are {found['base_bytes']:,} bytes.",
+        f"The whole run, for a browser: {found['report']}",
         f"The prompt is in {found['prompt']}. Next, try:",
         f'  softprompt predict {prompt} "A film to fall asleep to."',
         f"  softprompt evaluate {prompt} {data}",

@@ -75,6 +75,7 @@ class TrainingProgress(TrainerCallback):
     ) -> None:
         self._shows = state.is_world_process_zero
         self.step = self._first_step = state.global_step
+        self._rows.clear()  # of an earlier run, where several follow each other
         self._max_steps = state.max_steps
         self._tokens, self._begun = state.num_input_tokens_seen, time.monotonic()
         if self._shows and self._console.is_terminal:

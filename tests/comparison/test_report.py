@@ -69,7 +69,8 @@ def test_the_page_holds_table_and_plots_and_asks_nobody_outside() -> None:
     assert "&lt;script&gt;" in text
     assert "0.800 [0.740, 0.850]" in text
     # Every plot has its axes named.
-    assert {"trained parameters", "gigabytes", "seconds of training", "step"} <= set(re.findall(r">([^<>]+)<", text))
+    named = {"trained parameters", "peak memory (gigabytes)", "time in training steps (seconds)", "training step"}
+    assert named <= set(re.findall(r">([^<>]+)<", text))
 
 
 def test_nothing_done_is_shown_too() -> None:

@@ -253,3 +253,6 @@ def test_the_snippets_are_read_as_people_rated_them(monkeypatch):
     assert not any("Ã" in text or "\ufffd" in text or "\r" in text for text, _ in movies)
     assert len(sources.read_snippets("amazonReview")) == 3708
     assert len(sources.read_snippets("nytEditorial")) == 5190
+    tweets = sources.read_snippets("tweets")
+    assert len(tweets) == 4200
+    assert tweets[1] == ("Yay. Another good phone interview.", 1.443298969)

@@ -85,6 +85,18 @@ def test_replace_validates() -> None:
         Card().replace(recipe={"dtype": torch.float32})
 
 
+def test_calibration_has_a_number_for_each_label() -> None:
+    card = Card(calibration={"no": -0.5, "yes": -1.5})
+    assert card.log_priors(["yes", "no"]) == [-1.5, -0.5]
+    assert card.log_priors(None) is None
+    assert Card().log_priors(["yes", "no"]) is None
+    for others in (["yes"], ["yes", "no", "maybe"]):
+        with pytest.raises(SoftPromptError, match="calibrated for the labels no, yes, not for yes"):
+            card.log_priors(others)
+    with pytest.raises(SoftPromptError, match=r"calibration\.yes"):
+        Card.parse({"format_version": 1, "calibration": {"yes": float("-inf")}})
+
+
 def test_not_a_number_stays_valid_json() -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(constant)

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from softprompt.reporting import figures
@@ -50,6 +52,31 @@ def test_a_long_run_is_drawn_in_few_columns() -> None:
     drawn = figures.gradient_map(list(range(5000)), [[1.0, 2.0]] * 5000)
     assert drawn.axes[0].images[0].get_array().shape == (2, 160)  # type: ignore[union-attr]
     assert len(figure(drawn, "t", "d")) < 100_000
+
+
+def luminance(colour: Any) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    return float(sum(share * c for share, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True)))
+
+
+def contrast(one: Any, other: Any) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_the_counts_in_a_confusion_matrix_are_legible() -> None:
+    for share in range(0, 101, 4):
+        axes = figures.confusion([[share, 100 - share], [0, 0]], ["a", "b"]).axes[0]
+        ground = axes.images[0].to_rgba(share / 100)
+        assert contrast(axes.texts[0].get_color(), ground[:3]) >= 4.5
+
+
+@pytest.mark.parametrize("page", ["#ffffff", "#14171a"])
+def test_lines_are_seen_on_both_pages(page: str) -> None:
+    many = {str(i): CURVE for i in range(6)}
+    lines = figures.curves(many, "share").axes[0].lines
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 4
+    assert all(contrast(line.get_color(), page) >= 3 for line in [*lines, *figures.curves(many, "x", 3).axes[0].lines])
 
 
 def test_only_finite_numbers_are_drawn() -> None:

@@ -32,3 +32,8 @@ def test_counts_of_nothing_are_refused(key: str) -> None:
 def test_unknown_keys_are_named() -> None:
     with pytest.raises(SoftPromptError, match="recipe: learning_rat: unknown key"):
         Recipe(learning_rat=1)
+
+
+def test_what_holds_single_virtual_tokens_is_off_by_default() -> None:
+    recipe = Recipe()
+    assert (recipe.token_learning_rates, recipe.max_token_norm, recipe.calibrate) == ("equal", 0, False)

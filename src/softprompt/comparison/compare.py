@@ -75,6 +75,7 @@ def compare(
     output: str | Path,
     seeds: int = 1,
     quick: bool = False,
+    one_setting: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -86,6 +87,7 @@ def compare(
         output: the comparison's folder. What is finished in it is not repeated.
         seeds: how often each method is trained.
         quick: one setting for each method, few steps, few rows to measure on.
+        one_setting: one setting for each method, but all steps and rows.
         force: replace another comparison in `output`.
         progress: called with what is being done and the share of all work that is done, from 0 to 1.
 
@@ -97,7 +99,7 @@ def compare(
     if seeds < 1:
         raise SoftPromptError(f"seeds is {seeds}: at least 1")
     folder = Path(output)
-    plan = make_plan(file, quick=quick)
+    plan = make_plan(file, quick=quick, one_setting=one_setting)
     open_folder(folder, plan, force=force)
     runner = _Runner(plan, folder, chosen, seeds, progress or (lambda what, share: None))
     outcomes = [runner.settle(method, seed) for seed in range(seeds) for method in chosen]
@@ -118,7 +120,7 @@ class _Runner:
 
     def __init__(self, plan: Plan, folder: Path, methods: Sequence[str], seeds: int, progress: Progress) -> None:
         self._plan, self._folder, self._progress = plan, folder, progress
-        self._settings = {method: grid(method, plan.recipe.rate, quick=plan.quick) for method in methods}
+        self._settings = {method: grid(method, plan.recipe.rate, one=plan.one_setting) for method in methods}
         # A process for each setting and, where there are several, one more for the test of the best.
         self._total = seeds * sum(len(settings) + (len(settings) > 1) for settings in self._settings.values())
         self._begun = 0
@@ -173,7 +175,7 @@ def _merit(trained: dict[str, Any], metric: str) -> tuple[float, float]:
 def _budget(plan: Plan, seeds: int) -> str:
     """What every method was given."""
     recipe = plan.recipe
-    tried = "one learning rate" if plan.quick else "three learning rates, the best by validation kept"
+    tried = "one learning rate" if plan.one_setting else "three learning rates, the best by validation kept"
     return (
         f"Every trained method: {len(plan.train)} training rows, {recipe.max_steps} steps of {recipe.batch_size} rows "
         f"in the same order, validated on {len(plan.validation)} rows every {recipe.evaluate_every} steps, {tried}; "

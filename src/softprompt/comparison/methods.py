@@ -56,17 +56,17 @@ def check_methods(methods: Sequence[str]) -> list[str]:
     return [method for method in METHODS if method in methods]
 
 
-def grid(method: str, prompt_rate: float, *, quick: bool) -> list[float | None]:
-    """The settings that a method is tried with: three for every method that has any, with `quick` one.
+def grid(method: str, prompt_rate: float, *, one: bool) -> list[float | None]:
+    """The settings that a method is tried with: three for every method that has any, or one.
 
     Args:
         method: one of `METHODS`.
         prompt_rate: the recipe's learning rate, the middle of the prompt's grid.
-        quick: the middle one alone; of the examples, the most.
+        one: the middle one alone; of the examples, the most.
     """
     if method == "zero-shot":
         return [None]
     if method == "few-shot":
-        return [_SHOTS[-1]] if quick else list(_SHOTS)
+        return [_SHOTS[-1]] if one else list(_SHOTS)
     middle = _MIDDLE.get(method, prompt_rate)
-    return [middle] if quick else [middle / _STEP, middle, middle * _STEP]
+    return [middle] if one else [middle / _STEP, middle, middle * _STEP]

@@ -37,7 +37,7 @@ class Plan(BaseModel):
         task: what is learned.
         start: how the prompt starts.
         recipe: steps, batches and schedule of every method that is trained; the rate is the prompt's.
-        quick: one setting for each method.
+        one_setting: one setting for each method, instead of a grid.
         train: what every method learns from.
         validation: what settings are chosen on, and the best step of a run.
         test: what is measured at the end, once.
@@ -51,24 +51,30 @@ class Plan(BaseModel):
     task: Task
     start: PromptStart
     recipe: Recipe
-    quick: bool
+    one_setting: bool
     train: list[Row]
     validation: list[Row]
     test: list[Row]
     notes: list[str]
 
 
-def make_plan(file: TaskFile, *, quick: bool) -> Plan:
+def make_plan(file: TaskFile, *, quick: bool, one_setting: bool = False) -> Plan:
     """Read a task file's rows and settle what is compared.
 
     Args:
         file: the task file.
-        quick: few steps, few rows to measure on.
+        quick: few steps, few rows to measure on, one setting for each method.
+        one_setting: the last of these alone.
 
     Raises:
         SoftPromptError: the rows can't be read or can't be learned from.
     """
     task, recipe = file.task, file.recipe
+    if file.prompt.num_virtual_tokens == "auto":
+        raise SoftPromptError(
+            "prompt.num_virtual_tokens: auto is for `softprompt train`: a comparison gives each method the same steps; "
+            "give a number"
+        )
     notes = []
     train = load_rows(file.data.train, task)
     check_trainable(train, task)
@@ -110,7 +116,7 @@ def make_plan(file: TaskFile, *, quick: bool) -> Plan:
         task=task,
         start=file.prompt,
         recipe=recipe,
-        quick=quick,
+        one_setting=one_setting or quick,
         train=train,
         validation=validation,
         test=test,

@@ -25,9 +25,9 @@ TITLES = {
 }
 _MARKERS = {"zero-shot": "o", "few-shot": "s", "prompt": "D", "lora": "^", "full": "v"}
 _COLOURS = {
-    # Okabe and Ito's, told apart by colour-blind readers, on light and on dark grounds.
-    "zero-shot": "#999999",
-    "few-shot": "#E69F00",
+    # Okabe and Ito's, told apart by colour-blind readers; their grey and orange darkened to be seen on white too.
+    "zero-shot": "#808080",
+    "few-shot": "#B07A00",
     "prompt": "#0072B2",
     "lora": "#009E73",
     "full": "#D55E00",
@@ -158,13 +158,16 @@ def _axes(title: str, horizontal: str, vertical: str) -> tuple[Figure, Axes]:
 
 def _quality(metric: str, rows: Rows) -> Markup:
     words = _words(metric)
-    drawn, axes = _axes(f"Test {words} against trained parameters", "trained parameters", f"test {words}")
+    drawn, axes = _axes(f"Test {words} against trained parameters", "trained parameters", f"test {words} (0 to 1)")
+    untrained = [row["method"] for row in rows if not row["trainable_parameters"]]
     for row in rows:
         middle = row["test"][metric]
         low, high = row["interval"] or (middle, middle)
         method = row["method"]
+        # Methods that train nothing would hide each other at 0.
+        beside = 0.3 * (untrained.index(method) - (len(untrained) - 1) / 2) if method in untrained else 0.0
         axes.errorbar(
-            row["trainable_parameters"],
+            row["trainable_parameters"] + beside,
             middle,
             # The mean may lie a hair outside an interval that rounding has made empty.
             yerr=[[max(0.0, middle - low)], [max(0.0, high - middle)]],
@@ -180,15 +183,16 @@ def _quality(metric: str, rows: Rows) -> Markup:
     return figure(
         drawn,
         f"Test {words} against trained parameters",
-        f"Further up is better, further left is smaller; the scale is logarithmic. The bars are 95% intervals. "
+        "Further up is better, further left is smaller; the scale is logarithmic, and what trains nothing stands "
+        "around 0. The bars are 95% intervals. "
         f"The highest is {TITLES[best['method']]} with {best['test'][metric]:.3f}.",
     )
 
 
 def _memory(rows: Rows) -> Markup:
-    drawn, axes = _axes("Peak memory of the process", "", "gigabytes")
-    titles = [TITLES[row["method"]] for row in rows]
-    axes.bar(titles, [row["peak_memory_bytes"] / 1e9 for row in rows], color=[_COLOURS[row["method"]] for row in rows])
+    drawn, axes = _axes("Peak memory of the process", "method", "peak memory (gigabytes)")
+    for row in rows:
+        axes.bar(TITLES[row["method"]], row["peak_memory_bytes"] / 1e9, color=_COLOURS[row["method"]])
     shown = ", ".join(f"{TITLES[row['method']]} {size(row['peak_memory_bytes'])}" for row in rows)
     return figure(
         drawn,
@@ -199,7 +203,9 @@ def _memory(rows: Rows) -> Markup:
 
 def _curves(metric: str, rows: Rows) -> Markup:
     words = _words(metric)
-    drawn, axes = _axes(f"Validation {words} while training", "seconds of training", f"validation {words}")
+    drawn, axes = _axes(
+        f"Validation {words} while training", "time in training steps (seconds)", f"validation {words} (0 to 1)"
+    )
     for row in rows:
         points = [entry for entry in row["curve"] if metric in entry]
         if points:
@@ -220,7 +226,7 @@ def _curves(metric: str, rows: Rows) -> Markup:
 
 
 def _losses(rows: Rows) -> Markup:
-    drawn, axes = _axes("Training loss", "step", "loss, nats per target token")
+    drawn, axes = _axes("Training loss", "training step", "loss (nats per target token)")
     for row in rows:
         if row["losses"]:
             method = row["method"]

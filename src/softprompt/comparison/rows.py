@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from softprompt.comparison.methods import TRAINED
 from softprompt.comparison.plan import Plan
-from softprompt.comparison.statistics import interval, paired_test, row_scores
+from softprompt.comparison.statistics import interval, paired_test
+from softprompt.evaluation.row_scores import row_scores
 
 _TASKS = 100
 

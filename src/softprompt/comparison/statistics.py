@@ -11,25 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softprompt.tasks.metrics import text_metrics
+from softprompt.evaluation.row_scores import row_scores
 from softprompt.tasks.rows import Row
 from softprompt.tasks.task import Metric
 
 _DRAWS = 2000
 Indices = NDArray[np.int64]
-
-
-def row_scores(metric: Metric, rows: Sequence[Row], answers: Sequence[Any]) -> NDArray[np.float64] | None:
-    """How good each answer is, `[n]` from 0 to 1: right or wrong, or for free text the metric of that row alone.
-
-    None for BLEU, which is a figure of a whole corpus.
-    """
-    if metric in ("accuracy", "macro_f1"):
-        return np.array([float(answer == row.label) for row, answer in zip(rows, answers, strict=True)])
-    if metric == "bleu":
-        return None
-    pairs = zip(answers, rows, strict=True)
-    return np.array([text_metrics([answer], [row.target or ""])[metric] for answer, row in pairs])
 
 
 def interval(

@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from functools import partial
@@ -190,9 +190,9 @@ class _Work:
     def _test(self) -> dict[str, Any]:
         if read_result(result_file(self.folder, "trained", self.job.name)) is None:
             raise SoftPromptError(f"{self.job.name} has not been trained")
-        task, model, switch = self._open()
-        evaluation, answers = self._ask(self._evaluator(model, task, "test"), task)
-        del model
+        evaluator, switch = self._open()
+        evaluation, answers = self._ask(evaluator, evaluator.task)
+        del evaluator
         found = switch()
         return {
             "status": "done",
@@ -202,34 +202,36 @@ class _Work:
             "switch_in_memory_seconds": found.in_memory,
         }
 
-    def _open(self) -> tuple[Task, PromptedModel, Callable[[], Switch]]:
-        """The task as it is asked, the model that is asked, and what measures a switch to another one."""
+    def _open(self) -> tuple[Evaluator, Callable[[], Switch]]:
+        """The test rows before the model that is asked, and what measures a switch to another one."""
         method, task = self.job.method, self.plan.task
         load = partial(load_base, dtype=self.recipe.dtype)
         if method == "prompt":
-            model = PromptedModel(self.base, [SoftPrompt.load(self.artifact, self.base)])
-            return task, model, partial(switch_prompt, self.base, self.artifact)
+            prompt = SoftPrompt.load(self.artifact, self.base)
+            model, log_priors = PromptedModel(self.base, [prompt]), prompt.card.log_priors(task.labels)
+            evaluator = self._evaluator(model, task, "test", log_priors)
+            return evaluator, partial(switch_prompt, self.base, self.artifact)
         if method == "lora":
             # On a base of its own: PEFT would put a second adapter on top of the first.
-            return (
-                task,
-                open_peer(method, self.base, self.artifact, load),
-                lambda: switch_lora(load(self.plan.base), self.artifact),
-            )
+            peer = open_peer(method, self.base, self.artifact, load)
+            return self._evaluator(peer, task, "test"), lambda: switch_lora(load(self.plan.base), self.artifact)
         if method == "full":
-            return task, open_peer(method, self.base, self.artifact, load), partial(switch_full, self.artifact, load)
+            peer = open_peer(method, self.base, self.artifact, load)
+            return self._evaluator(peer, task, "test"), partial(switch_full, self.artifact, load)
+        bare = PromptedModel(self.base, [])
         if method == "few-shot":
             template = json.loads((self.artifact / _EXAMPLES).read_text(encoding="utf-8"))["template"]
             task = task.model_copy(update={"template": template})
-            switch = partial(switch_text, self.base, self.artifact, self.plan.task)
-            return task, PromptedModel(self.base, []), switch
-        return task, PromptedModel(self.base, []), lambda: Switch(0.0, 0.0)
+            return self._evaluator(bare, task, "test"), partial(switch_text, self.base, self.artifact, self.plan.task)
+        return self._evaluator(bare, task, "test"), lambda: Switch(0.0, 0.0)
 
-    def _evaluator(self, model: PromptedModel, task: Task, which: str) -> Evaluator:
+    def _evaluator(
+        self, model: PromptedModel, task: Task, which: str, log_priors: Sequence[float] | None = None
+    ) -> Evaluator:
         rows = self.plan.validation if which == "validation" else self.plan.test
         virtual = len(model.vectors()[0])
         room = self.base.max_positions if self.room is None or task is not self.plan.task else self.room + virtual
-        return Evaluator(model, self.base.tokenizer, task, rows, room)
+        return Evaluator(model, self.base.tokenizer, task, rows, room, log_priors)
 
     def _ask(self, evaluator: Evaluator, task: Task) -> tuple[Evaluation, list[Any]]:
         """The figures, and what they are of: the label's index or the text for each row."""

@@ -18,7 +18,7 @@ from softprompt.errors import SoftPromptError
 from softprompt.models.base import Base
 from softprompt.models.generation import generate
 from softprompt.models.prompted import PromptedModel
-from softprompt.models.scoring import score
+from softprompt.models.scoring import score, shares
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoder
 from softprompt.tasks.metrics import classification_metrics, text_metrics
@@ -84,12 +84,20 @@ class Evaluator:
         task: what is asked.
         rows: from `load_rows` or `rows_from`.
         max_positions: the base's context in tokens; None: unbounded.
+        log_priors: of the task's labels, from the prompt's card where that is calibrated.
     """
 
     def __init__(
-        self, model: PromptedModel, tokenizer: Any, task: Task, rows: Sequence[Row], max_positions: int | None
+        self,
+        model: PromptedModel,
+        tokenizer: Any,
+        task: Task,
+        rows: Sequence[Row],
+        max_positions: int | None,
+        log_priors: Sequence[float] | None = None,
     ) -> None:
         self.model, self.tokenizer, self.task, self.rows = model, tokenizer, task, rows
+        self._log_priors = log_priors
         virtual = len(model.vectors()[0])
         room = None if max_positions is None else max_positions - virtual
         self._encoder = Encoder(tokenizer, task, room)
@@ -103,13 +111,13 @@ class Evaluator:
     def probabilities(self, progress: Progress | None = None) -> torch.Tensor:
         """`[n, L]` float64: each label's likelihood given the text, made to sum to 1 over the labels.
 
-        A label's likelihood is that of its whole token sequence; all labels share the text's computation.
+        A label's likelihood is that of its whole token sequence, divided by the label's prior where the prompt is
+        calibrated; all labels share the text's computation.
         """
         labels = self._encoder.label_ids
         if labels is None:
             raise SoftPromptError("this task generates free text: it has no labels to choose from")
-        likelihoods = score(self.model, self._encoded.input_ids, labels, progress=progress)
-        return likelihoods.double().softmax(-1)
+        return shares(score(self.model, self._encoded.input_ids, labels, progress=progress), self._log_priors)
 
     def outputs(self, progress: Progress | None = None) -> list[str]:
         """The generated text for each row, at most `task.max_new_tokens` tokens, without white space around it."""
@@ -197,4 +205,5 @@ def _evaluator(base: Base, prompt: SoftPrompt | None, task: Task, rows: Sequence
     if prompt is not None:
         prompt.check_base(base)
     model = PromptedModel(base, [] if prompt is None else [prompt])
-    return Evaluator(model, base.tokenizer, task, rows, base.max_positions)
+    log_priors = None if prompt is None else prompt.card.log_priors(task.labels)
+    return Evaluator(model, base.tokenizer, task, rows, base.max_positions, log_priors)

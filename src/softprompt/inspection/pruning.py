@@ -95,6 +95,7 @@ def prune(
             "kept": kept,
             "initialisation": prompt.card.initialisation,
         },
+        calibration=None,  # it was measured on all virtual tokens
         metrics={"validation": after.to_json(), "before_pruning": found.whole.to_json()},
     )
     return Pruned(SoftPrompt(prompt.embeddings[torch.tensor(kept)], card), kept, dropped, found.whole, after)

@@ -73,6 +73,19 @@ def score(
     return answer
 
 
+def shares(likelihoods: Tensor, log_priors: Sequence[float] | None = None) -> Tensor:
+    """Likelihoods made to sum to 1 over the continuations, float64.
+
+    Args:
+        likelihoods: `[..., C]` log-likelihoods, from `score`.
+        log_priors: of the C continuations, to be taken out first: subtracted from the log-likelihoods.
+    """
+    scores = likelihoods.double()
+    if log_priors is not None:
+        scores = scores - torch.tensor(log_priors, dtype=torch.float64)
+    return scores.softmax(-1)
+
+
 def check_tokens(what: str, sequences: Sequence[Sequence[int]], vocabulary: int) -> None:
     for i, tokens in enumerate(sequences):
         for token in tokens:

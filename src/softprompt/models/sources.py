@@ -94,14 +94,15 @@ def fetch_snippets() -> Path:
     return _fetch(_SNIPPETS)
 
 
-def read_snippets(kind: Literal["movieReview", "amazonReview", "nytEditorial"]) -> list[Snippet]:
-    """The snippets of one kind in the archive's order: 10,605 of movies, 3,708 of products, 5,190 of news.
+def read_snippets(kind: Literal["movieReview", "amazonReview", "nytEditorial", "tweets"]) -> list[Snippet]:
+    """The snippets of one kind in the archive's order: 10,605 of films, 3,708 of products, 5,190 of news, 4,200 tweets.
 
     Raises:
         SoftPromptError: as `fetch_base_file`.
     """
+    name = kind if kind == "tweets" else f"{kind}Snippets"
     with tarfile.open(fetch_snippets()) as archive:
-        content = _file_in(archive, f"hutto_ICWSM_2014/{kind}Snippets_GroundTruth.txt").read()
+        content = _file_in(archive, f"hutto_ICWSM_2014/{name}_GroundTruth.txt").read()
     rows = (line.split("\t") for line in content.decode("utf-8").split("\r\n"))
     return [Snippet(text, float(rating)) for _, rating, text in rows]
 

@@ -6,11 +6,12 @@ Owns the fields of `card.json`, their validation and their versions. Does not kn
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError
 
 from softprompt.errors import SoftPromptError, WrongBaseError
 
@@ -89,6 +90,7 @@ class Card(BaseModel):
     initialisation: dict[str, JsonValue] = {}  # "method" and that method's arguments
     recipe: dict[str, JsonValue] = {}
     metrics: dict[str, JsonValue] = {}
+    calibration: dict[str, FiniteFloat] | None = None  # each label's log prior, taken out of every answer
     versions: dict[str, str] = Field(default_factory=installed_versions)
     created: str = Field(default_factory=lambda: timestamp(datetime.now(timezone.utc)))
     sha256: str = ""  # of the float32 tensor's bytes, see `digest`
@@ -96,6 +98,27 @@ class Card(BaseModel):
     def replace(self, **fields: Any) -> Card:
         """A validated copy with `fields` changed, such as `card.replace(task=..., metrics=...)`."""
         return Card.model_validate(self.model_dump() | fields)
+
+    def log_priors(self, labels: Sequence[str] | None) -> list[float] | None:
+        """What calibration takes out of the labels' log-likelihoods, in their order.
+
+        Args:
+            labels: of the task that is asked; None: it generates free text.
+
+        Returns:
+            One number for each label; None where the prompt is not calibrated, or there are no labels.
+
+        Raises:
+            SoftPromptError: the prompt was calibrated for other labels.
+        """
+        if self.calibration is None or labels is None:
+            return None
+        if set(self.calibration) != set(labels):
+            raise SoftPromptError(
+                f"this prompt is calibrated for the labels {', '.join(self.calibration)}, not for "
+                f"{', '.join(labels)}: ask it its own task, or calibrate it again"
+            )
+        return [self.calibration[label] for label in labels]
 
     @classmethod
     def parse(cls, content: dict[str, Any], where: str = "card.json") -> Card:

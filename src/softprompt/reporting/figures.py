@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ Curve = Sequence[tuple[float, float]]
 _WIDTH = 8.0  # inches
 _MOST_COLUMNS = 160  # of a heat map: more would be narrower than a line
 _MOST_NAMED = 12  # classes whose names and counts fit into a confusion matrix
+# Lines: of Okabe and Ito's colours, told apart by colour-blind readers, those seen on white and on dark alike.
+_LINES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
 
 
 def curves(named: Mapping[str, Curve], y_label: str, marked: float | None = None) -> Figure:
@@ -30,9 +33,9 @@ def curves(named: Mapping[str, Curve], y_label: str, marked: float | None = None
         marked: a step to mark: that of the prompt that was kept.
     """
     figure, axes = _figure(3.6)
-    for name, points in named.items():
+    for (name, points), (colour, marker) in zip(named.items(), cycle(_LINES)):
         steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, marker="o", markersize=3, label=name)
+        axes.plot(steps, values, color=colour, marker=marker, markersize=4, label=name)
     if marked is not None:
         axes.axvline(marked, color="#808080", linestyle="--", label=f"the prompt that was kept (step {marked:g})")
     _label(axes, "training step", y_label)
@@ -110,9 +113,8 @@ def confusion(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> Figure:
         axes.set_xticks(range(len(labels)), names, rotation=30, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(labels)), names)
         for (row, column), count in np.ndenumerate(table):
-            # Neither pure black nor white, which would follow the page's colours.
-            colour = "#fefefe" if shares[row, column] > 0.5 else "#111111"
-            axes.text(column, row, f"{count:.0f}", ha="center", va="center", color=colour)
+            ink = _ink(tuple(image.to_rgba(shares[row, column])))
+            axes.text(column, row, f"{count:.0f}", ha="center", va="center", color=ink)
     axes.set_xlabel("predicted label")
     axes.set_ylabel("right label")
     figure.colorbar(image, label="share of the right label's rows")
@@ -165,6 +167,17 @@ def _label(axes: Axes, x_label: str, y_label: str) -> None:
     axes.set_ylabel(y_label)
     axes.grid(color="#808080", alpha=0.3)
     axes.legend()
+
+
+def _ink(ground: Sequence[float]) -> str:
+    """The colour of a text on a ground `[red, green, blue, ...]`, from 0 to 1: of two the one with more contrast.
+
+    Neither is pure, since pure black and white would follow the page's colours.
+    """
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in ground[:3]]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    # Where black and white have the same contrast of 4.6, by WCAG (https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio).
+    return "#010101" if luminance > 0.179 else "#fefefe"
 
 
 def _short(text: str, most: int = 18) -> str:

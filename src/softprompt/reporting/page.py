@@ -79,7 +79,7 @@ def figure(fig: Figure, title: str, description: str) -> Markup:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "softprompt"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # the browser's fonts have what matplotlib's own lacks
         fig.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    svg = text.getvalue()
+    svg, inches = text.getvalue(), fig.get_figwidth()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r' (xmlns(:\w+)?|width|height|version)="[^"]*"', "", svg, count=5)
@@ -88,8 +88,9 @@ def figure(fig: Figure, title: str, description: str) -> Markup:
     svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"(fill|stroke): #000000", r"\1: currentColor", svg)
     svg = re.sub(r"(fill|stroke): #ffffff", r"\1: var(--page)", svg)
+    drawing = Markup(svg[len("<svg") :])
     return Markup(
-        _template("figure").render(name=name, svg=Markup(svg[len("<svg") :]), title=title, description=description)
+        _template("figure").render(name=name, svg=drawing, inches=inches, title=title, description=description)
     )
 
 

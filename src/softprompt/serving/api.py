@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -25,6 +25,8 @@ from softprompt.serving.catalogue import Served
 from softprompt.serving.classification import Classifier, Question
 from softprompt.serving.completions import ReadyService, check_count, problems, run_long
 from softprompt.serving.gate import Gate
+from softprompt.serving.playground import ABSENT, Before, Playground, Within, is_installed
+from softprompt.serving.playground_desk import Places
 from softprompt.serving.problems import ProblemError, find_problem
 from softprompt.serving.service import Service
 from softprompt.serving.streams import together, unless_gone
@@ -58,6 +60,7 @@ def make_app(
     api_keys: Sequence[str] = (),
     body_limit: int = BODY_LIMIT,
     requests_per_minute: int | None = None,
+    playground: Places | None = None,
 ) -> FastAPI:
     """The ASGI app. Its lifespan starts and stops the service; until it has started, requests get a 503.
 
@@ -66,17 +69,22 @@ def make_app(
         api_keys: each opens all endpoints; none at all: no key is needed.
         body_limit: the largest body in bytes.
         requests_per_minute: for each key, or for each address where no key is needed; None: any number.
+        playground: what the playground at `/` shows; None: there is no playground.
     """
+    page = None if playground is None else Playground(service, playground, body_limit=body_limit)
 
     @asynccontextmanager
     async def live(_: FastAPI) -> AsyncIterator[None]:
-        starting = asyncio.create_task(service.start())
-        try:
-            yield
-        finally:
-            starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
-            await service.stop()
+        async with AsyncExitStack() as stack:
+            if page is not None:  # first, since the server is taken for ready when the service is
+                await stack.enter_async_context(page.living())
+            starting = asyncio.create_task(service.start())
+            try:
+                yield
+            finally:
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)
+                await service.stop()
 
     app = _App(
         title="softprompt",
@@ -88,6 +96,9 @@ def make_app(
         exception_handlers=dict.fromkeys((400, 404, 405, ProblemError, RequestValidationError, SoftPromptError), _tell),
     )
     app.state.service = service
+    # The one that is added last is the first that a request passes.
+    if page is not None:
+        app.add_middleware(Within, page=page)
     app.add_middleware(
         Gate,
         metrics=service.metrics,
@@ -95,6 +106,8 @@ def make_app(
         body_limit=body_limit,
         requests_per_minute=requests_per_minute,
     )
+    if page is not None:
+        app.add_middleware(Before, page=page)
     # Only for the OpenAPI page: it is the gate that asks for the key.
     locked: list[Any] = [Depends(HTTPBearer(auto_error=False, description="An API key."))] if api_keys else []
     for router in (_models, completions.router, _tasks, _prompts, _figures):
@@ -130,6 +143,13 @@ async def ready(service: AnyService) -> schemas.Status:
     """A 503 while the server starts or stops. Needs no key."""
     service.check("ready")
     return schemas.Status(status="ready")
+
+
+@_open.get("/", include_in_schema=False)
+async def no_playground() -> None:
+    """What stands in the place of the playground where there is none."""
+    reason = "the playground is off: start the server with --playground" if is_installed() else ABSENT
+    raise ProblemError(404, f"{reason}; the API is described at /docs", code="no_playground")
 
 
 @_figures.get(

@@ -154,5 +154,8 @@ class Catalogue:
             task = Task.from_dict(prompt.card.task, "card.json: task")
             if task.labels is not None:
                 virtual = prompt.num_virtual_tokens
-                classifier = Classifier(self._base.tokenizer, task, virtual=virtual, context=context)
+                log_priors = prompt.card.log_priors(task.labels)
+                classifier = Classifier(
+                    self._base.tokenizer, task, virtual=virtual, context=context, log_priors=log_priors
+                )
         return Served(f"{entry.name}@{entry.version}", entry.name, entry.version, prompt, classifier)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from softprompt.errors import SoftPromptError
+from softprompt.models.scoring import shares
 from softprompt.tasks.encode import Encoder
 from softprompt.tasks.rows import Row, rows_from
 from softprompt.tasks.task import Task
@@ -44,6 +45,7 @@ class Classifier:
         task: a task with labels.
         virtual: P, the prompt's virtual tokens.
         context: the base's context in tokens; None: unbounded.
+        log_priors: of the task's labels, from the prompt's card where that is calibrated.
 
     Attributes:
         labels: the task's.
@@ -52,8 +54,16 @@ class Classifier:
         SoftPromptError: the labels cannot be told apart, or have no tokens.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Task, *, virtual: int, context: int | None) -> None:
-        self._task, self._virtual, self._context = task, virtual, context
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Task,
+        *,
+        virtual: int,
+        context: int | None,
+        log_priors: Sequence[float] | None = None,
+    ) -> None:
+        self._task, self._virtual, self._context, self._log_priors = task, virtual, context, log_priors
         self._whole = Encoder(tokenizer, task)
         self._cutting = Encoder(tokenizer, task, None if context is None else context - virtual)
         if task.labels is None or self._whole.label_ids is None:
@@ -76,8 +86,8 @@ class Classifier:
     def answer(self, likelihoods: Sequence[float]) -> tuple[str, dict[str, float]]:
         """The likeliest label and each label's probability, from the log-likelihoods of the continuations."""
         # As `sp.predict` does it, to the last bit.
-        shares = torch.tensor(likelihoods, dtype=torch.float32).double().softmax(-1).tolist()
-        probabilities = dict(zip(self.labels, shares, strict=True))
+        found = shares(torch.tensor(likelihoods, dtype=torch.float32), self._log_priors).tolist()
+        probabilities = dict(zip(self.labels, found, strict=True))
         return max(self.labels, key=lambda label: probabilities[label]), probabilities
 
     def _encode(self, row: Row, truncate: bool) -> Question:

@@ -10,6 +10,7 @@ import ipaddress
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -19,6 +20,7 @@ from softprompt.prompts.library import PromptLibrary
 from softprompt.serving.api import make_app
 from softprompt.serving.engine import Engine
 from softprompt.serving.logs import logging_to_stderr
+from softprompt.serving.playground_desk import Places
 from softprompt.serving.service import Service
 
 _BACKLOG = 2048
@@ -36,6 +38,7 @@ def serve(
     body_limit: int,
     requests_per_minute: int | None = None,
     patience: float,
+    runs: Path | None = None,
 ) -> None:
     """Serve a library until SIGTERM or SIGINT; requests that run then are finished.
 
@@ -50,6 +53,7 @@ def serve(
         body_limit: the largest body in bytes.
         requests_per_minute: for each key, or for each address where no key is needed; None: any number.
         patience: seconds that requests may still take after SIGTERM.
+        runs: where the playground at `/` looks for training runs; None: there is no playground.
 
     Raises:
         SoftPromptError: the address cannot be had, or would be open to everybody; the engine cannot start.
@@ -63,7 +67,13 @@ def serve(
         raise SoftPromptError("an API key is empty")
     with bind(host, port) as bound:
         service = Service(make_engine(), library)
-        app = make_app(service, api_keys=api_keys, body_limit=body_limit, requests_per_minute=requests_per_minute)
+        app = make_app(
+            service,
+            api_keys=api_keys,
+            body_limit=body_limit,
+            requests_per_minute=requests_per_minute,
+            playground=None if runs is None else Places(library, runs),
+        )
         with logging_to_stderr():
             asyncio.run(run(Server(app, service, patience), bound, lambda: ready(_url(host, bound), service)))
 

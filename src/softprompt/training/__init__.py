@@ -1,8 +1,9 @@
 """How a prompt is learned: recipes, the loop, the run and its folder."""
 
 from softprompt.training.diagnosis import Diagnosis
+from softprompt.training.growth import Growth, grow
 from softprompt.training.recipe import Recipe
 from softprompt.training.run import Run, train
 from softprompt.training.trainer import DivergedError
 
-__all__ = ["Diagnosis", "DivergedError", "Recipe", "Run", "train"]
+__all__ = ["Diagnosis", "DivergedError", "Growth", "Recipe", "Run", "grow", "train"]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import TrainerCallback
@@ -22,7 +23,7 @@ from softprompt.errors import SoftPromptError
 from softprompt.evaluation.evaluate import Evaluation
 from softprompt.models.base import Base
 from softprompt.models.prompted import PromptedModel
-from softprompt.models.scoring import score
+from softprompt.models.scoring import score, shares
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoder
 from softprompt.tasks.metrics import classification_metrics
@@ -63,7 +64,9 @@ class Ensemble:
         count = len(self.prompts)
         index = [k for k in range(count) for _ in texts]
         found = score(model, texts * count, encoder.label_ids, index, progress)
-        return found.double().softmax(-1).view(count, len(texts), -1)
+        of_member = found.view(count, len(texts), -1)
+        pairs = zip(of_member, self.prompts, strict=True)
+        return torch.stack([shares(scores, prompt.card.log_priors(task.labels)) for scores, prompt in pairs])
 
     def evaluate(
         self, base: Base, task: Task, rows: Sequence[Row], progress: Callable[[int], None] | None = None
@@ -165,6 +168,7 @@ def train_ensemble(
             task=task.model_dump(exclude_none=True),
             recipe=recipe.model_dump() | {"learning_rate": recipe.rate, "seed": seed},
             metrics=metrics,
+            calibration=None,
         )
         learned.append(SoftPrompt(member.embeddings, card))
     return Ensemble(learned)

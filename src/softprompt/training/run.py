@@ -21,7 +21,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from softprompt.errors import SoftPromptError
-from softprompt.evaluation.evaluate import Evaluation, Evaluator, Rows
+from softprompt.evaluation.calibration import calibrate
+from softprompt.evaluation.evaluate import Evaluation, Evaluator, Rows, evaluate
 from softprompt.models.base import Base
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
@@ -32,6 +33,7 @@ from softprompt.training.diagnosis import Diagnosis, diagnose
 from softprompt.training.monitor import Monitor
 from softprompt.training.recipe import Recipe
 from softprompt.training.residual import ResidualModel
+from softprompt.training.token_control import token_control
 from softprompt.training.trainer import DivergedError, PromptTrainer, Schedule
 
 RECORD = "run.json"
@@ -139,6 +141,8 @@ def train(
     else:
         checks = None if validation is None else _rows(validation, task)
     check_trainable(rows, task)
+    if recipe.calibrate and task.labels is None:
+        raise SoftPromptError("recipe.calibrate is for tasks with labels: this task generates free text")
     limits = [n for n in (recipe.max_length, _room(base, prompt)) if n is not None]
     encoded = Encoder(base.tokenizer, task, min(limits, default=None)).encode_rows(rows)
     evaluator = None
@@ -151,7 +155,7 @@ def train(
         else:
             folder = Path(output)
             if os.environ.get("RANK", "0") == "0":  # of several processes the first one makes it
-                _open(folder, about, resume=resume, force=force)
+                open_run(folder, about, resume=resume, force=force)
         schedule = Schedule(encoded, recipe.batch_size, recipe.max_steps, recipe.seed)
         monitor = None
         if recipe.monitor:
@@ -164,7 +168,7 @@ def train(
             evaluator,
             task.metric,
             folder,
-            [*callbacks, _Log(folder / LOG)],
+            [*token_control(base, model.prompts, recipe), *callbacks, _Log(folder / LOG)],
             progress,
             monitor,
         )
@@ -175,17 +179,21 @@ def train(
             validated = trainer.best_evaluation
             steps = trainer.state.global_step
             best_step = steps if trainer.best is None else trainer.best_step
-            seconds = time.perf_counter() - start
-            metrics: dict[str, Any] = {"steps": steps, "best_step": best_step, "seconds": round(seconds, 3)}
-            if validated is not None:
-                metrics["validation"] = validated.to_json()
             card = prompt.card.replace(
                 base=base.identity.model_dump(),
                 task=task.model_dump(exclude_none=True),
                 recipe=recipe.model_dump() | {"learning_rate": recipe.rate},
-                metrics=metrics,
+                calibration=None,
             )
-            learned = SoftPrompt(embeddings, card)
+            if recipe.calibrate:
+                calibrated = calibrate(base, SoftPrompt(embeddings, card), task, rows)
+                card = calibrated.card
+                validated = None if checks is None else evaluate(base, calibrated, task, checks, progress=progress)
+            seconds = time.perf_counter() - start
+            metrics: dict[str, Any] = {"steps": steps, "best_step": best_step, "seconds": round(seconds, 3)}
+            if validated is not None:
+                metrics["validation"] = validated.to_json()
+            learned = SoftPrompt(embeddings, card.replace(metrics=metrics))
             if output is not None and trainer.is_world_process_zero():
                 learned.save(folder / PROMPT, force=(folder / PROMPT).exists())
             return Run(
@@ -270,7 +278,7 @@ def _describe(
     }
 
 
-def _open(folder: Path, about: dict[str, Any], *, resume: bool, force: bool) -> None:
+def open_run(folder: Path, about: dict[str, Any], *, resume: bool, force: bool) -> None:
     """Make the run's folder, or check that it is the one to go on with."""
     record = folder / RECORD
     try:

@@ -82,6 +82,7 @@ def try_out(
             "evaluate_every": steps,
             "residual": 0,
             "average": 0.0,
+            "calibrate": False,
             "report_to": [],
         }
     )

@@ -27,6 +27,7 @@ from softprompt.tasks.encode import Encoder
 from softprompt.tasks.rows import Row, check_trainable
 from softprompt.tasks.task import Task
 from softprompt.training.recipe import Recipe
+from softprompt.training.token_control import token_control
 from softprompt.training.trainer import DivergedError, Schedule, arguments, collate, merit
 
 
@@ -65,7 +66,7 @@ def train_side_by_side(
         task: what is learned.
         train: labelled rows.
         validation: likewise; None: the last prompts are kept.
-        recipe: the settings; `batch_size` rows for each prompt. Its residual, average and monitor have no part in this.
+        recipe: the settings; `batch_size` rows for each prompt. Its monitor has no part in this.
         seeds: of the order of each prompt's rows.
         callbacks: callbacks of the Trainer's kind.
 
@@ -75,8 +76,10 @@ def train_side_by_side(
         WrongBaseError: a prompt was made for another base.
         DivergedError: a prompt's gradient became NaN or infinite.
     """
-    if recipe.residual or recipe.average:
-        raise SoftPromptError("recipe: residual and average are for one prompt alone, not for several side by side")
+    if recipe.residual or recipe.average or recipe.calibrate:
+        raise SoftPromptError(
+            "recipe: residual, average and calibrate are for one prompt alone, not for several side by side"
+        )
     for prompt in prompts:
         prompt.check_base(base)
     check_trainable(train, task)
@@ -97,7 +100,8 @@ def train_side_by_side(
             for prompt in model.prompts
         ]
     with tempfile.TemporaryDirectory(prefix="softprompt-") as folder:
-        trainer = _Trainer(model, recipe, schedules, evaluators, task.metric, Path(folder), callbacks)
+        controls = token_control(base, model.prompts, recipe)
+        trainer = _Trainer(model, recipe, schedules, evaluators, task.metric, Path(folder), [*controls, *callbacks])
         trainer.train()
     return trainer.members
 

@@ -81,7 +81,7 @@ class PromptStart(BaseModel):
     """How the prompt starts; see the initialisers.
 
     Attributes:
-        num_virtual_tokens: P; None: 16, or with `init: prompt` as many as that prompt has.
+        num_virtual_tokens: P; None: 16, or with `init: prompt` as many as that prompt has; "auto": see `grow`.
         init: "text", "labels", "vocabulary", "random" or "prompt".
         init_text: the text of `init: text`; None: the task's own words, see `own_words`.
         spread: `init: text` takes tokens from all over a text that is longer than P.
@@ -94,7 +94,7 @@ class PromptStart(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    num_virtual_tokens: int | None = Field(default=None, ge=1)
+    num_virtual_tokens: int | Literal["auto"] | None = None
     init: Literal["text", "labels", "vocabulary", "random", "prompt"] = "text"
     init_text: str | None = None
     spread: bool = False
@@ -104,6 +104,13 @@ class PromptStart(BaseModel):
     seed: int = Field(default=0, ge=0)
     candidates: int = Field(default=1, ge=1, le=64)
 
+    @field_validator("num_virtual_tokens", mode="before")
+    @classmethod
+    def _check_count(cls, count: Any) -> Any:
+        if count is None or count == "auto" or (isinstance(count, int) and not isinstance(count, bool) and count > 0):
+            return count
+        raise ValueError(f'a whole number from 1 on, or "auto", is needed, not {shown(count)}')
+
     @model_validator(mode="after")
     def _check_options(self) -> PromptStart:
         for key, init in _BELONGS_TO.items():
@@ -111,6 +118,10 @@ class PromptStart(BaseModel):
                 raise ValueError(f"{key} goes with init: {init}, not with init: {self.init}")
         if self.init == "prompt" and self.init_from is None:
             raise ValueError("init: prompt needs init_from, the folder of the prompt to start from")
+        if self.init == "prompt" and self.num_virtual_tokens == "auto":
+            raise ValueError(
+                "num_virtual_tokens: auto is not for init: prompt, whose prompt has its length: leave it out"
+            )
         return self
 
 
@@ -153,6 +164,10 @@ class TaskFile(BaseModel):
 
     @model_validator(mode="after")
     def _check_start(self) -> TaskFile:
+        if self.prompt.num_virtual_tokens == "auto" and self.data.validation is None:
+            raise ValueError(
+                "prompt.num_virtual_tokens: auto is decided by validation: give data.validation, or a number"
+            )
         if self.prompt.init == "labels" and self.task.labels is None:
             raise ValueError("prompt.init: labels needs a task with labels: choose text, vocabulary or random")
         if self.prompt.init == "text" and self.prompt.init_text is None and not own_words(self.task):
@@ -188,9 +203,11 @@ def make_prompt(base: EmbeddingSource, start: PromptStart, task: Task) -> SoftPr
     """The prompt that a task file's training starts from.
 
     Raises:
-        SoftPromptError: too many virtual tokens, or a prompt to start from that can't be read.
+        SoftPromptError: too many virtual tokens or "auto" of them, or a prompt to start from that can't be read.
         WrongBaseError: the prompt to start from was made for another base.
     """
+    if start.num_virtual_tokens == "auto":
+        raise SoftPromptError("prompt.num_virtual_tokens: auto is for `softprompt train` alone: give a number here")
     if start.init_from is not None:
         return SoftPrompt.from_prompt(SoftPrompt.load(start.init_from, base), start.num_virtual_tokens)
     count = start.num_virtual_tokens or _VIRTUAL_TOKENS

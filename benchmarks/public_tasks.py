@@ -1,0 +1,82 @@
+"""Task files for public data sets, with samples that two cores get through: SST-2, SMS spam and BANKING77.
+
+    python -m benchmarks.public_tasks FOLDER OUT
+    python -m benchmarks.quality OUT/*/task.yaml --parts methods --one-setting --methods zero-shot prompt lora
+
+FOLDER holds the CSV files, with the columns text and label: `sst2_train.csv`, `sst2_dev.csv`, `sst2_test.csv`,
+`sms_spam.csv`, `banking77_train.csv` and `banking77_test.csv`. Nothing of them is in this repository. All training rows
+are kept; validation and test rows are drawn at random, the same every time. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+Rows = list[tuple[str, str]]
+VALIDATION, TEST = 150, 400
+TASK = """\
+name: {name}
+base: smollm2-135m
+task:
+  template: "{template}"
+  target: " {{label}}"
+  labels: {labels}
+  metric: accuracy
+data: {{train: train.csv, validation: validation.csv, test: test.csv}}
+prompt: {{num_virtual_tokens: {length}, init: text, init_text: "{init_text}", seed: 0}}
+recipe: {{max_steps: 120, batch_size: 16, evaluate_every: 40}}
+"""
+
+
+def read(path: Path) -> Rows:
+    with path.open(encoding="utf-8", newline="") as file:
+        return [(row["text"], row["label"]) for row in csv.DictReader(file)]
+
+
+def draw(rows: Rows, count: int) -> Rows:
+    return random.Random(0).sample(rows, min(count, len(rows)))
+
+
+def write(folder: Path, splits: dict[str, Rows], template: str, init_text: str, length: int) -> None:
+    """A folder with `task.yaml` and its three data files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in splits.items():
+        with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("text", "label"), *rows])
+    labels = json.dumps(sorted({label for rows in splits.values() for _, label in rows}))
+    text = TASK.format(name=folder.name, template=template, labels=labels, init_text=init_text, length=length)
+    (folder / "task.yaml").write_text(text, encoding="utf-8")
+
+
+def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.public_tasks", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where the CSV files are")
+    parser.add_argument("out", type=Path, help="where each task gets a folder")
+    options = parser.parse_args(arguments)
+
+    def rows(name: str) -> Rows:
+        return read(options.folder / f"{name}.csv")
+
+    sst2 = {"train": rows("sst2_train"), "validation": rows("sst2_dev"), "test": rows("sst2_test")}
+    spam = draw(rows("sms_spam"), 1 << 30)
+    held = VALIDATION + TEST
+    sms = {"train": spam[held:], "validation": spam[:VALIDATION], "test": spam[VALIDATION:held]}
+    intents = draw(rows("banking77_train"), 1 << 30)
+    banking = {"train": intents[VALIDATION:], "validation": intents[:VALIDATION], "test": rows("banking77_test")}
+    for name, splits, template, init_text, length in (
+        ("sst2", sst2, "Review: {text}\\nSentiment:", "Classify this review as positive or negative:", 16),
+        ("sms-spam", sms, "Message: {text}\\nKind:", "Classify this message as ham or spam:", 16),
+        ("banking77", banking, "Question: {text}\\nIntent:", "Name the intent of this question to a bank:", 32),
+    ):
+        sampled = {**splits, "validation": draw(splits["validation"], VALIDATION), "test": draw(splits["test"], TEST)}
+        write(options.out / name, sampled, template, init_text, length)
+
+
+if __name__ == "__main__":
+    main()

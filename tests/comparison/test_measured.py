@@ -1,0 +1,52 @@
+"""The figures that the package ships are those of the repository's results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks import figures
+
+from softprompt.comparison.measured import Measured, Variant, read_measured
+
+
+def test_the_shipped_figures_are_those_of_the_results() -> None:
+    assert read_measured() == figures.collect(), "write them again: python -m benchmarks.figures"
+    assert read_measured().rates
+    assert read_measured().steps
+
+
+def test_they_are_means_of_what_was_measured(tmp_path: Path) -> None:
+    def row(variant: str, seed: int, **found: Any) -> dict[str, Any]:
+        return {"part": "length", "task": "films", "variant": variant, "seed": seed, "n": 50} | found
+
+    done = {"method": "lora", "status": "done", "test": {"accuracy": 0.9}, "trainable_parameters": 3}
+    rows = [
+        row("P = 1", 0, score=0.5),
+        row("P = 1", 1, score=0.7),
+        row("P = 1", 2, diverged="the loss became NaN"),
+        row("P = 4", 0, diverged="the loss became NaN"),
+    ]
+    methods = [done | {"base_parameters": 10}, {"method": "full", "status": "diverged"}]
+    document = {"rows": rows, "methods": [{"name": "films", "metric": "accuracy", "rows": methods}]}
+    (tmp_path / "quality.json").write_text(json.dumps(document))
+    found = figures.collect(tmp_path)
+    assert [one.model_dump() for one in found.variants] == [
+        {"part": "length", "task": "films", "variant": "P = 1", "score": pytest.approx(0.6), "seeds": 2, "n": 50}
+    ]
+    assert [(one.method, one.score) for one in found.methods] == [("lora", 0.9)]
+    assert (found.rates, found.steps) == ([], [])
+
+
+def test_scores_are_over_the_tasks_that_all_variants_share() -> None:
+    found = [("a", "x", 0.1), ("b", "x", 0.2), ("a", "y", 0.9), ("a", "z", 0.3), ("b", "z", 0.6)]
+    known = Measured(
+        variants=[Variant(part="p", task=task, variant=name, score=score, seeds=1, n=9) for name, task, score in found]
+    )
+    assert known.tasks("p", ["a", "b"]) == ["x", "z"]
+    assert known.scores("p") == pytest.approx({"a": 0.2, "b": 0.4})
+    assert known.scores("p", ["a"]) == pytest.approx({"a": 1.3 / 3})
+    assert known.scores("p", ["a", "c"]) == {}
+    assert known.scores("q") == {}

@@ -1,0 +1,767 @@
+"""The playground without a browser: what its desk does, and how it lives beside the API."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import html
+import json
+import os
+import re
+import signal
+import string
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from typer.testing import CliRunner
+
+from softprompt import evaluate, predict
+from softprompt.cli import app
+from softprompt.prompts.library import PromptLibrary
+from softprompt.serving import playground, playground_desk, playground_files
+from softprompt.serving.local import LocalEngine
+from softprompt.serving.playground_answers import Asker, boxes_for, row_for, task_of
+from softprompt.serving.playground_desk import Desk, Places
+from softprompt.serving.playground_library import first_choice
+from softprompt.serving.playground_texts import TEXTS, texts_for
+from softprompt.serving.service import Service
+from softprompt.tasks import Row, Task, load_rows
+from softprompt.training.trajectory import Measurement, Start, Trajectory, Validated
+from tests.conftest import make_base
+from tests.serving.conftest import COLOUR, MOOD, TOPIC, Live, living, make_prompt
+from tests.serving.plain import PlainEngine
+
+EN = TEXTS["en"]
+TRICK = '<img src=x onerror="alert(1)">'
+
+
+def at_desk(
+    base: Any,
+    library: PromptLibrary,
+    act: Callable[[Desk, Service], Awaitable[Any]],
+    runs: Path = Path("runs"),
+    engine: Callable[[Any], Any] = PlainEngine,
+) -> Any:
+    """What `act` returns, done at the desk of a service that runs."""
+
+    async def main() -> Any:
+        service = Service(engine(base), library)
+        await service.start()
+        try:
+            return await act(Desk(service, Places(library, runs)), service)
+        finally:
+            await service.stop()
+
+    return asyncio.run(main())
+
+
+async def listed(shown: Any) -> list[Any]:
+    async with aclosing(shown):
+        return [one async for one in shown]
+
+
+def read(page: str) -> str:
+    """What a visitor reads of a piece of HTML."""
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
+
+
+def write_csv(path: Path, rows: list[list[str]]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def make_run(folder: Path, steps: int, virtual: int = 3) -> Path:
+    """A run's folder as `softprompt train` leaves it while it learns."""
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"recipe": {"max_steps": 60}}))
+    one = [1.0] * virtual
+    start = Start(
+        norm=one, z=one, trained=False, learning_rate=0.03, steps_per_pass=10, vocabulary_mean=1,
+        vocabulary_deviation=0.1, vocabulary_percentiles=[1.0] * 9,
+    )  # fmt: skip
+    trajectory = Trajectory(start)
+    for step in range(1, steps + 1):
+        trajectory.measurements.append(
+            Measurement(
+                step=step,
+                loss=3 - step / 60,
+                learning_rate=0.03,
+                gradient=one,
+                update=[0.05] * virtual,
+                norm=one,
+                z=one,
+                drift=one,
+                cosine=one,
+            )
+        )
+        if step % 5 == 0:
+            trajectory.validations.append(Validated(step=step, figures={"accuracy": 0.5, "log_loss": 0.7}))
+    trajectory.write(folder / "monitor.jsonl")
+    return folder
+
+
+class TestTexts:
+    def test_both_languages_say_the_same_things(self):
+        def holes(text: str) -> set[str | None]:
+            return {name for _, name, _, _ in string.Formatter().parse(text) if name}
+
+        assert TEXTS["en"].keys() == TEXTS["es"].keys()
+        for key, text in TEXTS["en"].items():
+            assert holes(text) == holes(TEXTS["es"][key]), key
+            assert text.count("`") == TEXTS["es"][key].count("`"), key
+
+    @pytest.mark.parametrize(
+        ("accepted", "language"),
+        [
+            (None, "en"),
+            ("", "en"),
+            ("es", "es"),
+            ("es-MX,es;q=0.9,en;q=0.8", "es"),
+            ("en-GB,en;q=0.9,es;q=0.8", "en"),
+            ("fr, es;q=0.5, en;q=0.7", "en"),
+            ("de;q=1, ES-es;q=0.1", "es"),
+            ("es;q=0", "en"),
+            ("es;q=nonsense", "en"),
+            (";;,,", "en"),
+        ],
+    )
+    def test_the_browsers_language(self, accepted, language):
+        assert texts_for(accepted) is TEXTS[language]
+
+
+class TestAsker:
+    TEXTS_ASKED = ("a joy to watch", "never again", "x" * 600)
+
+    @pytest.mark.parametrize("name", ["mood", "colour"])
+    @pytest.mark.parametrize("bare", [False, True])
+    def test_it_answers_as_predict_does(self, base, library, name, bare):
+        async def act(_: Desk, service: Service) -> Any:
+            asker = Asker(service, service.catalogue.find(name), bare=bare)
+            rows = [Row({"text": text}) for text in self.TEXTS_ASKED]
+            return [await asker.answer(question) for question in asker.ask(rows)]
+
+        answers = at_desk(base, library, act, engine=LocalEngine)
+        task = {"mood": MOOD, "colour": COLOUR}[name]
+        expected = predict(base, None if bare else library.get(name), task, self.TEXTS_ASKED)
+        assert [answer.text for answer in answers] == [one.label or one.output or "" for one in expected]
+        assert [answer.truncated for answer in answers] == [False, False, True]
+        if name == "mood":
+            for answer, one in zip(answers, expected, strict=True):
+                assert answer.probabilities == pytest.approx(one.probabilities, abs=1e-5)
+
+    def test_a_prompt_without_a_task_goes_on_with_the_text(self, base, library):
+        async def act(_: Desk, service: Service) -> Any:
+            served = service.catalogue.find("bare")
+            (question,) = Asker(service, served).ask([Row({"text": "abc"})])
+            return task_of(served), question
+
+        task, question = at_desk(base, library, act)
+        assert task.columns == ["text"]
+        assert question.ids == base.tokenizer("abc")["input_ids"]
+
+    def test_its_answers_are_counted(self, base, library):
+        async def act(desk: Desk, service: Service) -> bytes:
+            await listed(desk.ask(EN, ["mood"], ["a"]))
+            return service.metrics.page()
+
+        page = at_desk(base, library, act).decode()
+        assert 'softprompt_answer_seconds_count{model="mood",route="playground"} 1.0' in page
+        assert 'softprompt_answer_seconds_count{model="tiny-llama",route="playground"} 1.0' in page
+
+
+class TestBoxes:
+    def test_tasks_of_one_column_share_a_box(self):
+        other = Task(template="{sentence}?", labels=["a", "b"])
+        assert boxes_for([MOOD, other]) == ["text"]
+        assert row_for(other, {"text": "x"}) == Row({"sentence": "x"})
+
+    def test_a_task_of_several_columns_adds_its_own(self):
+        assert boxes_for([TOPIC, MOOD]) == ["text", "title"]
+        assert boxes_for([TOPIC]) == ["title", "text"]
+        assert row_for(TOPIC, {"text": "x", "title": "y"}) == Row({"title": "y", "text": "x"})
+        assert boxes_for([]) == []
+
+
+class TestAsking:
+    def ask(
+        self,
+        base: Any,
+        library: PromptLibrary,
+        names: list[str] | None,
+        *written: str | None,
+        texts: Any = EN,
+        engine: Any = PlainEngine,
+    ) -> Any:
+        return at_desk(base, library, lambda desk, _: listed(desk.ask(texts, names, written)), engine=engine)
+
+    def test_two_tasks_beside_the_base(self, base, library):
+        *_, last = self.ask(base, library, ["mood", "topic"], "a joy", "news", engine=LocalEngine)
+        said = read(last)
+        assert said.count("With the soft prompt") == said.count("Base model alone") == 2
+        for part in ("mood@2", "topic@1", "negative", "war"):
+            assert part in said
+        (one,) = predict(base, library.get("mood"), MOOD, ["a joy"])
+        (alone,) = predict(base, None, MOOD, ["a joy"])
+        for probabilities in (one.probabilities, alone.probabilities):
+            assert f"positive {probabilities['positive']:.1%}" in said
+
+    def test_generated_text_comes_as_it_grows(self, base, library):
+        shown = self.ask(base, library, ["bare"], "abc", engine=LocalEngine)
+        assert len(set(shown)) > 10
+        assert EN["waiting"] in shown[0]
+
+    def test_texts_and_labels_are_shown_as_text(self, base, tmp_path):
+        library = PromptLibrary(tmp_path / "library")
+        task = Task(template="{text}:", labels=[TRICK, "${alert(1)} {{x}}", "</div><script>alert(2)</script>"])
+        library.add("trick", make_prompt(base, 3, task))
+        *_, last = self.ask(base, library, ["trick"], TRICK)
+        assert "<img" not in last
+        assert "<script" not in last
+        assert all(label in html.unescape(last) for label in task.labels)
+
+    def test_the_many_labels_of_a_task_are_not_all_shown(self, base, tmp_path):
+        library = PromptLibrary(tmp_path / "library")
+        labels = [f"label{i}." for i in range(20)]
+        library.add("many", make_prompt(base, 3, Task(template="{text}:", labels=labels)))
+        *_, last = self.ask(base, library, ["many"], "a")
+        assert read(last).count("and 12 more labels") == 2
+
+    @pytest.mark.parametrize(
+        ("names", "text", "line"),
+        [
+            (None, "a", EN["choose_task"]),
+            ([], "a", EN["choose_task"]),
+            (["mood"], "", EN["type_text"]),
+            (["mood"], None, EN["type_text"]),
+            (["mood"], " \n", EN["type_text"]),
+            (["nonsense"], "a", "there is no model 'nonsense'"),
+            ([TRICK], "a", "there is no model"),
+        ],
+    )
+    def test_what_cannot_be_asked(self, base, library, names, text, line):
+        (shown,) = self.ask(base, library, names, text)
+        assert line in read(shown) or line in shown
+        assert "<img" not in shown
+
+    def test_five_megabytes_are_refused_at_once(self, base, library):
+        start = time.perf_counter()
+        (shown,) = self.ask(base, library, ["mood"], "a" * 5_000_000)
+        assert read(shown) == EN["too_long"].format(count="5,000,000", most="100,000")
+        assert time.perf_counter() - start < 5
+
+    def test_a_text_longer_than_the_context_is_cut_and_the_page_says_so(self, base, library):
+        *_, last = self.ask(base, library, ["mood"], "a" * 1000)
+        assert read(last).count(EN["truncated"]) == 2
+
+    def test_one_task_that_cannot_be_asked_leaves_the_others(self, base, library):
+        *_, last = self.ask(base, library, ["topic", "mood"], "a joy", "")
+        assert EN["fill_in"].format(column="title") in read(last)
+        assert "positive" in read(last)
+
+    def test_too_many_columns(self, base, tmp_path):
+        library = PromptLibrary(tmp_path / "library")
+        template = " ".join(f"{{c{i}}}" for i in range(7))
+        library.add("wide", make_prompt(base, 3, Task(template=template, labels=["a", "b"])))
+        *_, last = self.ask(base, library, ["wide"], *("x" * 6))
+        assert EN["too_many_columns"].format(count=7) in read(last)
+
+    def test_spanish(self, base, library):
+        *_, last = self.ask(base, library, ["mood"], "a", texts=TEXTS["es"])
+        assert TEXTS["es"]["base_alone"] in read(last)
+
+    def test_two_visitors_at_once_see_their_own(self, base, library):
+        async def act(desk: Desk, _: Service) -> Any:
+            one, other = desk.ask(EN, ["mood"], ["first"]), desk.ask(TEXTS["es"], ["topic"], ["text", "second"])
+            return await asyncio.gather(listed(one), listed(other))
+
+        (*_, one), (*_, other) = at_desk(base, library, act, engine=LocalEngine)
+        assert "mood@2" in one
+        assert "topic@1" not in one
+        assert "topic@1" in other
+        assert TEXTS["es"]["base_alone"] in other
+
+    def test_an_engine_that_fails(self, base, library, caplog):
+        class Broken(PlainEngine):
+            async def classify(self, *_):
+                raise RuntimeError("secret")
+
+        *_, last = self.ask(base, library, ["mood"], "private text", engine=Broken)
+        assert read(last) == EN["failed"]
+        assert "private" not in caplog.text
+        assert [record.message for record in caplog.records] == ["playground failed"]
+
+    def test_an_engine_that_is_full_says_so_for_one_side(self, base, library):
+        *_, last = self.ask(base, library, ["mood"], "a", engine=lambda base: PlainEngine(base, max_waiting=0))
+        assert "try again later" in read(last)
+
+    def test_a_server_that_stops(self, base, library):
+        async def act(desk: Desk, service: Service) -> Any:
+            service.status = "stopped"
+            return desk.greeting(EN), await listed(desk.ask(EN, ["mood"], ["a"]))
+
+        greeting, (shown,) = at_desk(base, library, act)
+        assert "not ready (stopped)" in read(shown)
+        assert "not ready (stopped)" in read(greeting)
+
+
+class TestFiles:
+    ROWS: ClassVar = [
+        ["id", "text", "label"],
+        *([str(i), f"row {i}, {TRICK}", ["negative", "positive"][i % 2]] for i in range(40)),
+    ]
+
+    def answer(self, base: Any, library: PromptLibrary, name: Any, path: Any, with_base: bool = True) -> Any:
+        async def act(desk: Desk, _: Service) -> Any:
+            found, made = [], None
+            async with aclosing(desk.answer_file(EN, name, path, with_base)) as steps:
+                async for page, file in steps:
+                    found.append(page)
+                    made = file and (file, file.read_text("utf-8"))
+            return found, made
+
+        return at_desk(base, library, act, engine=LocalEngine)
+
+    def test_a_file_is_answered(self, base, library, tmp_path):
+        path = write_csv(tmp_path / "rows.csv", self.ROWS)
+        pages, (file, text) = self.answer(base, library, "mood", str(path))
+        assert not file.exists()  # it was a visitor's, who has it by now
+        rows = load_rows(path, MOOD)
+        figures = {name: evaluate(base, library.get("mood"), MOOD, rows) for name in ("mood@2",)}
+        assert f"log loss {figures['mood@2'].log_loss:.4g}" in read(pages[-1])
+        assert f"accuracy {figures['mood@2'].accuracy:.4g}" in read(pages[-1])
+        assert "<img" not in pages[-1]
+        assert read(pages[0]) == "0 of 80 answers"
+        assert 'value="32"' in pages[1]
+        head, *lines = csv.reader(text.splitlines())
+        assert head == [
+            *self.ROWS[0], "mood@2 answer", "mood@2 probability", "Base model alone answer",
+            "Base model alone probability",
+        ]  # fmt: skip
+        assert [line[:3] for line in lines] == self.ROWS[1:]
+        expected = predict(base, library.get("mood"), MOOD, [row.columns for row in rows])
+        assert [line[3] for line in lines] == [one.label for one in expected]
+        assert [float(line[4]) for line in lines] == pytest.approx(
+            [max(one.probabilities.values()) for one in expected], abs=1e-5
+        )
+
+    def test_free_text_without_right_answers(self, base, library, tmp_path):
+        path = write_csv(tmp_path / "rows.csv", [["text"], ["the sky"], ["grass"]])
+        pages, (_, text) = self.answer(base, library, "colour", str(path), with_base=False)
+        assert EN["answered"].format(count=2) in read(pages[-1])
+        assert EN["figures_caption"] not in read(pages[-1])
+        outputs = [one.output for one in predict(base, library.get("colour"), COLOUR, ["the sky", "grass"])]
+        assert [line[-1] for line in csv.reader(text.splitlines())] == ["colour@1 answer", *outputs]
+
+    def test_free_text_with_right_answers(self, base, library, tmp_path):
+        path = write_csv(tmp_path / "rows.csv", [["text", "colour"], ["the sky", "blue"]])
+        pages, _ = self.answer(base, library, "colour", str(path), with_base=False)
+        assert "exact match" in read(pages[-1])
+
+    def test_a_byte_order_mark_and_empty_lines(self, base, library, tmp_path):
+        path = tmp_path / "rows.csv"
+        path.write_bytes(b"\xef\xbb\xbftext\r\n\r\na joy\r\n\r\n")
+        _, (_, text) = self.answer(base, library, "mood", str(path), with_base=False)
+        assert text.splitlines()[0].startswith("text,")
+        assert len(text.splitlines()) == 2
+
+    @pytest.mark.parametrize(
+        ("name", "content", "line"),
+        [
+            ("rows.txt", "text\na\n", EN["only_csv"]),
+            ("rows.csv", "", "rows.csv: the file is empty"),
+            ("rows.csv", "text\n", "rows.csv: there are no rows of data"),
+            ("rows.csv", "other\na\n", "rows.csv: no column 'text'"),
+            ("rows.csv", "text\n \n", "column 'text' is empty"),
+            ("rows.csv", 'text\n"a\n', "check the quotes"),
+            ("rows.csv", "text\n" + "a" * 100_001 + "\n", "rows.csv: row 1 has 100,001 characters"),
+            ("rows.csv", "text\n" + "a\n" * 10_001, "The file has 10,001 rows"),
+        ],
+    )
+    def test_a_file_that_cannot_be_used(self, base, library, tmp_path, name, content, line):
+        (tmp_path / name).write_text(content)
+        (page,), made = self.answer(base, library, "mood", str(tmp_path / name))
+        assert line in read(page)
+        assert str(tmp_path) not in page
+        assert made is None
+
+    def test_nothing_chosen(self, base, library):
+        assert read(self.answer(base, library, None, "rows.csv")[0][0]) == EN["choose_task"]
+        assert read(self.answer(base, library, "mood", None)[0][0]) == EN["choose_file"]
+
+    def test_a_visitor_who_goes_stops_the_work(self, base, library, tmp_path, monkeypatch):
+        monkeypatch.setattr(playground_files, "_AT_ONCE", 4)
+        path = write_csv(tmp_path / "rows.csv", self.ROWS)
+
+        async def act(desk: Desk, service: Service) -> float:
+            steps = desk.answer_file(EN, "mood", str(path), True)
+            async with aclosing(steps):
+                await anext(steps)
+                await anext(steps)
+            return service.engine.figures()["text_tokens_total"]
+
+        one_chunk = sum(len(base.tokenizer(MOOD.render({"text": row[1]}))["input_ids"]) for row in self.ROWS[1:5])
+        assert at_desk(base, library, act) == one_chunk
+
+    def test_two_versions_are_compared(self, base, library, tmp_path):
+        path = write_csv(tmp_path / "rows.csv", self.ROWS)
+        task = Task(template="{text}!", labels=["positive", "negative"])
+        own = PromptLibrary(tmp_path / "library")
+        own.add("mood", library.get("mood@1"))
+        own.add("mood", make_prompt(base, 5, task, seed=11))
+        *_, last = at_desk(
+            base, own, lambda desk, _: listed(desk.compare(EN, "mood@1", "mood@2", str(path))), engine=LocalEngine
+        )
+        rows = load_rows(path, MOOD)
+        first, second = (
+            predict(base, own.get(name), asked, [row.columns for row in rows])
+            for name, asked in (("mood@1", MOOD), ("mood@2", task))
+        )
+        same = sum(one.label == other.label for one, other in zip(first, second, strict=True))
+        assert EN["agree"].format(same=same, all=40, share=f"{same / 40:.1%}") in read(last)
+        figures = [evaluate(base, own.get("mood@1"), MOOD, path), evaluate(base, own.get("mood@2"), task, path)]
+        assert f"log loss {figures[0].log_loss:.4g} {figures[1].log_loss:.4g}" in read(last)
+        assert f"accuracy {figures[0].accuracy:.4g} {figures[1].accuracy:.4g}" in read(last)
+
+    @pytest.mark.parametrize(
+        ("first", "second", "line"),
+        [
+            (None, "mood@1", EN["choose_two"]),
+            ("mood@1", "mood@1", EN["choose_two"]),
+            ("mood@1", "mood@9", "the library has no prompt 'mood@9'"),
+            ("mood@1", "../mood", "name"),
+            ("mood@1", "topic@1", "rows.csv: no column 'title'"),
+        ],
+    )
+    def test_what_cannot_be_compared(self, base, library, tmp_path, first, second, line):
+        path = write_csv(tmp_path / "rows.csv", self.ROWS)
+        (page,) = at_desk(base, library, lambda desk, _: listed(desk.compare(EN, first, second, str(path))))
+        assert line in read(page)
+
+
+class TestLibrary:
+    def show(self, base: Any, library: PromptLibrary) -> tuple[str, list[str], list[str]]:
+        async def act(desk: Desk, _: Service) -> Any:
+            return await desk.library(EN), desk.models(), desk.versions()
+
+        return at_desk(base, library, act)
+
+    def test_a_table_with_cards(self, base, library):
+        page, models, versions = self.show(base, library)
+        assert models == ["bare", "colour", "mood", "topic"]
+        assert versions == ["bare@1", "colour@1", "mood@2", "mood@1", "topic@1"]
+        assert first_choice(versions) == ("mood@1", "mood@2")
+        assert "mood@2 loaded 2 6 negative, positive" in read(page)
+        assert "colour@1 loaded 1 5 free text" in read(page)
+        assert "bare@1 loaded 1 2 no task" in read(page)
+        assert json.dumps(MOOD.template) in read(page)
+
+    def test_empty(self, base, tmp_path):
+        (tmp_path / "library").mkdir()
+        page, models, versions = self.show(base, PromptLibrary(tmp_path / "library"))
+        assert "The library is empty" in read(page)
+        assert (models, versions) == ([], [])
+        assert first_choice(versions) == (None, None)
+
+    def test_a_damaged_card_and_a_prompt_of_another_base_leave_the_others(self, base, own_library):
+        card = own_library.entry("topic").path / "card.json"
+        card.write_text(card.read_text().replace("art", f"{TRICK}"))
+        own_library.add("foreign", make_prompt(make_base(seed=9), 3, MOOD))
+        page, models, versions = self.show(base, own_library)
+        assert models == ["bare", "colour", "mood"]
+        assert "topic: " in read(page)
+        assert "card.json" in read(page)
+        assert "foreign: this prompt was made for base" in read(page)
+        assert "foreign@1 not loaded" in read(page)
+        assert "<img" not in page
+        assert str(own_library.folder) not in page
+        assert "topic@1" not in versions
+
+    def test_a_prompt_that_was_damaged_later(self, base, own_library):
+        async def act(desk: Desk, _: Service) -> str:
+            (own_library.entry("topic").path / "card.json").write_text("{}")
+            return await desk.library(EN)
+
+        page = at_desk(base, own_library, act)
+        assert "topic: " in read(page)
+        assert str(own_library.folder) not in page
+
+    def test_another_version_is_loaded(self, base, own_library):
+        async def act(desk: Desk, service: Service) -> str:
+            await service.load("mood@1")
+            return await desk.library(EN)
+
+        assert "mood@2 mood@1 is loaded" in read(at_desk(base, own_library, act))
+
+    def test_a_folder_that_is_no_library(self, base, library, tmp_path):
+        (tmp_path / "file").write_text("")
+
+        async def act(_: Desk, service: Service) -> Any:
+            desk = Desk(service, Places(PromptLibrary(tmp_path / "file"), tmp_path))
+            return await desk.library(EN), desk.versions()
+
+        page, versions = at_desk(base, library, act)
+        assert 'role="alert"' in page
+        assert versions == []
+
+
+class TestRuns:
+    def show(self, base: Any, library: PromptLibrary, folder: Path, name: str | None, seen: object = None) -> Any:
+        async def act(desk: Desk, _: Service) -> Any:
+            return await desk.runs(), await desk.run(EN, name, seen)
+
+        return at_desk(base, library, act, runs=folder)
+
+    def test_no_runs(self, base, library, tmp_path):
+        names, (page, mark) = self.show(base, library, tmp_path / "none", None)
+        assert (names, mark) == ([], None)
+        assert "softprompt train" in read(page)
+
+    def test_curves_while_it_learns(self, base, library, tmp_path):
+        run = make_run(tmp_path / "films", 12)
+        names, (page, mark) = self.show(base, library, tmp_path, "films")
+        assert names == ["films"]
+        assert "Step 12 of at most 60" in read(page)
+        assert page.count("<svg") == 3
+        for words in (EN["loss_unit"], EN["step"], EN["shares_unit"], "training", "validation", "accuracy"):
+            assert words in read(page)
+        assert self.show(base, library, tmp_path, "films", mark)[1] is None
+        with (run / "monitor.jsonl").open("a") as file:
+            file.write('{"kind": "measurement", "step": 13, "lo')
+        os.utime(run / "monitor.jsonl", (1, 1))
+        _, (page, mark) = self.show(base, library, tmp_path, "films", mark)
+        assert "Step 12 of at most 60" in read(page)  # half a line is none
+        (run / "prompt").mkdir()
+        _, (page, _) = self.show(base, library, tmp_path, "films", mark)
+        assert "Finished: 12 steps" in read(page)
+
+    def test_the_newest_is_first_and_one_folder_deeper_is_found(self, base, library, tmp_path):
+        for age, name in enumerate(("new", "grown/8-virtual-tokens", "old")):
+            os.utime(make_run(tmp_path / name, 1) / "monitor.jsonl", (1000 - age, 1000 - age))
+        (tmp_path / "no-run").mkdir()
+        assert self.show(base, library, tmp_path, None)[0] == ["new", "grown/8-virtual-tokens", "old"]
+
+    def test_damaged_files(self, base, library, tmp_path):
+        run = make_run(tmp_path / "films", 2)
+        (run / "run.json").write_text("{")
+        (run / "monitor.jsonl").write_bytes(b"\xff\xfe\nnull\n[[[\n" + (run / "monitor.jsonl").read_bytes()[:-9])
+        _, (page, _) = self.show(base, library, tmp_path, "films")
+        assert EN["run_damaged"].format(file="run.json") in read(page)
+        assert "Step 1 of at most ?" in read(page)
+
+    def test_nothing_logged_yet(self, base, library, tmp_path):
+        make_run(tmp_path / "films", 0)
+        (tmp_path / "off").mkdir()
+        (tmp_path / "off" / "run.json").write_text('{"recipe": {"max_steps": 3}}')
+        for name in ("films", "off"):
+            assert EN["run_no_steps"] in read(self.show(base, library, tmp_path, name)[1][0])
+
+    @pytest.mark.parametrize("name", ["gone", "../films", "/etc", "films/..", TRICK])
+    def test_no_other_folder_is_read(self, base, library, tmp_path, name):
+        make_run(tmp_path / "films", 1)
+        make_run(tmp_path / "runs" / "one", 1)
+        _, (page, mark) = self.show(base, library, tmp_path / "runs", name)
+        assert (read(page), mark) == (EN["no_such_run"], None)
+
+    def test_in_spanish(self, base, library, tmp_path):
+        make_run(tmp_path / "films", 6)
+        es = TEXTS["es"]
+        page, _ = at_desk(base, library, lambda desk, _: desk.run(es, "films"), runs=tmp_path)
+        for key in ("step", "loss_unit", "gradients_unit", "virtual_token", "gradients_help"):
+            assert es[key] in read(page)
+        assert EN["step"] not in read(page)
+
+
+@pytest.fixture(scope="module")
+def page(base, library, tmp_path_factory) -> Any:
+    """A server with the playground, for tests that leave it as it is."""
+    with living(PlainEngine(base), library, playground=Places(library, tmp_path_factory.mktemp("runs"))) as live:
+        yield live
+
+
+class TestBesideTheApi:
+    def test_the_page_is_there_and_asks_nobody_else(self, page):
+        answer = page.get("/")
+        assert answer.status_code == 200
+        assert "text/html" in answer.headers["content-type"]
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+        asked = re.findall(r'(?:src|href)="([^"]+)"', answer.text)
+        assert asked
+        assert not [url for url in asked if "//" in url]
+        config = page.get("/config").json()
+        assert config["analytics_enabled"] is False
+        assert config["stylesheets"] == []  # no fonts but the system's
+
+    def test_the_api_is_as_it_was(self, page):
+        assert page.get("/health").json() == {"status": "ok"}
+        assert page.get("/docs").status_code == 200
+        assert "/v1/classify" in page.get("/openapi.json").json()["paths"]
+        assert page.get("/v1/classify").status_code == 405
+        assert page.get("/nonsense").json()["error"]["message"] == "there is no such endpoint: see /docs"
+        assert page.post("/v1/classify", json={"model": "mood", "input": "a"}).status_code == 200
+
+    @pytest.mark.parametrize(
+        "path",
+        ["info", "openapi.json", "proxy=http://127.0.0.1/", "vibe-code/", "run/0", "call/x", "runs", "token", "user"],
+    )
+    def test_paths_of_gradios_that_nobody_needs_are_shut(self, page, path):
+        answer = page.get(f"/gradio_api/{path}")
+        assert answer.status_code == 404
+        assert "there is no such endpoint" in answer.json()["error"]["message"]
+
+    @pytest.mark.parametrize("path", ["/etc/passwd", "pyproject.toml", "https://127.0.0.1:1/x", "../pyproject.toml"])
+    def test_no_file_of_the_machine_is_given_out(self, page, path):
+        assert page.get(f"/gradio_api/file={path}").status_code in (403, 404)
+        assert page.get(f"/static/{path}").status_code in (403, 404)
+
+    def test_no_other_site_may_read_it(self, page):
+        for host in ("127.0.0.1", "example.org"):
+            answer = page.get("/config", headers={"Origin": "http://evil.example", "Host": host})
+            assert "access-control-allow-origin" not in answer.headers
+
+    def test_five_megabytes_in_the_box(self, page):
+        config = page.get("/config").json()
+        (ask,) = (part["id"] for part in config["components"] if part["props"].get("elem_id") == "ask")
+        (number,) = (one["id"] for one in config["dependencies"] if [ask, "click"] in one["targets"])
+        asked = {"fn_index": number, "session_hash": "big", "data": [["mood"], "a" * 5_000_000, *[""] * 5]}
+        assert page.post("/gradio_api/queue/join", json=asked).status_code == 200
+        with page.http() as http, http.stream("GET", "/gradio_api/queue/data?session_hash=big") as events:
+            told = [json.loads(line.removeprefix("data: ")) for line in events.iter_lines() if line]
+        (shown,) = next(one["output"]["data"] for one in told if one["msg"] == "process_generating")
+        assert "5,000,000 characters" in shown
+        asked["data"][1] = "a" * 10_000_000
+        assert page.post("/gradio_api/queue/join", json=asked).status_code == 413
+
+    def test_a_server_that_was_started_anew_knows_what_an_old_page_asks(self, page):
+        """What a page has chosen comes with each request, so that a session nobody knows is as good as any."""
+        config = page.get("/config").json()
+        (ask,) = (part["id"] for part in config["components"] if part["props"].get("elem_id") == "ask")
+        (number,) = (one["id"] for one in config["dependencies"] if [ask, "click"] in one["targets"])
+        asked = {"fn_index": number, "session_hash": "old", "data": [["mood", "gone"], "a", *[""] * 5]}
+        assert page.post("/gradio_api/queue/join", json=asked).status_code == 200
+        with page.http() as http, http.stream("GET", "/gradio_api/queue/data?session_hash=old") as events:
+            assert "there is no model" in "".join(events.iter_lines())
+
+    def test_requests_are_counted_by_their_route(self, page):
+        page.get("/")
+        page.get("/gradio_api/app_id")
+        figures = page.get("/metrics").text
+        assert 'route="/gradio_api/app_id",status="200"' in figures
+
+    def test_uploads_are_kept_within_the_body_limit_and_deleted_at_the_end(self, base, library, tmp_path):
+        def folders() -> set[str]:
+            return {str(path) for path in Path(tempfile.gettempdir()).glob("softprompt-playground-*")}
+
+        before, environment = folders(), dict(os.environ)
+        with living(PlainEngine(base), library, playground=Places(library, tmp_path), body_limit=2000) as live:
+            kept = live.post("/gradio_api/upload", files={"files": ("a.csv", b"x" * 1000)})
+            assert kept.status_code == 200
+            (path,) = kept.json()
+            assert Path(path).read_bytes() == b"x" * 1000
+            (own,) = folders() - before
+            assert path.startswith(own)
+            assert live.post("/gradio_api/upload", files={"files": ("a.csv", b"x" * 3000)}).status_code == 413
+        assert folders() == before
+        assert {**os.environ, "PYTEST_CURRENT_TEST": ""} == {**environment, "PYTEST_CURRENT_TEST": ""}
+
+    def test_a_key_is_asked_for(self, base, library, tmp_path):
+        with living(PlainEngine(base), library, playground=Places(library, tmp_path), api_keys=["sésame"]) as live:
+            for path in ("/", "/config", "/gradio_api/queue/data", "/gradio_api/upload"):
+                for auth in (None, ("", "wrong"), ("sesame", "")):
+                    answer = live.get(path, auth=auth)
+                    assert answer.status_code == 401
+                    assert answer.headers["www-authenticate"].startswith("Basic realm=")
+            joined = live.post("/gradio_api/queue/join", json={"fn_index": 0, "data": [], "session_hash": "x"})
+            assert joined.status_code == 401
+            for given in ("Basic !!!", "Basic", "Basic YQ", "Bearer x"):
+                assert live.get("/", headers={"Authorization": given}).status_code == 401
+            for auth in (("", "sésame"), ("anybody", "sésame"), ("sésame", "")):
+                assert live.get("/", auth=auth).status_code == 200
+            assert live.get("/theme.css").status_code == 200
+            # A browser sends a password with whatever a page of another site makes it ask: the API does not take it.
+            answer = live.get("/v1/models", auth=("", "sésame"))
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"] == "Bearer"
+
+    def test_the_rate_limit_holds_but_the_pages_own_files_are_free(self, base, library, tmp_path):
+        with living(PlainEngine(base), library, playground=Places(library, tmp_path), requests_per_minute=3) as live:
+            for _ in range(10):
+                assert live.get("/theme.css").status_code == 200
+            assert [live.get("/").status_code for _ in range(4)] == [200, 200, 200, 429]
+
+    def test_an_open_page_does_not_keep_the_server_from_stopping(self, base, library, tmp_path):
+        with (
+            living(PlainEngine(base), library, playground=Places(library, tmp_path)) as live,
+            live.http() as http,
+            http.stream("GET", "/gradio_api/heartbeat/abc") as beats,
+        ):
+            lines = beats.iter_lines()
+            assert next(lines) == "data: ALIVE"
+            start = time.perf_counter()
+            live.server.handle_exit(signal.SIGTERM, None)
+            assert not any(lines)
+        assert time.perf_counter() - start < 4  # the server's patience is 5 s
+
+
+class TestWithoutIt:
+    def told(self, live: Live) -> str:
+        answer = live.get("/")
+        assert answer.status_code == 404
+        return str(answer.json()["error"]["message"])
+
+    def test_the_extra_is_named(self, server, monkeypatch):
+        monkeypatch.setitem(sys.modules, "gradio", None)
+        monkeypatch.setattr(playground, "find_spec", lambda name: None)
+        monkeypatch.setattr("softprompt.serving.api.is_installed", playground.is_installed)
+        assert self.told(server) == (
+            'the playground needs an extra: pip install "softprompt[playground]"; the API is described at /docs'
+        )
+
+    def test_switched_off(self, server):
+        assert "--playground" in self.told(server)
+
+
+class TestCommand:
+    @pytest.fixture
+    def called(self, monkeypatch) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        monkeypatch.setattr("softprompt.serving.server.serve", lambda *_, **settings: found.update(settings))
+        return found
+
+    @pytest.mark.parametrize(
+        ("words", "installed", "runs"),
+        [
+            ([], True, "runs"),
+            ([], False, None),
+            (["--no-playground"], True, None),
+            (["--no-playground"], False, None),
+            (["--playground"], True, "runs"),
+            (["--runs", "elsewhere"], True, "elsewhere"),
+        ],
+    )
+    def test_it_is_on_where_it_is_installed(self, library, called, monkeypatch, words, installed, runs):
+        monkeypatch.setattr(playground, "find_spec", lambda name: object() if installed else None)
+        result = CliRunner().invoke(app, ["serve", "--base", "b", "--library", str(library.folder), *words])
+        assert result.exit_code == 0, result.output
+        assert called["runs"] == (None if runs is None else Path(runs))
+
+    def test_asked_for_but_not_installed(self, library, monkeypatch):
+        monkeypatch.setattr(playground, "find_spec", lambda name: None)
+        words = ["serve", "--base", "b", "--library", str(library.folder), "--playground"]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 1
+        assert 'pip install "softprompt[playground]"' in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_desk_keeps_no_state_of_visitors(base, library):
+    """All that it knows is what it was made of."""
+    names = vars(Desk(Service(PlainEngine(base), library), Places(library, Path("runs")))).keys()
+    assert names == {"_service", "_places", "_drawing"}
+    assert playground_desk.MOST_BOXES == 6

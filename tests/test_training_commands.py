@@ -1,0 +1,88 @@
+"""`softprompt train` where the length is found by growing, and calibration on the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from softprompt import SoftPrompt, calibrate, evaluate, load_base
+from softprompt.tasks import Task, load_rows
+from softprompt.training.growth import LENGTHS
+from tests.conftest import make_base
+from tests.test_cli import TASK, TRAIN_KEYS, make_project, printed, refused, run, save_base
+
+AUTO = ["--set", "prompt.num_virtual_tokens=auto", "--set", "recipe.max_steps=4"]
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(make_base(), tmp_path_factory.mktemp("bases") / "tiny")
+
+
+@pytest.fixture
+def project(tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return make_project(tmp_path, base_folder)
+
+
+def test_an_automatic_length_is_grown(project: Path, base_folder: Path) -> None:
+    found = printed("train", "task.yaml", *AUTO)
+    assert set(found) == TRAIN_KEYS | {"num_virtual_tokens", "lengths"}
+    assert found["prompt"] == os.path.join("runs", "mood", "prompt")
+    tried = [length["num_virtual_tokens"] for length in found["lengths"]]
+    assert tried == list(LENGTHS[: len(tried)])
+    assert all(length["steps"] == 4 for length in found["lengths"])
+    kept = SoftPrompt.load(found["prompt"], load_base(base_folder))
+    assert kept.num_virtual_tokens == found["num_virtual_tokens"]
+    own = Path("runs/mood", f"{found['num_virtual_tokens']}-virtual-tokens")
+    assert SoftPrompt.load(own / "prompt").sha256 == kept.sha256
+    assert found["report"] == str(own / "report.html")
+    assert Path(found["report"]).exists()
+    again = printed("train", "task.yaml", *AUTO, "--resume")
+    assert again["lengths"] == [
+        length | {"seconds": again["lengths"][i]["seconds"]} for i, length in enumerate(found["lengths"])
+    ]
+    assert "choose another output" in refused("train", "task.yaml", *AUTO)
+    shown = run("train", "task.yaml", *AUTO, "--output", "shown").stdout
+    assert "virtual tokens" in shown
+    assert "better by" in shown
+    assert "kept" in shown
+
+
+def test_an_automatic_length_needs_validation(project: Path) -> None:
+    for override, says in (
+        ("data.validation=null", "auto is decided by validation: give data.validation, or a number"),
+        ("prompt={num_virtual_tokens: auto, init: prompt, init_from: x}", "auto is not for init: prompt"),
+        ("prompt.num_virtual_tokens=many", 'a whole number from 1 on, or "auto"'),
+    ):
+        assert says in refused("train", "task.yaml", *AUTO, "--set", override)
+
+
+def test_a_recipe_can_calibrate(project: Path, base_folder: Path) -> None:
+    base, task = load_base(base_folder, dtype="float32"), Task(**TASK)
+    found = printed("train", "task.yaml", "--set", "recipe.calibrate=true")
+    card = json.loads(Path(found["prompt"], "card.json").read_text(encoding="utf-8"))
+    assert set(card["calibration"]) == {"negative", "positive"}
+    again = evaluate(base, SoftPrompt.load(found["prompt"]), task, "test.csv").to_json()
+    assert again | {"seconds": 0} == found["test"] | {"seconds": 0}
+    plain = printed("train", "task.yaml", "--output", "plain")
+    assert plain["test"]["log_loss"] != found["test"]["log_loss"]
+    # What the card of one keeps is asked for by an option with the other.
+    measured = printed("evaluate", plain["prompt"], "test.csv", "--calibrate", "train.csv")
+    assert measured | {"seconds": 0} == found["test"] | {"seconds": 0}
+    prompt = SoftPrompt.load(plain["prompt"])
+    expected = calibrate(base, prompt, task, load_rows("train.csv", task, need_targets=False))
+    assert expected.card.calibration == card["calibration"]
+    (one,) = printed("predict", found["prompt"], "a nice one")["predictions"]
+    assert one == printed("predict", plain["prompt"], "a nice one", "--calibrate", "train.csv")["predictions"][0]
+    assert one != printed("predict", plain["prompt"], "a nice one")["predictions"][0]
+    assert "nothing.csv" in refused("predict", plain["prompt"], "x", "--calibrate", "nothing.csv")
+
+
+def test_free_text_is_not_calibrated(project: Path) -> None:
+    assert "for tasks with labels" in refused("train", "colours.yaml", "--set", "recipe.calibrate=true")
+    prompt = printed("train", "colours.yaml", "--output", "colours")["prompt"]
+    assert "generates free text" in refused("evaluate", prompt, "colours.jsonl", "--calibrate", "colours.jsonl")
