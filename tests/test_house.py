@@ -146,7 +146,9 @@ def test_every_dependency_is_pinned_within_its_range():
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
 
 
-@pytest.mark.parametrize("script", [".ci/run", "scripts/install.sh", "scripts/lint.sh", "scripts/test.sh"])
+@pytest.mark.parametrize(
+    "script", [".ci/run", "scripts/install.sh", "scripts/lint.sh", "scripts/test.sh", "scripts/chromium.sh"]
+)
 def test_scripts_can_be_run(script):
     assert os.access(ROOT / script, os.X_OK)
     assert "set -euo pipefail" in (ROOT / script).read_text("utf-8")

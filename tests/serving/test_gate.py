@@ -179,7 +179,7 @@ class TestBusy:
 
     def test_an_answer_that_takes_too_long(self, base, library):
         body = {"model": "mood", "prompt": "a", "max_tokens": 50, "ignore_eos": True}
-        with living(PlainEngine(base, pause=0.05, time_limit=0.12), library) as live:
+        with living(PlainEngine(base, pause=0.05, time_limit=1.0), library) as live:
             assert problem(live.post("/v1/completions", json=body), 504)["type"] == "timeout_error"
             events = live.post("/v1/completions", json={**body, "stream": True}).text.split("\n\n")
             assert json.loads(events[-2].removeprefix("data: "))["error"]["code"] == "time_limit"

@@ -16,7 +16,7 @@ from softprompt.serving.playground_texts import Texts
 _MOST_BARS = 8  # labels with a bar of their own
 
 STYLE = """
-.gradio-container { max-width: 72rem !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; max-width: 72rem !important; margin: 0 auto !important; }
 .sp { contain: inline-size; }
 .sp h3 { margin: 0 0 .6rem; font-size: 1.05rem; overflow-wrap: anywhere; }
 .sp h4 { margin: 0 0 .4rem; font-size: .9rem; font-weight: 600; color: var(--body-text-color-subdued); }

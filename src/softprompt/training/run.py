@@ -30,6 +30,7 @@ from softprompt.tasks.encode import Encoded, Encoder
 from softprompt.tasks.rows import Row, check_trainable, load_rows, split_rows
 from softprompt.tasks.task import Task
 from softprompt.training.diagnosis import Diagnosis, diagnose
+from softprompt.training.interruption import Interruption
 from softprompt.training.monitor import Monitor
 from softprompt.training.recipe import Recipe
 from softprompt.training.residual import ResidualModel
@@ -161,6 +162,7 @@ def train(
         if recipe.monitor:
             steps_per_pass = len(encoded.input_ids) / recipe.batch_size
             monitor = Monitor(base, prompt, recipe.rate, steps_per_pass, folder / MONITOR, diagnosed)
+        interruption = Interruption()
         trainer = PromptTrainer(
             model,
             recipe,
@@ -168,7 +170,7 @@ def train(
             evaluator,
             task.metric,
             folder,
-            [*token_control(base, model.prompts, recipe), *callbacks, _Log(folder / LOG)],
+            [*token_control(base, model.prompts, recipe), *callbacks, _Log(folder / LOG), interruption],
             progress,
             monitor,
         )
@@ -215,7 +217,8 @@ def train(
         over = trainer.state.global_step >= recipe.max_steps or trainer.out_of_patience(trainer.state.log_history)
         try:
             if checkpoint is None or not over:
-                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+                with interruption:
+                    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except DivergedError as error:
             good = trainer.last_checkpoint()
             if good is None:
