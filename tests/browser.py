@@ -30,7 +30,7 @@ FLAGS = (
     # What a page asks of other machines is not only noticed, it cannot get there either.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 )
-PATIENCE = 15_000  # milliseconds that an element may take to appear: the machines of tests are slow
+PATIENCE = 30_000  # milliseconds that an element may take to appear: the machines of tests are slow
 PHONE = {"width": 390, "height": 844}  # pixels
 DESK = {"width": 1280, "height": 900}
 

@@ -138,6 +138,7 @@ def test_the_curves_of_a_run_follow_it(live, places, page):
 def test_two_versions_are_compared(live, page, rows):
     visit(page, live.url)
     go(page, "compare")
+    page.wait_for_function("document.querySelector('#compare-second input').value")
     page.locator("#compare-file input[type=file]").set_input_files(rows)
     page.locator("#compare-file .file-preview").wait_for()
     page.locator("#compare-ask").click()
@@ -221,7 +222,8 @@ def test_a_server_that_was_started_anew_under_an_open_page(base, places, new_pag
     page = new_page()
     with living(LocalEngine(base), places.library, playground=places) as live:
         visit(page, live.url)
-        choose(page, "tasks", "mood")
+        choose(page, "tasks", "topic")
+        page.locator("#text-2 textarea").fill("news")  # and so nothing is under way: a call that breaks off reloads
         live.service.close()
     with living(LocalEngine(base), places.library, playground=places) as live:
         ask(page, "a joy")  # the page is the old one, and knows what it had chosen

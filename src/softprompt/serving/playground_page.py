@@ -109,13 +109,17 @@ def make_page(desk: Desk) -> Blocks:
                 compare = gr.Button(say("compare_ask"), variant="primary", elem_id="compare-ask")
                 comparison = gr.HTML(elem_id="comparison")
 
+        def offer(names: list[str], chosen: Any, value: Any) -> Any:
+            """A choice among `names`. One that stays is not sent: the visitor may have made another meanwhile."""
+            return gr.Dropdown(names) if value == chosen else gr.Dropdown(names, value=value)
+
         async def refresh(
             texts: Texts, chosen: list[str] | None, of_file: str | None
         ) -> AsyncGenerator[list[Any], None]:
             names = desk.models()
             kept = [name for name in chosen or [] if name in names] or names[:1]
             one = of_file if of_file in names else next(iter(names), None)
-            yield [desk.greeting(texts), gr.Dropdown(names, value=kept), gr.Dropdown(names, value=one)]
+            yield [desk.greeting(texts), offer(names, chosen, kept), offer(names, of_file, one)]
 
         async def show_boxes(texts: Texts, chosen: list[str] | None) -> AsyncGenerator[list[Any], None]:
             columns = desk.boxes(chosen)
@@ -158,8 +162,8 @@ def make_page(desk: Desk) -> Blocks:
             names = desk.versions()
             older, newer = first_choice(names)
             yield [
-                gr.Dropdown(names, value=one if one in names else older),
-                gr.Dropdown(names, value=two if two in names else newer),
+                offer(names, one, one if one in names else older),
+                offer(names, two, two if two in names else newer),
             ]
 
         async def show_comparison(
