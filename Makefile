@@ -1,4 +1,4 @@
-.PHONY: install quickstart test test-vllm lint bench screenshots notebooks clean
+.PHONY: install quickstart test test-long test-vllm lint bench screenshots notebooks clean
 
 install:  ## set up .venv; does nothing where it is up to date
 	@scripts/install.sh
@@ -6,8 +6,11 @@ install:  ## set up .venv; does nothing where it is up to date
 quickstart: install  ## train a soft prompt on real data and show what it does
 	@.venv/bin/softprompt demo --force
 
-test: install  ## layout, lint, types and all tests
+test: install  ## layout, lint, types and the tests
 	@scripts/test.sh
+
+test-long: install  ## the tests that take longer than a minute
+	@.venv/bin/python -m pytest -m long
 
 test-vllm:  ## the tests of the vLLM engine, in an environment of their own
 	@scripts/test_vllm.sh

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import signal
+from collections.abc import Iterator
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -38,6 +42,26 @@ def make_base(dtype: torch.dtype = torch.float32, seed: int = 0) -> Base:
     )
     model = LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
     return Base(model=model, tokenizer=make_tokenizer(), name="tiny-llama")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def light_collections() -> Iterator[None]:
+    """Let Python's garbage collector pass over what was imported until now.
+
+    Every run ends with a collection by Accelerate, which takes longer than the run itself where PyTorch, Transformers,
+    TRL and Gradio are loaded.
+    """
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as a terminal has it, in this process and those that it starts: a shell's background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

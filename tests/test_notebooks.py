@@ -70,7 +70,7 @@ def skeleton(code: str) -> str:
 
 
 @pytest.mark.real
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_runs_from_top_to_end() -> None:
     """The English one; the Spanish one differs in texts only, see above."""
     notebook = build("en")

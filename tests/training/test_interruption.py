@@ -9,6 +9,8 @@ import pytest
 
 from softprompt.training.interruption import Interruption
 
+pytestmark = pytest.mark.usefixtures("interruptible")
+
 
 class Dropping:
     """Gets the signal within its finaliser, where Python drops what is raised."""
