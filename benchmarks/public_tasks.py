@@ -20,6 +20,7 @@ from pathlib import Path
 
 Rows = list[tuple[str, str]]
 VALIDATION, TEST = 150, 400
+MANY_LABELS = (100, 200)  # rows of these where each costs 77 labels
 TASK = """\
 name: {name}
 base: smollm2-135m
@@ -74,7 +75,8 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
         ("sms-spam", sms, "Message: {text}\\nKind:", "Classify this message as ham or spam:", 16),
         ("banking77", banking, "Question: {text}\\nIntent:", "Name the intent of this question to a bank:", 32),
     ):
-        sampled = {**splits, "validation": draw(splits["validation"], VALIDATION), "test": draw(splits["test"], TEST)}
+        validation, test = MANY_LABELS if name == "banking77" else (VALIDATION, TEST)
+        sampled = {**splits, "validation": draw(splits["validation"], validation), "test": draw(splits["test"], test)}
         write(options.out / name, sampled, template, init_text, length)
 
 
