@@ -61,6 +61,16 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
         "auto length": ["prompt.num_virtual_tokens=auto"],
     },
     "rows": {"32 rows": [], "128 rows": [], "512 rows": [], "all rows": []},
+    # The first three see the same rows, in batches of another size.
+    "steps": {
+        f"{steps} steps of {size}": [
+            f"recipe.max_steps={steps}",
+            f"recipe.batch_size={size}",
+            f"recipe.evaluate_every={steps // 4}",
+            "recipe.patience=9",
+        ]
+        for steps, size in ((120, 16), (240, 8), (480, 4), (480, 16))
+    },
 }
 PARTS = ("methods", *VARIANTS, "domains")
 
@@ -128,22 +138,28 @@ def table(document: dict[str, Any]) -> str:
     for found in document["methods"]:
         text += f"## {found['name']}: the methods\n\n" + _methods(found) + "\n"
     for part in (*VARIANTS, "domains"):
-        rows = [row for row in document["rows"] if row["part"] == part]
+        rows = [(_label(row), row) for row in document["rows"] if row["part"] == part]
         lines = []
-        for task, variant in dict.fromkeys((row["task"], row["variant"]) for row in rows):
-            here = [row for row in rows if (row["task"], row["variant"]) == (task, variant)]
+        for label in dict.fromkeys(label for label, _ in rows):
+            here = [row for one, row in rows if one == label]
             scores = [row["score"] for row in here if "score" in row]
             spread = f"{stdev(scores):.3f}" if len(scores) > 1 else ""
             mean = f"{fmean(scores):.3f}" if scores else "diverged"
-            lines.append([f"{task}, {variant}", mean, spread, str(len(scores))])
+            lines.append([label, mean, spread, str(len(scores))])
             for name in here[0].get("elsewhere", {}):
                 bare, prompted = (fmean(row["elsewhere"][name][i]["score"] for row in here) for i in (0, 1))
                 lines.append(
-                    [f"{task}, tested on {name}", f"{prompted:.3f} (zero-shot {bare:.3f})", "", str(len(here))]
+                    [f"{label}, tested on {name}", f"{prompted:.3f} (zero-shot {bare:.3f})", "", str(len(here))]
                 )
         if lines:
             text += f"## {part}\n\n" + markdown_table([part, "test score", "spread", "seeds"], lines) + "\n"
     return text + footing(document)
+
+
+def _label(row: dict[str, Any]) -> str:
+    """A row's task and variant, and what else `--set` changed."""
+    own = VARIANTS.get(row["part"], {}).get(row["variant"], [])
+    return ", ".join([row["task"], row["variant"], *(key for key in row["set"] if key not in own)])
 
 
 def _methods(found: dict[str, Any]) -> str:
