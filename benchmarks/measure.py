@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -132,18 +130,6 @@ def useful_flops(model: PreTrainedModel, num_virtual_tokens: int, lengths: Seque
 
 def _pairs(length: int) -> int:
     return length * (length + 1) // 2
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most bytes this process has held: allocated tensors on a GPU, resident memory elsewhere."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists():  # on Linux, ru_maxrss starts at the parent's peak
-        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 import softprompt as sp
-from benchmarks.measure import peak_memory
 from benchmarks.sides import SIDES, Batch, open_model
+from softprompt.comparison.memory import peak_memory
 
 LOADED_ONLY = "loaded_only"
 

@@ -13,6 +13,7 @@ from benchmarks import learning_rate, measure, peak_memory, sides, time_to_accur
 from benchmarks.movies import INIT_TEXT, make_batches
 
 import softprompt as sp
+from softprompt.comparison.memory import peak_memory as process_peak
 from tests.conftest import make_base
 
 TEXTS = ["a joy to watch", "dull", "fine acting, and a plot that holds", "no", "it drags on and on", "bright"]
@@ -128,8 +129,8 @@ def test_memory_is_that_of_a_process_of_its_own(tiny_base: sp.Base, folder: str)
         peak_memory.measure(side, folder, torch.float32, torch.device("cpu"), prompt, batches)
         for side in (peak_memory.LOADED_ONLY, "softprompt")
     ]
-    assert measure.peak_memory(ballast.device) > 4 * len(ballast)
-    assert 0 < sizes[0] < sizes[1] < measure.peak_memory(ballast.device)
+    assert process_peak(ballast.device) > 4 * len(ballast)
+    assert 0 < sizes[0] < sizes[1] < process_peak(ballast.device)
     with pytest.raises(peak_memory.FailedError, match="peak memory of peft: exit 1"):
         peak_memory.measure("peft", f"{folder}-missing", torch.float32, torch.device("cpu"), prompt, batches)
 

@@ -20,7 +20,8 @@ from typer.testing import CliRunner, Result
 
 import softprompt
 from softprompt import SoftPrompt, evaluate, load_base
-from softprompt.cli import _print, app
+from softprompt.cli import app
+from softprompt.commands.terminal import print_result
 from softprompt.models.base import Base
 from softprompt.progress import TrainingProgress
 from softprompt.tasks import Task
@@ -540,18 +541,18 @@ def test_nothing_but_the_document_reaches_stdout(prompt, monkeypatch):
 
 def test_output_that_nobody_takes_is_not_tried_again():
     with open("/dev/full", "w") as full, pytest.raises(OSError, match="No space left"):
-        _print(full, {"n": 1})
+        print_result(full, {"n": 1})
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as pipe, pytest.raises(BrokenPipeError):
-        _print(pipe, None, "a line")
+        print_result(pipe, None, "a line")
 
 
 def test_a_reader_that_has_seen_enough_ends_a_command_silently(prompt, monkeypatch):
     def closed(*arguments: object) -> None:
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
-    monkeypatch.setattr("softprompt.cli._print", closed)
+    monkeypatch.setattr("softprompt.commands.asking.print_result", closed)
     result = run("predict", prompt, "nice")
     assert (result.exit_code, result.output) == (1, "")
 

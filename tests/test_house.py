@@ -26,8 +26,8 @@ else:
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src"
 
-# What each room may import besides itself, `errors` and libraries. The modules beside the rooms (`cli` and what it
-# shows) may import them all; no room may import those.
+# What each room may import besides itself, `errors` and libraries. What stands beside the rooms (`commands`, `cli`,
+# `demo`) may import them all; no room may import those.
 ROOMS = {
     "prompts": set(),
     "tasks": set(),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from softprompt import PromptLibrary, SoftPrompt
-from softprompt.inspection_tables import quoted
+from softprompt.commands.inspection_tables import quoted
 from softprompt.models.base import load_base
 from tests.conftest import make_base
 from tests.reporting.document import Document

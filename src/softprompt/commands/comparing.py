@@ -1,0 +1,93 @@
+"""The commands that look at a task as a whole: `compare` and `advise`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from softprompt.commands.options import Json, Overrides, TaskArgument
+from softprompt.commands.terminal import print_result, reporting
+from softprompt.errors import SoftPromptError
+
+
+def compare(
+    task: TaskArgument,
+    methods: Annotated[
+        str, typer.Option(metavar="LIST", help="The methods, with commas between them.")
+    ] = "zero-shot,few-shot,prompt,lora,full",
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="How often each method is trained.")] = 1,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few steps, one setting for each method, few rows to measure on.")
+    ] = False,
+    one_setting: Annotated[
+        bool, typer.Option("--one-setting", help="One setting for each method, but all steps and rows.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="The comparison's folder; what is finished in it is not repeated. Default: comparisons/ and the "
+            "task's name.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace another comparison in the folder.")] = False,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Measure prompt tuning beside its peers on your task: same rows, same steps, each method in its own process."""
+    with reporting() as out:
+        from softprompt.comparison import compare
+        from softprompt.comparison.report import cells, remarks
+        from softprompt.progress import share_bar
+        from softprompt.training.taskfile import load_task_file
+
+        file = load_task_file(task, overrides or [])
+        folder = output or Path("comparisons") / file.name
+        asked = [method.strip() for method in methods.split(",") if method.strip()]
+        try:
+            with share_bar(Console(stderr=True)) as progress:
+                found = compare(
+                    file,
+                    asked,
+                    output=folder,
+                    seeds=seeds,
+                    quick=quick,
+                    one_setting=one_setting,
+                    force=force,
+                    progress=progress,
+                )
+        except KeyboardInterrupt:
+            raise SoftPromptError(f"interrupted; the same command goes on where it stopped, in {folder}") from None
+        head, body = cells(found.metric, found.rows)
+        figures = Table(*head)
+        for line in body:
+            figures.add_row(*line)
+        print_result(
+            out,
+            found.to_json() if as_json else None,
+            figures,
+            *remarks(found.rows, found.notes),
+            f"The report for a browser: {found.report}",
+        )
+
+
+def advise(
+    task: TaskArgument,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Look at a task before training: how many virtual tokens, what to mend in the data, what to try, what it costs."""
+    with reporting() as out:
+        from softprompt.comparison import advise
+        from softprompt.progress import share_bar
+        from softprompt.training.taskfile import load_task_file
+
+        file = load_task_file(task, overrides or [])
+        with share_bar(Console(stderr=True)) as progress:
+            found = advise(file, progress=progress)
+        lines = [f"{one.about}: {one.text} [{one.source}]" for one in found.statements]
+        print_result(out, found.to_json() if as_json else None, *lines)

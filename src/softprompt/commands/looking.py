@@ -1,0 +1,104 @@
+"""The commands that look into a prompt: `inspect` and `prune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from softprompt.commands.opening import base_of, open_prompt
+from softprompt.commands.options import BaseName, Json, PromptFolder, TaskFile
+from softprompt.commands.terminal import print_result, reporting
+from softprompt.errors import SoftPromptError
+
+if TYPE_CHECKING:
+    from softprompt.tasks import Row, Task
+
+
+def inspect(
+    prompt: PromptFolder,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Labelled rows, to measure how much each virtual token matters; each row is asked P + 1 times.",
+            show_default=False,
+        ),
+    ] = None,
+    library: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A library, to compare with its prompts.", show_default=False)
+    ] = None,
+    base: BaseName = None,
+    task: TaskFile = None,
+    as_json: Json = False,
+) -> None:
+    """Look at a prompt: its norms and drift, the words nearest to it, what matters in it, what it says by itself."""
+    with reporting() as out:
+        from softprompt.commands.inspection_tables import describe_inspection
+        from softprompt.inspection import inspect
+        from softprompt.progress import progress_bar
+        from softprompt.prompts import PromptLibrary, SoftPrompt
+        from softprompt.tasks import load_rows
+
+        if task is not None and data is None:
+            raise typer.BadParameter("--task is for --data")
+        its_task: Task | None = None
+        rows: list[Row] | None = None
+        if data is None:
+            asked = SoftPrompt.load(prompt)
+            load = base_of(prompt, asked, base)
+        else:
+            asked, its_task, load = open_prompt(prompt, base, task)
+            rows = load_rows(data, its_task)
+        loaded = load()
+        total = len(rows or []) * (asked.num_virtual_tokens + 1)
+        with progress_bar(Console(stderr=True), "Inspecting", total) as advance:
+            found = inspect(
+                loaded,
+                asked,
+                task=its_task,
+                data=rows,
+                library=None if library is None else PromptLibrary(library),
+                progress=advance,
+            )
+        print_result(out, found.to_json() if as_json else None, *describe_inspection(found))
+
+
+def prune(
+    prompt: PromptFolder,
+    keep: Annotated[int, typer.Option(metavar="N", help="Virtual tokens to keep.", show_default=False)],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="VALIDATION",
+            help="Labelled rows that decide; each is asked P + 2 times.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The new prompt's folder.", show_default=False)],
+    force: Annotated[bool, typer.Option("--force", help="Replace a prompt that is already there.")] = False,
+    base: BaseName = None,
+    task: TaskFile = None,
+    as_json: Json = False,
+) -> None:
+    """Drop the virtual tokens that matter least, measure what is left, and save it as a new prompt."""
+    with reporting() as out:
+        from softprompt.commands.inspection_tables import describe_pruning
+        from softprompt.inspection import prune
+        from softprompt.inspection.pruning import check_keep
+        from softprompt.progress import progress_bar
+        from softprompt.tasks import load_rows
+
+        asked, its_task, load = open_prompt(prompt, base, task)
+        check_keep(keep, asked)
+        if output.exists() and not force:  # before the work and not after it
+            raise SoftPromptError(f"{output} exists: choose another --output, or replace it with --force")
+        rows = load_rows(data, its_task)
+        loaded = load()
+        with progress_bar(Console(stderr=True), "Pruning", len(rows) * (asked.num_virtual_tokens + 2)) as advance:
+            found = prune(loaded, asked, its_task, rows, keep, progress=advance)
+        found.prompt.save(output, force=force)
+        document = {"prompt": str(output)} | found.to_json()
+        print_result(out, document if as_json else None, *describe_pruning(found, str(output)))

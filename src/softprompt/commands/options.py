@@ -1,0 +1,55 @@
+"""The arguments and options that several commands share.
+
+Owns their names, help and defaults. Knows no command.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a run that is already in the folder.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder from its last checkpoint.")]
+PromptFolder = Annotated[Path, typer.Argument(metavar="PROMPT", help="The prompt's folder.", show_default=False)]
+BaseName = Annotated[
+    str | None,
+    typer.Option(
+        "--base", metavar="BASE", help="Hub id, folder or GGUF file. Default: the prompt's.", show_default=False
+    ),
+]
+TaskFile = Annotated[
+    Path | None,
+    typer.Option("--task", metavar="FILE", help="A task file. Default: the prompt's own task.", show_default=False),
+]
+TaskArgument = Annotated[Path, typer.Argument(metavar="TASK.yaml", help="The task file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Set a key of the task file: recipe.max_steps=300.", show_default=False
+    ),
+]
+Calibrate = Annotated[
+    str | None,
+    typer.Option(
+        "--calibrate",
+        metavar="FILE",
+        help="Texts, best the training rows, on which to measure how much each label is liked whatever a text says; "
+        "that is taken out of the answers.",
+        show_default=False,
+    ),
+]
+LibraryFolder = Annotated[Path, typer.Option("--library", metavar="DIR", help="The library's folder.")]
+LIBRARY = Path("library")
+PromptName = Annotated[str, typer.Argument(metavar="NAME", help="The prompt's name.", show_default=False)]
+Reference = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME[@VERSION]", help="The prompt's name, or one version of it: mood@3.", show_default=False
+    ),
+]
+Repository = Annotated[
+    str, typer.Argument(metavar="REPO", help="A repository of the Hugging Face hub: OWNER/NAME.", show_default=False)
+]

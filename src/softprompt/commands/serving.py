@@ -1,0 +1,147 @@
+"""The command that serves a library: `serve`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from softprompt.commands.options import LIBRARY, Json, LibraryFolder
+from softprompt.commands.terminal import print_result, reporting
+from softprompt.errors import SoftPromptError
+
+if TYPE_CHECKING:
+    from softprompt.serving.engine import Engine
+    from softprompt.serving.service import Service
+
+
+class _Engine(str, Enum):
+    LOCAL = "local"
+    VLLM = "vllm"
+
+
+def serve(
+    base: Annotated[
+        str, typer.Option("--base", metavar="BASE", help="Hub id, folder or GGUF file.", show_default=False)
+    ],
+    folder: LibraryFolder = LIBRARY,
+    engine: Annotated[_Engine, typer.Option(help="What computes: the embedded engine, or vLLM.")] = _Engine.LOCAL,
+    host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    api_keys: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--api-key",
+            metavar="KEY",
+            help="A key that requests need; give several times for several. Default: SOFTPROMPT_API_KEY, separated by "
+            "commas.",
+            show_default=False,
+        ),
+    ] = None,
+    allow_no_key: Annotated[
+        bool, typer.Option("--allow-no-key", help="Let other machines in without any key.")
+    ] = False,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    state_memory: Annotated[
+        int, typer.Option(min=1, metavar="MIB", help="Memory for the prompts' kept states (local engine).")
+    ] = 1024,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more get a 429.")] = 1024,
+    time_limit: Annotated[float, typer.Option(min=0.001, metavar="SECONDS", help="For each answer.")] = 60.0,
+    body_limit: Annotated[int, typer.Option(min=1, metavar="BYTES", help="The largest request.")] = 10_000_000,
+    rate_limit: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Requests a minute for each key, or address.", show_default="none"),
+    ] = None,
+    playground: Annotated[
+        bool | None,
+        typer.Option(
+            help="A page at / to try the prompts in a browser. Default: where the extra `playground` is installed.",
+            show_default=False,
+        ),
+    ] = None,
+    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where the playground looks for training runs.")] = Path(
+        "runs"
+    ),
+    flags: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--vllm", metavar="KEY=VALUE", help="A flag of vLLM's: tensor_parallel_size=2.", show_default=False
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Serve a library's prompts over HTTP, as OpenAI's API, until Ctrl-C or SIGTERM."""
+    if flags and engine is not _Engine.VLLM:
+        raise typer.BadParameter("--vllm is for --engine vllm")
+    keys = api_keys or [key.strip() for key in os.environ.get("SOFTPROMPT_API_KEY", "").split(",") if key.strip()]
+    with reporting() as out:
+        from softprompt.prompts.library import PromptLibrary
+        from softprompt.serving.playground import check_installed, is_installed
+        from softprompt.serving.server import serve
+
+        if playground:
+            check_installed()
+        if not folder.is_dir():
+            raise SoftPromptError(
+                f"there is no library at {folder}: make one with `softprompt library add NAME PROMPT`"
+            )
+        logging.disable(logging.NOTSET)  # the log is part of what a server gives
+
+        def make_engine() -> Engine:
+            settings: dict[str, Any] = {"max_waiting": max_waiting, "time_limit": time_limit}
+            if engine is _Engine.VLLM:
+                from softprompt.serving.vllm import VllmEngine
+
+                return VllmEngine(base, dtype=dtype, **settings, **_parse_flags(flags or []))
+            from softprompt.models.base import load_base
+            from softprompt.serving.local import LocalEngine
+
+            return LocalEngine(load_base(base, dtype=dtype), state_bytes=state_memory << 20, **settings)
+
+        def tell(url: str, service: Service) -> None:
+            refused = service.catalogue.refused
+            document = {
+                "url": url,
+                "base": service.engine.base.name,
+                "engine": service.engine.name,
+                "prompts": [served.id for served in service.catalogue.prompts],
+                "refused": refused,
+            }
+            line = f"Serving {document['base']} and {len(document['prompts'])} prompts at {url} (Ctrl-C stops)"
+            more = [f"Refused: {name}: {reason}" for name, reason in sorted(refused.items())]
+            print_result(out, document if as_json else None, line, *more)
+
+        serve(
+            make_engine,
+            PromptLibrary(folder),
+            host=host,
+            port=port,
+            ready=tell,
+            api_keys=keys,
+            allow_no_key=allow_no_key,
+            body_limit=body_limit,
+            requests_per_minute=rate_limit,
+            patience=time_limit,
+            runs=runs if playground or (playground is None and is_installed()) else None,
+        )
+
+
+def _parse_flags(flags: Sequence[str]) -> dict[str, Any]:
+    """vLLM's flags from KEY=VALUE, the values as YAML reads them."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    for flag in flags:
+        key, equals, value = flag.partition("=")
+        if not (key.isidentifier() and equals):
+            raise SoftPromptError(f"--vllm {flag}: write KEY=VALUE, such as tensor_parallel_size=2")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise SoftPromptError(f"--vllm {flag}: the value cannot be read") from None
+    return found

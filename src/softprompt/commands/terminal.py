@@ -1,0 +1,82 @@
+"""Between the commands and the terminal: what is printed, and what becomes of an exception.
+
+Owns stdout, stderr and the exit code. Knows no command.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, TextIO
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from softprompt.errors import SoftPromptError
+
+
+@contextmanager
+def reporting() -> Iterator[TextIO]:
+    """Whatever goes wrong inside becomes one line on stderr and exit code 1.
+
+    Yields:
+        The real stdout, for the command's result. Whatever else is printed inside goes to stderr.
+    """
+    out = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - a closed stdout: there is nobody to print to
+    muted = logging.root.manager.disable
+    try:
+        logging.disable(logging.WARNING)
+        with redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield out
+    except (typer.BadParameter, BrokenPipeError):  # wrong usage; a reader that has seen enough: typer exits
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        typer.echo(f"error: {_explain(error)}", err=True)
+        raise typer.Exit(1) from None
+    finally:
+        logging.disable(muted)
+
+
+def _explain(error: BaseException) -> str:
+    message = " ".join(str(error).split())
+    if isinstance(error, SoftPromptError):
+        return message
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, MemoryError) or "out of memory" in message or "can't allocate memory" in message:
+        return "out of memory: choose a smaller base, recipe.max_tokens or recipe.batch_size"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"unexpected {type(error).__name__} in {Path(place.filename).name}, line {place.lineno}: {message}"
+
+
+def print_result(out: TextIO, document: Mapping[str, Any] | None, *parts: str | Table) -> None:
+    """Print the JSON document or, without one, the parts."""
+    text = "".join(_rendered(part, out) for part in parts) if document is None else json.dumps(document) + "\n"
+    try:
+        out.write(text)
+        out.flush()
+    except OSError:
+        # What could not be written would be tried again when Python exits, and fail with a traceback.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), out.fileno())
+        raise
+
+
+def _rendered(part: str | Table, out: TextIO) -> str:
+    if isinstance(part, str):  # rich would wrap a line and replace its tabs
+        return part + "\n"
+    console = Console(file=out, markup=False, highlight=False)
+    with console.capture() as captured:
+        console.print(part)
+    return captured.get()

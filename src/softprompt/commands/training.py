@@ -1,0 +1,153 @@
+"""The commands that make a prompt, `train` and `demo`, and `report`, which shows how it was made."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from softprompt.commands.options import Force, Json, Overrides, Resume, TaskArgument
+from softprompt.commands.tables import figures_table, lengths_table
+from softprompt.commands.terminal import print_result, reporting
+from softprompt.errors import SoftPromptError
+
+if TYPE_CHECKING:
+    from softprompt.evaluation import Evaluation
+    from softprompt.prompts import SoftPrompt
+    from softprompt.tasks import Row
+    from softprompt.training import Growth
+
+
+def train(
+    task: TaskArgument,
+    output: Annotated[
+        Path | None, typer.Option(help="The run's folder. Default: runs/ and the task's name.", show_default=False)
+    ] = None,
+    resume: Resume = False,
+    force: Force = False,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Train a prompt as a task file says, and measure it on the test rows."""
+    check_choice(resume, force)
+    with reporting() as out:
+        from softprompt.evaluation import evaluate
+        from softprompt.models.base import load_base
+        from softprompt.progress import TrainingProgress, progress_bar
+        from softprompt.reporting.run_report import REPORT, write_report
+        from softprompt.tasks import load_rows, split_rows
+        from softprompt.training import grow, train
+        from softprompt.training.run import RECORD
+        from softprompt.training.screening import choose_start
+        from softprompt.training.taskfile import load_task_file
+
+        overrides = overrides or []
+        file = load_task_file(task, overrides)
+        folder = output or Path("runs") / file.name
+        # All rows first: a mistake in the test rows is not to come out after the training.
+        rows = load_rows(file.data.train, file.task)
+        validation: list[Row] | None = None
+        if isinstance(file.data.validation, float):
+            rows, validation = split_rows(rows, file.data.validation, file.recipe.seed)
+        elif file.data.validation is not None:
+            validation = load_rows(file.data.validation, file.task)
+        test_rows = [] if file.data.test is None else load_rows(file.data.test, file.task)
+        base = load_base(file.base, dtype=file.recipe.dtype)
+        console = Console(stderr=True)
+        progress = TrainingProgress(console, file.task.metric, len(validation or []))
+        common: dict[str, Any] = {
+            "train": rows,
+            "validation": validation,
+            "recipe": file.recipe,
+            "output": folder,
+            "resume": resume,
+            "force": force,
+            "callbacks": [progress],
+            "progress": progress.validated,
+            "diagnosed": lambda found: progress.diagnosed([diagnosis.sentence for diagnosis in found]),
+        }
+
+        def make(count: int | None) -> SoftPrompt:
+            start = file.prompt.model_copy(update={"num_virtual_tokens": count})
+            return choose_start(base, start, file.task, rows, validation, file.recipe)
+
+        growth: Growth | None = None
+        test: Evaluation | None = None
+        try:
+            with progress:
+                if file.prompt.num_virtual_tokens == "auto":
+                    growth = grow(base, make, file.task, **common)
+                    run = growth.run
+                else:
+                    run = train(base, make(file.prompt.num_virtual_tokens), file.task, **common)
+            if test_rows:
+                with progress_bar(console, "Testing", len(test_rows)) as advance:
+                    test = evaluate(base, run.prompt, file.task, test_rows, progress=advance)
+            # Of several lengths each has a run, and so a report, of its own.
+            reported = folder if growth is None or growth.folder is None else growth.folder
+            report = reported / REPORT
+            if os.environ.get("RANK", "0") == "0":  # of several processes the first one writes it
+                with progress_bar(console, "Writing the report", len(validation or [])) as advance:
+                    write_report(reported, base=base, validation=validation, test=test, progress=advance)
+        except KeyboardInterrupt:
+            if not (folder / RECORD).exists():
+                raise
+            settings = [word for override in overrides for word in ("--set", override)]
+            again = ["softprompt", "train", str(task), *settings, "--output", str(folder), "--resume"]
+            raise SoftPromptError(f"interrupted at step {progress.step}; go on with: {shlex.join(again)}") from None
+        document = (run if growth is None else growth).to_json()
+        document |= {"test": None if test is None else test.to_json(), "report": str(report)}
+        cut = f"; {run.truncated} training texts were cut to fit the context" if run.truncated else ""
+        print_result(
+            out,
+            document if as_json else None,
+            *([] if growth is None else [lengths_table(growth, file.task.metric)]),
+            *([figures_table({"validation": run.validation, "test": test})] if run.validation or test else []),
+            *(f"{diagnosis.name}: {diagnosis.sentence}" for diagnosis in run.diagnoses),
+            f"{run.steps} steps in {run.seconds:.0f} s; the prompt is from step {run.best_step}{cut}",
+            f"{document['trainable_parameters']:,} parameters, {document['artifact_bytes']:,} bytes in {run.path}",
+            f"The whole run, for a browser: {report}",
+            f"Next: softprompt predict {shlex.quote(str(run.path))} TEXT",
+        )
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Write a run's report.html again, also of a run that was stopped or is under way."""
+    with reporting() as out:
+        from softprompt.reporting.run_report import write_report
+
+        path = write_report(run)
+        print_result(out, {"report": str(path)} if as_json else None, f"The run, for a browser: {path}")
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="The folder for the data, the task file and the run.")] = Path(
+        "softprompt-demo"
+    ),
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps. Default: a few minutes' worth.", show_default=False)
+    ] = None,
+    resume: Resume = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """The whole story on real data: train a prompt on movie reviews, in a few minutes on two CPU cores."""
+    check_choice(resume, force)
+    with reporting() as out:
+        from softprompt.demo import show
+
+        document = show(Console(file=sys.stderr if as_json else out), output, steps, resume=resume, force=force)
+        print_result(out, document if as_json else None)
+
+
+def check_choice(resume: bool, force: bool) -> None:
+    if resume and force:
+        raise typer.BadParameter("give either --resume or --force")
