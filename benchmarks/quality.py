@@ -39,6 +39,7 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
     "length": {f"P = {count}": [f"prompt.num_virtual_tokens={count}"] for count in (1, 4, 8, 16, 32, 64, 100)},
     "initialisation": {
         "text": [],
+        "examples": ["prompt.init=examples", *_NO_TEXT],
         "labels": ["prompt.init=labels", *_NO_TEXT],
         "vocabulary": ["prompt.init=vocabulary", *_NO_TEXT],
         "random, like the table": ["prompt.init=random", *_NO_TEXT],
@@ -88,7 +89,7 @@ def measure_variant(
     base = sp.load_base(file.base, dtype=file.recipe.dtype)
     try:
         if variant == f"ensemble of {MEMBERS}":
-            starts = candidates(base, file.prompt.model_copy(update={"candidates": MEMBERS}), file.task)
+            starts = candidates(base, file.prompt.model_copy(update={"candidates": MEMBERS}), file.task, rows)
             ensemble = train_ensemble(base, starts, file.task, train=rows, validation=validation, recipe=file.recipe)
             return _figures(ensemble.evaluate(base, file.task, test), file)
         run = _train(base, file, rows, validation)

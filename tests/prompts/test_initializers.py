@@ -83,6 +83,13 @@ def test_text_slips_in_no_special_token(framing_tokenizer: PreTrainedTokenizerFa
     assert 0 not in ids_of(initializers.labels(table, 2, ["a", "b"]))
 
 
+def test_examples_end_with_the_last_one(table: Table) -> None:
+    abcd = encode(table, "abcd")
+    assert ids_of(initializers.examples(table, 3, ["ab", "cd"])) == abcd[1:]
+    assert ids_of(initializers.examples(table, 4, ["ab", "cd"])) == abcd
+    assert ids_of(initializers.examples(table, 7, ["ab", "cd"])) == [*abcd[1:], *abcd]
+
+
 def test_text_spread_over_a_longer_text(table: Table) -> None:
     letters = encode(table, "abcdefghi")
     assert ids_of(initializers.text(table, 3, "abcdefghi", spread=True)) == [

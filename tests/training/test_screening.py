@@ -17,13 +17,13 @@ def test_one_candidate_is_what_the_task_file_describes(tiny_base: Base) -> None:
     assert chosen.sha256 == make_prompt(tiny_base, start, TASK).sha256
 
 
-@pytest.mark.parametrize("init", ["text", "random", "labels"])
+@pytest.mark.parametrize("init", ["text", "examples", "random", "labels"])
 def test_candidates_differ_and_the_first_is_the_described_one(tiny_base: Base, init: str) -> None:
-    start = PromptStart(num_virtual_tokens=4, init=init, candidates=4, seed=3)  # type: ignore[arg-type]
-    found = candidates(tiny_base, start, TASK)
-    assert found[0].sha256 == make_prompt(tiny_base, start, TASK).sha256
+    start = PromptStart(num_virtual_tokens=24, init=init, candidates=4, seed=3)  # type: ignore[arg-type]
+    found = candidates(tiny_base, start, TASK, ROWS)
+    assert found[0].sha256 == make_prompt(tiny_base, start, TASK, ROWS).sha256
     assert len({prompt.sha256 for prompt in found}) == 4
-    assert [prompt.num_virtual_tokens for prompt in found] == [4] * 4
+    assert [prompt.num_virtual_tokens for prompt in found] == [24] * 4
 
 
 def test_the_best_by_its_trial_starts_the_run_as_it_was(tiny_base: Base) -> None:

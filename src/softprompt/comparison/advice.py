@@ -98,9 +98,10 @@ def advise(file: TaskFile, *, progress: Progress | None = None) -> Advice:
     count, reason = _start(known)
     start = file.prompt
     if isinstance(start.num_virtual_tokens, int) or start.init == "prompt":
-        prompt = make_prompt(base, start, file.task)
+        prompt = make_prompt(base, start, file.task, parts["training"])
     else:
-        prompt = make_prompt(base, start.model_copy(update={"num_virtual_tokens": count}), file.task)
+        start = start.model_copy(update={"num_virtual_tokens": count})
+        prompt = make_prompt(base, start, file.task, parts["training"])
     room = None if base.max_positions is None else base.max_positions - prompt.num_virtual_tokens
     case = _Case(file, base, survey(parts, file.task, base.tokenizer, room), known)
     tell("Taking three training steps", 0.4)

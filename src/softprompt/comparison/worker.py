@@ -93,7 +93,7 @@ class _Work:
         try:
             self.base = load_base(plan.base, dtype=self.recipe.dtype)
             self.start = plan.start.model_copy(update={"seed": plan.start.seed + job.seed})
-            self.prompt = make_prompt(self.base, self.start, plan.task)
+            self.prompt = make_prompt(self.base, self.start, plan.task, plan.train)
             positions = self.base.max_positions
             # The same texts for all: those without a prompt are cut as if there were one.
             self.room = None if positions is None else positions - self.prompt.num_virtual_tokens

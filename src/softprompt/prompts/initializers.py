@@ -67,6 +67,21 @@ def text(source: EmbeddingSource, num_virtual_tokens: int, text: str, *, spread:
     return _embed(source, _tile(ids, num_virtual_tokens))
 
 
+def examples(source: EmbeddingSource, num_virtual_tokens: int, examples: Sequence[str]) -> Tensor:
+    """The embeddings of worked examples, `[P, H]`: of all of them, one after the other, the last P tokens.
+
+    So the last example stands right before a row's text, as in few-shot learning. Where they have fewer than P tokens
+    they are repeated towards the front. Examples beside trained virtual tokens: Sun et al. 2023, "How Does In-Context
+    Learning Help Prompt Tuning?" (https://arxiv.org/abs/2302.11521).
+
+    Raises:
+        SoftPromptError: P out of bounds, or examples that are empty.
+    """
+    _check_count(source, num_virtual_tokens)
+    ids = _encode(source.tokenizer, "".join(examples), "the examples to initialise from")
+    return _embed(source, _tile(ids.flip(0), num_virtual_tokens).flip(0))
+
+
 def labels(
     source: EmbeddingSource,
     num_virtual_tokens: int,

@@ -79,6 +79,15 @@ class SoftPrompt:
         return cls._initialised(base, embeddings, method="text", text=text, spread=spread)
 
     @classmethod
+    def from_examples(cls, base: EmbeddingSource, examples: Sequence[str], num_virtual_tokens: int = 16) -> SoftPrompt:
+        """Start from worked examples; see `initializers.examples`, also for what it raises.
+
+        The card keeps how many there were and not what they say: they may be nobody else's business.
+        """
+        embeddings = initializers.examples(base, num_virtual_tokens, examples)
+        return cls._initialised(base, embeddings, method="examples", examples=len(examples))
+
+    @classmethod
     def from_labels(
         cls,
         base: EmbeddingSource,

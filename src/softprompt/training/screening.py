@@ -23,7 +23,7 @@ from softprompt.training.taskfile import PromptStart, make_prompt
 _STEPS = 10
 _ROWS = 100
 # These ways to start draw at random, so that another seed is another candidate.
-_DRAWN = ("random", "vocabulary")
+_DRAWN = ("examples", "random", "vocabulary")
 
 
 def choose_start(
@@ -49,18 +49,18 @@ def choose_start(
         DivergedError: a candidate's gradient became NaN or infinite.
     """
     if start.candidates == 1:
-        return make_prompt(base, start, task)
-    prompts = candidates(base, start, task)
+        return make_prompt(base, start, task, train)
+    prompts = candidates(base, start, task, train)
     members = try_out(base, prompts, task, train, validation, recipe)
     return prompts[max(range(len(prompts)), key=lambda i: _promise(members[i], task))]
 
 
-def candidates(base: Base, start: PromptStart, task: Task) -> list[SoftPrompt]:
+def candidates(base: Base, start: PromptStart, task: Task, train: Sequence[Row] = ()) -> list[SoftPrompt]:
     """The described prompt, and others: with other seeds, or where nothing is drawn, random words of the vocabulary."""
-    first = make_prompt(base, start, task)
+    first = make_prompt(base, start, task, train)
     seeds = range(start.seed + 1, start.seed + start.candidates)
     if start.init in _DRAWN:
-        return [first, *(make_prompt(base, start.model_copy(update={"seed": seed}), task) for seed in seeds)]
+        return [first, *(make_prompt(base, start.model_copy(update={"seed": seed}), task, train) for seed in seeds)]
     count = first.num_virtual_tokens
     return [first, *(SoftPrompt.from_vocabulary(base, count, seed=seed) for seed in seeds)]
 

@@ -28,7 +28,9 @@ from softprompt.models.base import EMBEDDED
 from softprompt.prompts import names
 from softprompt.prompts.initializers import EmbeddingSource
 from softprompt.prompts.prompt import SoftPrompt
+from softprompt.tasks.rows import Row
 from softprompt.tasks.task import LABEL_COLUMN, Task, shown, validation_line
+from softprompt.training.examples import worked_examples
 from softprompt.training.recipe import Recipe
 
 _VIRTUAL_TOKENS = 16
@@ -82,7 +84,7 @@ class PromptStart(BaseModel):
 
     Attributes:
         num_virtual_tokens: P; None: 16, or with `init: prompt` as many as that prompt has; "auto": see `grow`.
-        init: "text", "labels", "vocabulary", "random" or "prompt".
+        init: "text", "examples" (of the training rows), "labels", "vocabulary", "random" or "prompt".
         init_text: the text of `init: text`; None: the task's own words, see `own_words`.
         spread: `init: text` takes tokens from all over a text that is longer than P.
         init_from: the folder of the prompt that `init: prompt` starts from.
@@ -95,7 +97,7 @@ class PromptStart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     num_virtual_tokens: int | Literal["auto"] | None = None
-    init: Literal["text", "labels", "vocabulary", "random", "prompt"] = "text"
+    init: Literal["text", "examples", "labels", "vocabulary", "random", "prompt"] = "text"
     init_text: str | None = None
     spread: bool = False
     init_from: _Path | None = None
@@ -199,11 +201,18 @@ def load_task_file(path: str | Path, overrides: Sequence[str] = ()) -> TaskFile:
         raise SoftPromptError(validation_line(error, where)) from None
 
 
-def make_prompt(base: EmbeddingSource, start: PromptStart, task: Task) -> SoftPrompt:
+def make_prompt(base: EmbeddingSource, start: PromptStart, task: Task, rows: Sequence[Row] = ()) -> SoftPrompt:
     """The prompt that a task file's training starts from.
 
+    Args:
+        base: the frozen base.
+        start: how it starts.
+        task: what is learned.
+        rows: the training rows, for `init: examples`.
+
     Raises:
-        SoftPromptError: too many virtual tokens or "auto" of them, or a prompt to start from that can't be read.
+        SoftPromptError: too many virtual tokens or "auto" of them, a prompt to start from that can't be read, or no
+            rows to take examples from.
         WrongBaseError: the prompt to start from was made for another base.
     """
     if start.num_virtual_tokens == "auto":
@@ -214,6 +223,8 @@ def make_prompt(base: EmbeddingSource, start: PromptStart, task: Task) -> SoftPr
     if start.init == "text":
         text = own_words(task) if start.init_text is None else start.init_text
         return SoftPrompt.from_text(base, text, count, spread=start.spread)
+    if start.init == "examples":
+        return SoftPrompt.from_examples(base, worked_examples(base.tokenizer, task, rows, count, start.seed), count)
     if start.init == "labels":
         # As they stand in a target: with the space before it " positive" is the token that the base is to produce.
         labels = [task.render_target({LABEL_COLUMN: label}) for label in task.labels or []]
