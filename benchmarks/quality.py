@@ -146,14 +146,16 @@ def table(document: dict[str, Any]) -> str:
             scores = [row["score"] for row in here if "score" in row]
             spread = f"{stdev(scores):.3f}" if len(scores) > 1 else ""
             mean = f"{fmean(scores):.3f}" if scores else "diverged"
-            lines.append([label, mean, spread, str(len(scores))])
+            losses = [row["log_loss"] for row in here if row.get("log_loss") is not None]
+            loss = f"{fmean(losses):.3f}" if losses else ""
+            lines.append([label, mean, spread, loss, str(len(scores))])
             for name in here[0].get("elsewhere", {}):
                 bare, prompted = (fmean(row["elsewhere"][name][i]["score"] for row in here) for i in (0, 1))
                 lines.append(
-                    [f"{label}, tested on {name}", f"{prompted:.3f} (zero-shot {bare:.3f})", "", str(len(here))]
+                    [f"{label}, tested on {name}", f"{prompted:.3f} (zero-shot {bare:.3f})", "", "", str(len(here))]
                 )
         if lines:
-            text += f"## {part}\n\n" + markdown_table([part, "test score", "spread", "seeds"], lines) + "\n"
+            text += f"## {part}\n\n" + markdown_table([part, "test score", "spread", "log loss", "seeds"], lines) + "\n"
     return text + footing(document)
 
 
