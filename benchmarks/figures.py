@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.measure import RESULTS
+from benchmarks.quality import other_settings
 from softprompt import comparison
 from softprompt.comparison.measured import Measured, Method, Rate, Step, Variant
 
@@ -70,6 +71,7 @@ def _methods(comparisons: Sequence[dict[str, Any]]) -> list[Method]:
 
 
 def _variants(rows: Sequence[dict[str, Any]]) -> list[Variant]:
+    rows = [row for row in rows if not other_settings(row)]
     found = []
     for key in dict.fromkeys((row["part"], row["task"], row["variant"]) for row in rows):
         here = [row for row in rows if (row["part"], row["task"], row["variant"]) == key and "score" in row]

@@ -23,7 +23,7 @@ from softprompt import demo
 from softprompt.comparison import compare
 from softprompt.comparison.methods import METHODS
 from softprompt.models.sources import Snippet, read_snippets
-from softprompt.tasks import load_rows, split_rows
+from softprompt.tasks import load_rows, split_rows, with_validation
 from softprompt.training.ensemble import train_ensemble
 from softprompt.training.screening import candidates, choose_start
 from softprompt.training.taskfile import TaskFile, load_task_file
@@ -105,7 +105,7 @@ def measure_variant(
     return found | {"best_step": run.best_step, "num_virtual_tokens": count, "seconds": run.seconds}
 
 
-def _train(base: sp.Base, file: TaskFile, rows: list[sp.Row], validation: list[sp.Row]) -> sp.Run:
+def _train(base: sp.Base, file: TaskFile, rows: Sequence[sp.Row], validation: Sequence[sp.Row]) -> sp.Run:
     """A run as `softprompt train` has it; of several lengths the one that is kept."""
 
     def make(count: int | None) -> sp.SoftPrompt:
@@ -118,14 +118,10 @@ def _train(base: sp.Base, file: TaskFile, rows: list[sp.Row], validation: list[s
     return sp.train(base, make(file.prompt.num_virtual_tokens), file.task, **settings)
 
 
-def _rows(file: TaskFile) -> tuple[list[sp.Row], list[sp.Row], list[sp.Row]]:
-    train = load_rows(file.data.train, file.task)
-    if file.data.validation is None or file.data.test is None:
+def _rows(file: TaskFile) -> tuple[Sequence[sp.Row], Sequence[sp.Row], Sequence[sp.Row]]:
+    train, validation = with_validation(file.data.train, file.data.validation, file.task, file.recipe.seed)
+    if validation is None or file.data.test is None:
         raise sp.SoftPromptError(f"{file.name}: the benchmark needs data.validation and data.test")
-    if isinstance(file.data.validation, float):
-        train, validation = split_rows(train, file.data.validation, file.recipe.seed)
-    else:
-        validation = load_rows(file.data.validation, file.task)
     return train, validation, load_rows(file.data.test, file.task)
 
 
@@ -160,9 +156,13 @@ def table(document: dict[str, Any]) -> str:
 
 
 def _label(row: dict[str, Any]) -> str:
-    """A row's task and variant, and what else `--set` changed."""
+    return ", ".join([row["task"], row["variant"], *other_settings(row)])
+
+
+def other_settings(row: dict[str, Any]) -> list[str]:
+    """What `--set` changed in a row beside its variant's own keys: with any it is not a measurement of the variant."""
     own = VARIANTS.get(row["part"], {}).get(row["variant"], [])
-    return ", ".join([row["task"], row["variant"], *(key for key in row["set"] if key not in own)])
+    return [key for key in row["set"] if key not in own]
 
 
 def _methods(found: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from benchmarks import figures
+from benchmarks.quality import VARIANTS
 
 from softprompt.comparison.measured import Measured, Variant, read_measured
 
@@ -20,7 +21,8 @@ def test_the_shipped_figures_are_those_of_the_results() -> None:
 
 def test_they_are_means_of_what_was_measured(tmp_path: Path) -> None:
     def row(variant: str, seed: int, **found: Any) -> dict[str, Any]:
-        return {"part": "length", "task": "films", "variant": variant, "seed": seed, "n": 50} | found
+        keys = VARIANTS["length"][variant]
+        return {"part": "length", "task": "films", "variant": variant, "seed": seed, "set": keys, "n": 50} | found
 
     done = {"method": "lora", "status": "done", "test": {"accuracy": 0.9}, "trainable_parameters": 3}
     rows = [
@@ -28,6 +30,7 @@ def test_they_are_means_of_what_was_measured(tmp_path: Path) -> None:
         row("P = 1", 1, score=0.7),
         row("P = 1", 2, diverged="the loss became NaN"),
         row("P = 4", 0, diverged="the loss became NaN"),
+        row("P = 4", 1, score=0.9, set=[*VARIANTS["length"]["P = 4"], "recipe.max_steps=9"]),  # another measurement
     ]
     methods = [done | {"base_parameters": 10}, {"method": "full", "status": "diverged"}]
     document = {"rows": rows, "methods": [{"name": "films", "metric": "accuracy", "rows": methods}]}

@@ -19,7 +19,6 @@ from softprompt.errors import SoftPromptError
 if TYPE_CHECKING:
     from softprompt.evaluation import Evaluation
     from softprompt.prompts import SoftPrompt
-    from softprompt.tasks import Row
     from softprompt.training import Growth
 
 
@@ -40,7 +39,7 @@ def train(
         from softprompt.models.base import load_base
         from softprompt.progress import TrainingProgress, progress_bar
         from softprompt.reporting.run_report import REPORT, write_report
-        from softprompt.tasks import load_rows, split_rows
+        from softprompt.tasks import load_rows, with_validation
         from softprompt.training import grow, train
         from softprompt.training.run import RECORD
         from softprompt.training.screening import choose_start
@@ -50,12 +49,7 @@ def train(
         file = load_task_file(task, overrides)
         folder = output or Path("runs") / file.name
         # All rows first: a mistake in the test rows is not to come out after the training.
-        rows = load_rows(file.data.train, file.task)
-        validation: list[Row] | None = None
-        if isinstance(file.data.validation, float):
-            rows, validation = split_rows(rows, file.data.validation, file.recipe.seed)
-        elif file.data.validation is not None:
-            validation = load_rows(file.data.validation, file.task)
+        rows, validation = with_validation(file.data.train, file.data.validation, file.task, file.recipe.seed)
         test_rows = [] if file.data.test is None else load_rows(file.data.test, file.task)
         base = load_base(file.base, dtype=file.recipe.dtype)
         console = Console(stderr=True)

@@ -17,7 +17,7 @@ from softprompt.comparison.measured import Measured, read_measured
 from softprompt.comparison.report import seconds, size
 from softprompt.comparison.survey import Survey, survey
 from softprompt.models.base import Base, load_base
-from softprompt.tasks.rows import Row, check_trainable, load_rows, split_rows
+from softprompt.tasks.rows import Row, check_trainable, load_rows, with_validation
 from softprompt.tasks.task import LABEL_COLUMN
 from softprompt.training.taskfile import TaskFile, make_prompt
 
@@ -97,11 +97,9 @@ def advise(file: TaskFile, *, progress: Progress | None = None) -> Advice:
     known = read_measured()
     count, reason = _start(known)
     start = file.prompt
-    if isinstance(start.num_virtual_tokens, int) or start.init == "prompt":
-        prompt = make_prompt(base, start, file.task, parts["training"])
-    else:
+    if not isinstance(start.num_virtual_tokens, int) and start.init != "prompt":
         start = start.model_copy(update={"num_virtual_tokens": count})
-        prompt = make_prompt(base, start, file.task, parts["training"])
+    prompt = make_prompt(base, start, file.task, parts["training"])
     room = None if base.max_positions is None else base.max_positions - prompt.num_virtual_tokens
     case = _Case(file, base, survey(parts, file.task, base.tokenizer, room), known)
     tell("Taking three training steps", 0.4)
@@ -122,16 +120,12 @@ def advise(file: TaskFile, *, progress: Progress | None = None) -> Advice:
 
 def _rows(file: TaskFile) -> dict[str, Sequence[Row]]:
     """The task file's rows by the part of the data."""
-    train: Sequence[Row] = load_rows(file.data.train, file.task)
+    train = load_rows(file.data.train, file.task)
     check_trainable(train, file.task)
-    parts: dict[str, Sequence[Row]] = {}
-    if isinstance(file.data.validation, float):
-        train, parts["validation"] = split_rows(train, file.data.validation, file.recipe.seed)
-    elif file.data.validation is not None:
-        parts["validation"] = load_rows(file.data.validation, file.task)
-    if file.data.test is not None:
-        parts["test"] = load_rows(file.data.test, file.task)
-    return {"training": train} | parts
+    rows, checks = with_validation(train, file.data.validation, file.task, file.recipe.seed)
+    test = None if file.data.test is None else load_rows(file.data.test, file.task)
+    parts = {"training": rows, "validation": checks, "test": test}
+    return {part: found for part, found in parts.items() if found is not None}
 
 
 def _about_rows(case: _Case) -> Iterator[Statement]:

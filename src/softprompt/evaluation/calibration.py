@@ -9,17 +9,16 @@ Owns the measurement. The card keeps it, and whoever turns likelihoods into prob
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 
 from softprompt.errors import SoftPromptError
-from softprompt.evaluation.evaluate import Evaluator, Rows
+from softprompt.evaluation.evaluate import Evaluator
 from softprompt.models.base import Base
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
-from softprompt.tasks.rows import Row, load_rows
+from softprompt.tasks.rows import Rows, as_rows
 from softprompt.tasks.task import Task
 
 # The paper finds that a few dozen texts are enough.
@@ -55,7 +54,7 @@ def calibrate(
     if task.labels is None:
         raise SoftPromptError("calibration is for tasks with labels: this task generates free text")
     prompt.check_base(base)
-    rows: Sequence[Row] = load_rows(data, task, need_targets=False) if isinstance(data, str | Path) else data
+    rows = as_rows(data, task, need_targets=False)
     if not rows:
         raise SoftPromptError("calibration needs texts, such as the training rows: there is none")
     some = rows[:: max(1, len(rows) // _MOST_ROWS)]  # from all over: a file may be sorted by label

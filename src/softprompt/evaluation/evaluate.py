@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +21,9 @@ from softprompt.models.scoring import score, shares
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoder
 from softprompt.tasks.metrics import classification_metrics, text_metrics
-from softprompt.tasks.rows import Row, load_rows, rows_from
+from softprompt.tasks.rows import Row, Rows, as_rows, rows_from
 from softprompt.tasks.task import Task
 
-Rows = str | Path | Sequence[Row]
 Progress = Callable[[int], None]
 
 
@@ -172,7 +170,7 @@ def evaluate(
         SoftPromptError: the data cannot be used.
         WrongBaseError: the prompt was made for another base.
     """
-    rows = load_rows(data, task) if isinstance(data, str | Path) else data
+    rows = as_rows(data, task)
     return _evaluator(base, prompt, task, rows).evaluate(progress)
 
 

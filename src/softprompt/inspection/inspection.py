@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from softprompt.errors import SoftPromptError
-from softprompt.evaluation.evaluate import Rows
 from softprompt.inspection.drift import rebuild_start
 from softprompt.inspection.importance import Importance, measure_importance
 from softprompt.inspection.nearest import Neighbourhood, find_neighbours
@@ -24,7 +22,7 @@ from softprompt.models.prompted import PromptedModel
 from softprompt.models.words import word_norms
 from softprompt.prompts.library import PromptLibrary
 from softprompt.prompts.prompt import SoftPrompt
-from softprompt.tasks.rows import Row, load_rows
+from softprompt.tasks.rows import Row, Rows, as_rows
 from softprompt.tasks.task import Task
 
 CAPTION = (
@@ -144,7 +142,7 @@ def inspect(
         if task is None and prompt.card.task is None:
             raise SoftPromptError("the prompt's card doesn't say what its task is: give the task")
         task = task or Task.from_dict(prompt.card.task, "the card's task")
-        rows = load_rows(data, task) if isinstance(data, str | Path) else data
+        rows = as_rows(data, task)
     where = None if library is None else map_tasks(prompt, base.identity, library)
     now = prompt.embeddings
     drift: list[float | None] = [None] * len(now)

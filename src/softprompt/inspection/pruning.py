@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from softprompt.errors import SoftPromptError
-from softprompt.evaluation.evaluate import Evaluation, Rows
+from softprompt.evaluation.evaluate import Evaluation
 from softprompt.inspection.importance import evaluate_kept, measure_importance
 from softprompt.models.base import Base
 from softprompt.prompts.prompt import SoftPrompt
-from softprompt.tasks.rows import load_rows
+from softprompt.tasks.rows import Rows, as_rows
 from softprompt.tasks.task import Task
 
 
@@ -79,7 +78,7 @@ def prune(
     """
     check_keep(keep, prompt)
     prompt.check_base(base)
-    rows = load_rows(data, task) if isinstance(data, str | Path) else data
+    rows = as_rows(data, task)
     found = measure_importance(base, prompt, task, rows, progress)
     # Of equals the first ones stay.
     order = sorted(range(prompt.num_virtual_tokens), key=lambda token: -found.scores[token])

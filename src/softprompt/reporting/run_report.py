@@ -15,7 +15,7 @@ from markupsafe import Markup
 from pydantic import ValidationError
 
 from softprompt.errors import SoftPromptError
-from softprompt.evaluation.evaluate import Evaluation, Rows
+from softprompt.evaluation.evaluate import Evaluation
 from softprompt.inspection import inspect
 from softprompt.models.base import Base
 from softprompt.prompts.card import Card
@@ -23,7 +23,7 @@ from softprompt.prompts.prompt import SoftPrompt
 from softprompt.reporting import figures
 from softprompt.reporting.findings import FINDINGS, Findings, find_mistakes, looked, shorten, write_file
 from softprompt.reporting.page import Section, figure, page, paragraph, table
-from softprompt.tasks.rows import load_rows
+from softprompt.tasks.rows import Rows, as_rows
 from softprompt.tasks.task import Task
 from softprompt.training.diagnosis import diagnose
 from softprompt.training.run import LOG, MONITOR, PROMPT, RECORD
@@ -83,7 +83,7 @@ def _look(
         found["inspection"] = looked(inspect(base, prompt).to_json())
         if validation is not None:
             task = Task.from_dict(prompt.card.task, f"{folder / PROMPT}: the card's task")
-            rows = load_rows(validation, task) if isinstance(validation, str | Path) else validation
+            rows = as_rows(validation, task)
             found["mistakes"] = find_mistakes(base, prompt, task, rows, progress)
     before, _ = _read(lambda: Findings.read(folder))
     if before is None or before.prompt != prompt.sha256:

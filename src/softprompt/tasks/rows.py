@@ -51,6 +51,9 @@ class Row:
         return f"{self.source}: row {self.number}"
 
 
+Rows = str | Path | Sequence[Row]
+
+
 def load_rows(
     source: str | Path, task: Task, *, root: str | Path | None = None, need_targets: bool = True
 ) -> list[Row]:
@@ -122,6 +125,31 @@ def check_trainable(rows: Sequence[Row], task: Task) -> None:
             f"{rows[0].source}: all {len(rows)} rows have the label {shown([task.labels[i] for i in seen])}; "
             "training needs rows of two labels or more"
         )
+
+
+def as_rows(data: Rows, task: Task, *, need_targets: bool = True) -> Sequence[Row]:
+    """`data` itself where it is rows, else what `load_rows` reads, also for what it raises."""
+    return load_rows(data, task, need_targets=need_targets) if isinstance(data, str | Path) else data
+
+
+def with_validation(
+    train: Rows, validation: Rows | float | None, task: Task, seed: int
+) -> tuple[Sequence[Row], Sequence[Row] | None]:
+    """The training and the validation rows.
+
+    Args:
+        train: Labelled rows, or where they are read from.
+        validation: Likewise, or the fraction of the training rows to set aside; None: there are none.
+        task: What is learned.
+        seed: Of the split.
+
+    Raises:
+        SoftPromptError: As `load_rows` and `split_rows`.
+    """
+    rows = as_rows(train, task)
+    if isinstance(validation, float):
+        return split_rows(rows, validation, seed)
+    return rows, None if validation is None else as_rows(validation, task)
 
 
 def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:

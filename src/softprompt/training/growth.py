@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from transformers import TrainerCallback
 
 from softprompt.errors import SoftPromptError
-from softprompt.evaluation.evaluate import Rows, predict
+from softprompt.evaluation.evaluate import predict
 from softprompt.evaluation.row_scores import row_scores
 from softprompt.models.base import Base
 from softprompt.prompts.prompt import SoftPrompt
-from softprompt.tasks.rows import Row, load_rows, split_rows
+from softprompt.tasks.rows import Row, Rows, with_validation
 from softprompt.tasks.task import Task
 from softprompt.training.diagnosis import Diagnosis
 from softprompt.training.recipe import Recipe
@@ -126,11 +126,8 @@ def grow(
         raise SoftPromptError(f"lengths are {list(lengths)}: at least one is needed, each greater than the one before")
     if task.metric == "bleu":
         raise SoftPromptError("the length is chosen by a metric that each row has, which bleu is not: take another")
-    rows = load_rows(train, task) if isinstance(train, str | Path) else train
-    if isinstance(validation, float):
-        rows, checks = split_rows(rows, validation, recipe.seed)
-    else:
-        checks = load_rows(validation, task) if isinstance(validation, str | Path) else list(validation)
+    rows, held = with_validation(train, validation, task, recipe.seed)
+    checks = held or []
     if len(checks) < 2:
         raise SoftPromptError(
             f"the length is chosen by validation, which has a noise from 2 rows on, not {len(checks)}"

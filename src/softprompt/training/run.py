@@ -22,12 +22,12 @@ from transformers import TrainerCallback
 
 from softprompt.errors import SoftPromptError
 from softprompt.evaluation.calibration import calibrate
-from softprompt.evaluation.evaluate import Evaluation, Evaluator, Rows, evaluate
+from softprompt.evaluation.evaluate import Evaluation, Evaluator, evaluate
 from softprompt.models.base import Base
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoded, Encoder
-from softprompt.tasks.rows import Row, check_trainable, load_rows, split_rows
+from softprompt.tasks.rows import Row, Rows, check_trainable, with_validation
 from softprompt.tasks.task import Task
 from softprompt.training.diagnosis import Diagnosis, diagnose
 from softprompt.training.interruption import Interruption
@@ -135,12 +135,7 @@ def train(
     recipe = recipe or Recipe()
     prompt.check_base(base)
     model = _model(base, prompt, recipe)
-    rows = _rows(train, task)
-    checks: Sequence[Row] | None
-    if isinstance(validation, float):
-        rows, checks = split_rows(rows, validation, recipe.seed)
-    else:
-        checks = None if validation is None else _rows(validation, task)
+    rows, checks = with_validation(train, validation, task, recipe.seed)
     check_trainable(rows, task)
     if recipe.calibrate and task.labels is None:
         raise SoftPromptError("recipe.calibrate is for tasks with labels: this task generates free text")
@@ -253,10 +248,6 @@ class _Log(TrainerCallback):
                     file.write(json.dumps({"step": state.global_step, "time": time.time()} | logs) + "\n")
             except OSError as error:
                 raise SoftPromptError(f"{self._path}: the log can't be written: {error.strerror}") from error
-
-
-def _rows(data: Rows, task: Task) -> Sequence[Row]:
-    return load_rows(data, task) if isinstance(data, str | Path) else data
 
 
 def _room(base: Base, prompt: SoftPrompt) -> int | None:
