@@ -89,6 +89,16 @@ def test_what_is_in_the_folder(tiny_base: Base, tmp_path: Path) -> None:
     assert os.stat(path).st_mode == os.stat(path.parent).st_mode  # readable by whoever may read its parent
 
 
+def test_numbers_in_the_card_take_few_lines(tiny_base: Base, tmp_path: Path) -> None:
+    metrics = {"confusion": [[3, 0], [1, 2]], "said": "[\n 1,\n 2]", "shares": [0.5, -1e-7], "names": ["a", "b"]}
+    start = SoftPrompt.random(tiny_base, 2)
+    prompt = SoftPrompt(start.embeddings, start.card.replace(metrics=metrics))
+    text = (prompt.save(tmp_path / "p") / "card.json").read_text()
+    assert "[ 3, 0 ],\n" in text
+    assert "[ 0.5, -1e-7 ]" in text
+    assert SoftPrompt.load(tmp_path / "p").card == prompt.card
+
+
 def test_peft_gives_the_same_logits(tiny_base: Base, tmp_path: Path) -> None:
     prompt = SoftPrompt.random(tiny_base, 6)
     ids = torch.randint(2, 258, (2, 9), generator=torch.Generator().manual_seed(1))
