@@ -32,6 +32,7 @@ def train_once(base: sp.Base, rows: Sequence[sp.Row], setting: dict[str, Any]) -
     recipe = sp.Recipe(
         learning_rate=setting["rate"],
         max_steps=setting["steps"],
+        batch_size=setting["batch_size"],
         seed=setting["seed"],
         evaluate_every=setting["evaluate_every"],
         patience=setting["steps"],  # never stop early: every rate gets the same number of steps
@@ -53,8 +54,15 @@ def train_once(base: sp.Base, rows: Sequence[sp.Row], setting: dict[str, Any]) -
 
 def table(document: dict[str, Any]) -> str:
     """The document as Markdown, one line a run."""
-    head = ["base, dtype, P, steps, rate, seed", "last accuracy", "last loss", "best accuracy", "at step", "seconds"]
-    keys = ["base", "dtype", "num_virtual_tokens", "steps", "rate", "seed"]
+    head = [
+        "base, dtype, P, steps, batch size, rate, seed",
+        "last accuracy",
+        "last loss",
+        "best accuracy",
+        "at step",
+        "seconds",
+    ]
+    keys = ["base", "dtype", "num_virtual_tokens", "steps", "batch_size", "rate", "seed"]
     lines = []
     for row in sorted(document["rows"], key=lambda row: [row[key] for key in keys]):
         line = [", ".join(str(row[key]) for key in keys)]
@@ -72,6 +80,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--rates", nargs="+", type=float, default=RATES)
     add("--seeds", nargs="+", type=int, default=[0])
     add("--steps", type=int, default=sp.Recipe().max_steps)
+    add("--batch-size", type=int, default=sp.Recipe().batch_size)
     add("--num-virtual-tokens", type=int, default=16)
     add("--validation-rows", type=int, default=500)
     add("--evaluate-every", type=int, default=50)
@@ -95,6 +104,7 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:]), rows: Sequence[sp.Row] 
                 "rate": rate,
                 "seed": seed,
                 "steps": options.steps,
+                "batch_size": options.batch_size,
                 "num_virtual_tokens": options.num_virtual_tokens,
                 "validation_rows": options.validation_rows,
                 "evaluate_every": min(options.evaluate_every, options.steps),

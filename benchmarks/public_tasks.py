@@ -5,7 +5,8 @@
 
 FOLDER holds the CSV files, with the columns text and label: `sst2_train.csv`, `sst2_dev.csv`, `sst2_test.csv`,
 `sms_spam.csv`, `banking77_train.csv` and `banking77_test.csv`. Nothing of them is in this repository. All training rows
-are kept; validation and test rows are drawn at random, the same every time. Knows nothing of models.
+are kept; validation and test rows are drawn at random, the same every time; a label is written with spaces for the
+underscores in its name. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -30,28 +31,28 @@ task:
   labels: {labels}
   metric: accuracy
 data: {{train: train.csv, validation: validation.csv, test: test.csv}}
-prompt: {{num_virtual_tokens: {length}, init: text, init_text: "{init_text}", seed: 0}}
-recipe: {{max_steps: 120, batch_size: 16, evaluate_every: 40}}
+prompt: {{num_virtual_tokens: 32, init: examples, seed: 0}}
+recipe: {{max_steps: 360, batch_size: 8, evaluate_every: 120}}
 """
 
 
 def read(path: Path) -> Rows:
     with path.open(encoding="utf-8", newline="") as file:
-        return [(row["text"], row["label"]) for row in csv.DictReader(file)]
+        return [(row["text"], row["label"].replace("_", " ")) for row in csv.DictReader(file)]
 
 
 def draw(rows: Rows, count: int) -> Rows:
     return random.Random(0).sample(rows, min(count, len(rows)))
 
 
-def write(folder: Path, splits: dict[str, Rows], template: str, init_text: str, length: int) -> None:
+def write(folder: Path, splits: dict[str, Rows], template: str) -> None:
     """A folder with `task.yaml` and its three data files."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in splits.items():
         with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("text", "label"), *rows])
     labels = json.dumps(sorted({label for rows in splits.values() for _, label in rows}))
-    text = TASK.format(name=folder.name, template=template, labels=labels, init_text=init_text, length=length)
+    text = TASK.format(name=folder.name, template=template, labels=labels)
     (folder / "task.yaml").write_text(text, encoding="utf-8")
 
 
@@ -70,14 +71,14 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
     sms = {"train": spam[held:], "validation": spam[:VALIDATION], "test": spam[VALIDATION:held]}
     intents = draw(rows("banking77_train"), 1 << 30)
     banking = {"train": intents[VALIDATION:], "validation": intents[:VALIDATION], "test": rows("banking77_test")}
-    for name, splits, template, init_text, length in (
-        ("sst2", sst2, "Review: {text}\\nSentiment:", "Classify this review as positive or negative:", 16),
-        ("sms-spam", sms, "Message: {text}\\nKind:", "Classify this message as ham or spam:", 16),
-        ("banking77", banking, "Question: {text}\\nIntent:", "Name the intent of this question to a bank:", 32),
+    for name, splits, template in (
+        ("sst2", sst2, "Review: {text}\\nSentiment:"),
+        ("sms-spam", sms, "Message: {text}\\nKind:"),
+        ("banking77", banking, "Question: {text}\\nIntent:"),
     ):
         validation, test = MANY_LABELS if name == "banking77" else (VALIDATION, TEST)
         sampled = {**splits, "validation": draw(splits["validation"], validation), "test": draw(splits["test"], test)}
-        write(options.out / name, sampled, template, init_text, length)
+        write(options.out / name, sampled, template)
 
 
 if __name__ == "__main__":

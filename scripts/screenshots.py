@@ -43,7 +43,7 @@ def train(folder: Path) -> None:
     rows = {name: sp.load_rows(data / f"{name}.csv", task)[:ROWS] for name in ("validation", "test")}
     run = sp.train(
         base,
-        make_prompt(base, task_file.prompt, task),
+        make_prompt(base, task_file.prompt, task, sp.load_rows(data / "train.csv", task)),
         task,
         train=data / "train.csv",
         validation=rows["validation"],

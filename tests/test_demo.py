@@ -122,7 +122,7 @@ def test_the_whole_story(tiny):
     assert "The worst mistakes on the validation rows" in report
     assert "There is no" not in report
     assert found["steps"] == 8
-    assert found["trainable_parameters"] == 16 * 32
+    assert found["trainable_parameters"] == 32 * 32
     assert found["base_parameters"] * 4 == found["base_bytes"]
     assert (found["validation"]["n"], found["test"]["n"], found["out_of_domain"]["n"]) == (6, 10, 8)
     assert {name: of["n"] for name, of in found["zero_shot"].items()} == {"test": 10, "out_of_domain": 8}
@@ -155,7 +155,7 @@ def test_it_is_told_on_stdout(tiny):
         "step 4/8: validation accuracy",
         "products (never seen)",
         demo.SENTENCES[0][:20],
-        "512 parameters",
+        "1,024 parameters",
         "for a browser: softprompt-demo/run/report.html",
         "softprompt predict softprompt-demo/run/prompt",
         "softprompt train softprompt-demo/task.yaml",

@@ -35,9 +35,9 @@ from softprompt.training.taskfile import TaskFile, load_task_file, make_prompt
 BASE = EMBEDDED
 # Two slow cores get through about 8 sentences a second in training and 20 otherwise, and all of it is to take less
 # than six minutes. The test rows are asked twice, the validation rows at every validation.
-STEPS = 80
-BATCH_SIZE = 16
-EVALUATE_EVERY = 20
+STEPS = 160
+BATCH_SIZE = 8
+EVALUATE_EVERY = 40
 VALIDATION_ROWS = 160
 TEST_ROWS = 400
 OUT_OF_DOMAIN_ROWS = 200
@@ -66,9 +66,8 @@ data:
   validation: validation.csv
   test: test.csv                        # out-of-domain.csv has sentences about products
 prompt:
-  num_virtual_tokens: 16
-  init: text
-  init_text: "Is this movie review negative or positive? Classify its sentiment."
+  num_virtual_tokens: 32
+  init: examples                        # from short training rows with their answers
 recipe:
   max_steps: {steps}
   batch_size: {batch_size}
@@ -198,7 +197,7 @@ def _tell(
     force: bool,
 ) -> dict[str, Any]:
     folder, task = output / "run", file.task
-    tests = [load_rows(output / name, task) for name in (_TEST, _OUT_OF_DOMAIN)]
+    rows, *tests = (load_rows(output / name, task) for name in (_TRAIN, _TEST, _OUT_OF_DOMAIN))
 
     def measure(prompt: SoftPrompt | None, what: str) -> tuple[list[Evaluation], list[Prediction]]:
         with progress_bar(console, what, sum(map(len, tests))) as advance:
@@ -215,9 +214,9 @@ def _tell(
     with progress:
         run = train(
             base,
-            make_prompt(base, file.prompt, task),
+            make_prompt(base, file.prompt, task, rows),
             task,
-            train=output / _TRAIN,
+            train=rows,
             validation=output / _VALIDATION,
             recipe=file.recipe,
             output=folder,
@@ -273,7 +272,7 @@ def _conclude(console: Console, output: Path, found: Mapping[str, Any]) -> None:
         f"The prompt is in {found['prompt']}. Next, try:",
         f'  softprompt predict {prompt} "A film to fall asleep to."',
         f"  softprompt evaluate {prompt} {data}",
-        f"  softprompt train {task} --set prompt.num_virtual_tokens=32 --output runs/longer",
+        f"  softprompt train {task} --set recipe.max_steps=360 --output runs/longer",
     ):
         _say(console, line)
 

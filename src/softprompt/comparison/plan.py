@@ -23,7 +23,7 @@ from softprompt.training.taskfile import PromptStart, TaskFile
 
 PLAN = "plan.json"
 # With `quick`: two slow cores get through five methods in about ten minutes.
-_QUICK_STEPS, _QUICK_VALIDATION, _QUICK_TEST = 30, 100, 200
+_QUICK_STEPS, _QUICK_VALIDATION, _QUICK_TEST = 60, 100, 200
 # Set aside of the training rows where the task file names no validation rows: a setting is never chosen on others.
 _SET_ASIDE = 0.2
 

@@ -79,8 +79,8 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["default", "lester"] = "default"
-    max_steps: int = Field(default=120, ge=1)
-    batch_size: int = Field(default=16, ge=1)
+    max_steps: int = Field(default=240, ge=1)
+    batch_size: int = Field(default=8, ge=1)
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     learning_rate: Literal["auto"] | float = "auto"
     optimizer: Literal["adamw", "adafactor"] = "adamw"
