@@ -81,6 +81,11 @@ def measure_variant(
 ) -> dict[str, Any]:
     """One prompt, or ensemble, trained and tested; a run that diverges has no figures."""
     file = load_task_file(path, [*overrides, f"recipe.seed={seed}"])
+    setting = {"steps": file.recipe.max_steps, "batch_size": file.recipe.batch_size}
+    return setting | _measure(file, part, variant, seed, others)
+
+
+def _measure(file: TaskFile, part: str, variant: str, seed: int, others: dict[str, list[sp.Row]]) -> dict[str, Any]:
     rows, validation, test = _rows(file)
     if part == "rows" and variant != "all rows":
         wanted = int(variant.split()[0])
@@ -156,7 +161,10 @@ def table(document: dict[str, Any]) -> str:
 
 
 def _label(row: dict[str, Any]) -> str:
-    return ", ".join([row["task"], row["variant"], *other_settings(row)])
+    length = f"{row['steps']} steps of {row['batch_size']}"
+    return ", ".join(
+        [row["task"], row["variant"], *other_settings(row), *([] if length == row["variant"] else [length])]
+    )
 
 
 def other_settings(row: dict[str, Any]) -> list[str]:

@@ -59,7 +59,7 @@ def test_finished_rows_are_kept(
     document = json.loads((tmp_path / "out/quality.json").read_text())
     assert all(0 <= row["score"] <= 1 and row["n"] == 10 for row in document["rows"])
     assert quality.table(document) == (tmp_path / "out/quality.md").read_text()
-    assert "| mood, ensemble of 5, recipe.max_steps=2 |" in capsys.readouterr().out
+    assert "| mood, ensemble of 5, recipe.max_steps=2, 2 steps of 4 |" in capsys.readouterr().out
 
 
 def test_the_methods_table_is_the_comparisons(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
