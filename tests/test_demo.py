@@ -237,7 +237,7 @@ def test_the_real_story_in_short(tmp_path, monkeypatch):
     for name, value in sizes.items():
         monkeypatch.setattr(demo, name, value)
     found = printed("demo", "--steps", "2")
-    assert found["trainable_parameters"] == 16 * 576
+    assert found["trainable_parameters"] == 32 * 576
     assert found["base_parameters"] > 130e6
     assert found["artifact_bytes"] < 100_000
     assert found["zero_shot"]["test"]["accuracy"] > 0.5
