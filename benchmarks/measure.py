@@ -22,6 +22,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from softprompt import __version__
+from softprompt.prompts.json_text import with_short_lists
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -141,7 +142,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def write_results(folder: Path, name: str, document: dict[str, Any], markdown: str) -> None:
     """Write `name.json` and `name.md`, each at once or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    for suffix, content in ((".json", json.dumps(document, indent=1) + "\n"), (".md", markdown)):
+    for suffix, content in ((".json", with_short_lists(json.dumps(document, indent=1)) + "\n"), (".md", markdown)):
         temporary = folder / f".{name}{suffix}"
         temporary.write_text(content, encoding="utf-8")
         os.replace(temporary, folder / f"{name}{suffix}")

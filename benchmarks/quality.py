@@ -161,10 +161,9 @@ def table(document: dict[str, Any]) -> str:
 
 
 def _label(row: dict[str, Any]) -> str:
+    parts = [row["task"], row["variant"], *other_settings(row)]
     length = f"{row['steps']} steps of {row['batch_size']}"
-    return ", ".join(
-        [row["task"], row["variant"], *other_settings(row), *([] if length == row["variant"] else [length])]
-    )
+    return ", ".join(parts if length == row["variant"] else [*parts, length])
 
 
 def other_settings(row: dict[str, Any]) -> list[str]:

@@ -197,7 +197,7 @@ def _tell(
     force: bool,
 ) -> dict[str, Any]:
     folder, task = output / "run", file.task
-    rows, *tests = (load_rows(output / name, task) for name in (_TRAIN, _TEST, _OUT_OF_DOMAIN))
+    rows, validation, *tests = (load_rows(output / name, task) for name in (_TRAIN, _VALIDATION, _TEST, _OUT_OF_DOMAIN))
 
     def measure(prompt: SoftPrompt | None, what: str) -> tuple[list[Evaluation], list[Prediction]]:
         with progress_bar(console, what, sum(map(len, tests))) as advance:
@@ -217,7 +217,7 @@ def _tell(
             make_prompt(base, file.prompt, task, rows),
             task,
             train=rows,
-            validation=output / _VALIDATION,
+            validation=validation,
             recipe=file.recipe,
             output=folder,
             resume=resume and (folder / RECORD).exists(),
@@ -227,7 +227,6 @@ def _tell(
             diagnosed=lambda found: progress.diagnosed([diagnosis.sentence for diagnosis in found]),
         )
     after, answers_after = measure(run.prompt, "With the prompt")
-    validation = load_rows(output / _VALIDATION, task)
     with progress_bar(console, "Writing the report", len(validation)) as advance:
         report = write_report(folder, base=base, validation=validation, test=after[0], progress=advance)
 

@@ -27,6 +27,7 @@ from softprompt.comparison.plan import (
 from softprompt.comparison.report import html, markdown
 from softprompt.comparison.rows import Outcome, make_rows
 from softprompt.errors import SoftPromptError
+from softprompt.prompts.json_text import with_short_lists
 from softprompt.training.taskfile import TaskFile
 
 # What is not tried again: it would end the same way.
@@ -107,7 +108,7 @@ def compare(
         plan.name, plan.task.metric, make_rows(plan, outcomes), [_budget(plan, seeds), *plan.notes], folder
     )
     for name, text in (
-        ("comparison.json", json.dumps(comparison.to_json(), indent=1) + "\n"),
+        ("comparison.json", with_short_lists(json.dumps(comparison.to_json(), indent=1)) + "\n"),
         ("comparison.md", markdown(comparison.name, comparison.metric, comparison.rows, comparison.notes)),
         ("comparison.html", html(comparison.name, comparison.metric, comparison.rows, comparison.notes)),
     ):

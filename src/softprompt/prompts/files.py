@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import time
 import uuid
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from softprompt.errors import SoftPromptError
 from softprompt.prompts.card import Card, digest, timestamp
+from softprompt.prompts.json_text import with_short_lists
 from softprompt.prompts.names import CARD, CONFIG, FILES, WEIGHTS
 
 TENSOR = "prompt_embeddings"
@@ -139,16 +139,11 @@ def _write(folder: Path, embeddings: Tensor, card: Card) -> None:
     os.mkdir(folder)
     _peft_config(embeddings, card).save_pretrained(str(folder))
     (folder / WEIGHTS).write_bytes(to_safetensors({TENSOR: embeddings}, metadata={"format": "pt"}))
-    (folder / CARD).write_text(_with_short_lists(card.model_dump_json(indent=2)) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(with_short_lists(card.model_dump_json(indent=2)) + "\n", encoding="utf-8")
     for file in folder.iterdir():
         with file.open("r+b") as handle:
             os.fsync(handle.fileno())
     _sync(folder)
-
-
-def _with_short_lists(text: str) -> str:
-    """Indented JSON with each list of numbers on one line; a string holds no line break, so none is changed."""
-    return re.sub(r"\[\n[-+.\deE,\s]*\]", lambda found: " ".join(found[0].split()), text)
 
 
 def _swap(new: Path, target: Path, backup: Path) -> None:
