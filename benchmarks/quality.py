@@ -32,14 +32,16 @@ NAME = "quality"
 MEMBERS = 5  # of an ensemble
 _NO_TEXT = ["prompt.init_text=null", "prompt.spread=false"]
 _PEFT = ["prompt.init=random", "prompt.distribution=normal", *_NO_TEXT]
+_UNRELATED = "Turn left after the bridge and follow the river for two miles until you see the old mill."
 # The Trainer's defaults are for fine-tuning: AdamW at 5e-5, decaying linearly from the first step, batches of 8.
 _TRAINER = ["recipe.learning_rate=5e-5", "recipe.schedule=linear", "recipe.warmup_steps=0", "recipe.batch_size=8"]
 # Each part's variants and the keys of the task file that they set.
 VARIANTS: dict[str, dict[str, list[str]]] = {
     "length": {f"P = {count}": [f"prompt.num_virtual_tokens={count}"] for count in (1, 4, 8, 16, 32, 64, 100)},
     "initialisation": {
-        "text": [],
         "examples": ["prompt.init=examples", *_NO_TEXT],
+        "text": ["prompt.init=text", *_NO_TEXT],
+        "unrelated text": ["prompt.init=text", f"prompt.init_text={_UNRELATED}", "prompt.spread=false"],
         "labels": ["prompt.init=labels", *_NO_TEXT],
         "vocabulary": ["prompt.init=vocabulary", *_NO_TEXT],
         "random, like the table": ["prompt.init=random", *_NO_TEXT],
@@ -73,6 +75,9 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
         for steps, size in ((120, 16), (240, 8), (480, 4), (480, 16))
     },
 }
+DOMAINS = {"trained on films": []}
+# These are not made by keys of the task file alone.
+NOT_BY_KEYS = {f"ensemble of {MEMBERS}", "32 rows", "128 rows", "512 rows", *DOMAINS}
 PARTS = ("methods", *VARIANTS, "domains")
 
 
@@ -83,6 +88,17 @@ def measure_variant(
     file = load_task_file(path, [*overrides, f"recipe.seed={seed}"])
     setting = {"steps": file.recipe.max_steps, "batch_size": file.recipe.batch_size}
     return setting | _measure(file, part, variant, seed, others)
+
+
+def _measured(rows: Sequence[dict[str, Any]], path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
+    """A row of the same settings, which another part has under another name: a seed's run comes out the same again."""
+
+    def setting(row: dict[str, Any]) -> tuple[TaskFile, str]:
+        file = load_task_file(path, [*row["set"], f"recipe.seed={row['seed']}"])
+        return file, row["variant"] if row["variant"] in NOT_BY_KEYS else ""
+
+    same = (row for row in rows if row["task"] == key["task"] and setting(row) == setting(key))
+    return next(same, None)
 
 
 def _measure(file: TaskFile, part: str, variant: str, seed: int, others: dict[str, list[sp.Row]]) -> dict[str, Any]:
@@ -260,7 +276,7 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
             document["methods"].append(found.to_json())
             keep()
         others = {} if options.tasks or "domains" not in options.parts else domains()
-        for part, variants in [*VARIANTS.items(), ("domains", {"trained on films": []})]:
+        for part, variants in [*VARIANTS.items(), ("domains", DOMAINS)]:
             if part not in options.parts or (part == "domains" and not others):
                 continue
             for seed in options.seeds:
@@ -272,7 +288,9 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
                     if any(key.items() <= row.items() for row in document["rows"]):
                         continue
                     print(f"{name}, {part}: {variant}, seed {seed} ...", file=sys.stderr)
-                    document["rows"].append(key | measure_variant(path, overrides, part, variant, seed, others))
+                    row = _measured(document["rows"], path, key)
+                    row = row or measure_variant(path, overrides, part, variant, seed, others)
+                    document["rows"].append(row | key)
                     keep()
     print(json.dumps(document, indent=1) if options.json else table(document))
 
