@@ -47,6 +47,7 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
         "random, like the table": ["prompt.init=random", *_NO_TEXT],
         "random, N(0, 1)": _PEFT,
     },
+    "rate": {f"rate {rate}": [f"recipe.learning_rate={rate}"] for rate in (0.003, 0.01, 0.03, 0.1)},
     "recipe": {
         "softprompt's": [],
         "Lester's": ["recipe.name=lester"],

@@ -74,7 +74,7 @@ def test_a_recipe_can_calibrate(project: Path, base_folder: Path) -> None:
     measured = printed("evaluate", plain["prompt"], "test.csv", "--calibrate", "train.csv")
     assert measured | {"seconds": 0} == found["test"] | {"seconds": 0}
     prompt = SoftPrompt.load(plain["prompt"])
-    expected = calibrate(base, prompt, task, load_rows("train.csv", task, need_targets=False))
+    expected = calibrate(base, prompt, task, load_rows("train.csv", task))
     assert expected.card.calibration == card["calibration"]
     (one,) = printed("predict", found["prompt"], "a nice one")["predictions"]
     assert one == printed("predict", plain["prompt"], "a nice one", "--calibrate", "train.csv")["predictions"][0]

@@ -142,7 +142,7 @@ class TrainingProgress(TrainerCallback):
             table.add_row(str(step), *(self._rows[step].get(column, "") for column in columns))
         now = f"step {self.step} of {self._max_steps}"
         if self._validated:
-            now += f", validation row {self._validated} of {self._validation_rows}"
+            now += f", {self._validated} rows answered"
         faults = [Text(sentence, style="yellow") for sentence in self._diagnoses]
         return Group(table, *faults, Text(now)) if self._running else table
 

@@ -11,9 +11,11 @@ from peft import LoraConfig, get_peft_model
 from softprompt import SoftPrompt, SoftPromptError, load_base
 from softprompt.comparison import Comparison, compare, processes, worker
 from softprompt.comparison.methods import METHODS, Job
-from softprompt.comparison.peers import PeerTrainer
+from softprompt.comparison.peers import PeerTrainer, open_peer
 from softprompt.comparison.plan import artifact, read_plan, result_file
 from softprompt.comparison.worker import Tell, perform
+from softprompt.evaluation.calibration import measure_priors
+from softprompt.tasks import load_rows
 from softprompt.training.taskfile import TaskFile, load_task_file
 from softprompt.training.trainer import DivergedError
 from tests.conftest import make_base
@@ -139,6 +141,23 @@ def test_what_is_finished_is_not_repeated(project: Path, jobs: list[Any], monkey
     with pytest.raises(SoftPromptError, match="not a comparison's folder"):
         run(project, "prompt", output=project / "mine", force=True)
     assert (project / "mine/thesis.txt").exists()
+
+
+def test_every_trained_method_is_calibrated_as_the_recipe_says(
+    project: Path, jobs: list[Any], base_folder: Path
+) -> None:
+    methods = ("zero-shot", "prompt", "lora", "full")
+    plain = run(project, *methods, output=project / "plain")
+    found = run(project, *methods, overrides=["recipe.calibrate=true"])
+    same = [one["test"]["log_loss"] == two["test"]["log_loss"] for one, two in zip(plain.rows, found.rows, strict=True)]
+    assert same == [True, False, False, False]
+    file = task_file(project)
+    for method, (name, _) in zip(methods[2:], jobs[2:4], strict=True):
+        learned = artifact(project / "out", name)
+        model = open_peer(method, load_base(base_folder, dtype="float32"), learned, load_base)
+        rows = load_rows(file.data.train, file.task)
+        expected = measure_priors(model, make_base().tokenizer, file.task, rows, None)
+        assert json.loads((learned / "priors.json").read_text()) == pytest.approx(expected, rel=1e-4)
 
 
 def test_settings_are_chosen_on_validation_and_only_the_best_is_tested(project: Path, jobs: list[Any]) -> None:

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from softprompt import Evaluation, PromptLibrary, SoftPrompt, calibrate, predict
+from softprompt import Evaluation, PromptLibrary, Row, SoftPrompt, calibrate, predict
 from softprompt.models.base import Base
 from softprompt.serving.classification import Classifier
-from softprompt.tasks import rows_from
 from tests.serving.conftest import ENGINES, TOPIC, living, make_prompt
 
 TEXTS = [{"title": title, "text": text} for title, text in (("Late", "again"), ("A", "b"), ("War", "and peace"))]
@@ -21,7 +20,7 @@ TEXTS = [{"title": title, "text": text} for title, text in (("Late", "again"), (
 def prompts(base: Base) -> tuple[SoftPrompt, SoftPrompt]:
     """As it is, and calibrated."""
     prompt = make_prompt(base, 4, TOPIC, seed=7)
-    return prompt, calibrate(base, prompt, TOPIC, rows_from(TEXTS, TOPIC))
+    return prompt, calibrate(base, prompt, TOPIC, [Row(text, i) for i, text in enumerate(TEXTS)])
 
 
 def test_the_server_answers_as_python_does(base: Base, prompts: tuple[SoftPrompt, SoftPrompt], tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def load_calibrated(
     from softprompt import evaluation
     from softprompt.tasks import load_rows
 
-    rows = None if calibrate is None else load_rows(calibrate, task, need_targets=False)
+    rows = None if calibrate is None else load_rows(calibrate, task)
     base = load()
     return (prompt if rows is None else evaluation.calibrate(base, prompt, task, rows)), base
 

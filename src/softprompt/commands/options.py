@@ -36,8 +36,8 @@ Calibrate = Annotated[
     typer.Option(
         "--calibrate",
         metavar="FILE",
-        help="Texts, best the training rows, on which to measure how much each label is liked whatever a text says; "
-        "that is taken out of the answers.",
+        help="Labelled rows, best those of training, on which to measure how much each label is liked whatever a text "
+        "says; that is taken out of the answers.",
         show_default=False,
     ),
 ]

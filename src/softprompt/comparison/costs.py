@@ -13,6 +13,7 @@ from pathlib import Path
 
 from softprompt.comparison.memory import peak_memory
 from softprompt.comparison.stopwatch import Stopwatch
+from softprompt.evaluation.calibration import rows_asked, worth_trying
 from softprompt.evaluation.evaluate import evaluate
 from softprompt.models.base import Base
 from softprompt.prompts.prompt import SoftPrompt
@@ -35,7 +36,7 @@ class Costs:
         artifact_bytes: of the prompt's folder, before its card tells of the training.
         step_seconds: of one optimiser step.
         row_seconds: of one validation row.
-        train_seconds: of all steps and validations, if no validation ends the run before.
+        train_seconds: of all steps, validations and calibration, if no validation ends the run before.
         peak_memory_bytes: of the process that took these steps: libraries, base and all; on a GPU allocated tensors.
     """
 
@@ -76,7 +77,9 @@ def measure_costs(
     step_seconds = take(STEPS)
     asked = (checks or train_rows)[:ROWS]
     row_seconds = evaluate(base, prompt, task, asked).seconds / len(asked)
-    validations = math.ceil(recipe.max_steps / recipe.evaluate_every)
+    answers = math.ceil(recipe.max_steps / recipe.evaluate_every) * len(checks)
+    if worth_trying(recipe.calibrate, task, validates=bool(checks)):
+        answers += min(rows_asked(len(task.labels or [])), len(train_rows)) + len(checks)
     with tempfile.TemporaryDirectory(prefix="softprompt-") as folder:
         files = list(prompt.save(Path(folder) / "prompt").iterdir())
         artifact_bytes = sum(file.stat().st_size for file in files)
@@ -86,6 +89,6 @@ def measure_costs(
         artifact_bytes=artifact_bytes,
         step_seconds=step_seconds,
         row_seconds=row_seconds,
-        train_seconds=recipe.max_steps * step_seconds + validations * len(checks) * row_seconds,
+        train_seconds=recipe.max_steps * step_seconds + answers * row_seconds,
         peak_memory_bytes=peak_memory(base.device),
     )

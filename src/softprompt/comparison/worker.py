@@ -29,8 +29,9 @@ from softprompt.comparison.shots import choose, with_examples
 from softprompt.comparison.stopwatch import Stopwatch
 from softprompt.comparison.switching import Switch, switch_full, switch_lora, switch_prompt, switch_text
 from softprompt.errors import SoftPromptError
+from softprompt.evaluation.calibration import measure_priors, worth_trying
 from softprompt.evaluation.evaluate import Evaluation, Evaluator
-from softprompt.models.base import load_base
+from softprompt.models.base import Base, load_base
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoder
@@ -39,9 +40,10 @@ from softprompt.tasks.task import Task
 from softprompt.training.run import train
 from softprompt.training.screening import choose_start
 from softprompt.training.taskfile import make_prompt
-from softprompt.training.trainer import DivergedError, Schedule
+from softprompt.training.trainer import DivergedError, Schedule, better
 
 _EXAMPLES = "examples.json"
+_PRIORS = "priors.json"
 Tell = Callable[[int, int], None]
 
 
@@ -161,10 +163,27 @@ class _Work:
         )
         trainer.train()
         assert trainer.best is not None, "the last step is validated"
-        return self._trained(peer.trainable_parameters, trainer.best, trainer.best_step, watch)
+        peak = peak_memory(base.device)  # before a second base is loaded
+        validation = self._calibrated(trainer.best)
+        return self._trained(peer.trainable_parameters, validation, trainer.best_step, watch, peak)
+
+    def _calibrated(self, plain: Evaluation) -> Evaluation:
+        """Calibrate what a peer has learned, as a prompt's training does: kept where the validation is better."""
+        task, setting = self.plan.task, self.recipe.calibrate
+        if not worth_trying(setting, task, validates=True):
+            return plain
+        # LoRA's adapter needs a base that has none yet; a whole model needs none.
+        lora = self.job.method == "lora"
+        model = self._open_peer(load_base(self.plan.base, dtype=self.recipe.dtype) if lora else self.base)
+        priors = measure_priors(model, self.base.tokenizer, task, self.plan.train, self.room)
+        evaluation = self._evaluator(model, task, "validation", priors).evaluate()
+        if setting == "auto" and not better(evaluation, plain, task.metric):
+            return plain
+        write_text(self.artifact / _PRIORS, json.dumps(priors))
+        return evaluation
 
     def _trained(
-        self, trainable: int, validation: Evaluation, best_step: int, watch: Stopwatch | None
+        self, trainable: int, validation: Evaluation, best_step: int, watch: Stopwatch | None, peak: int | None = None
     ) -> dict[str, Any]:
         weights = list(self.base.model.parameters())
         base_parameters = self.base.model.num_parameters()
@@ -178,7 +197,7 @@ class _Work:
             "base_parameters": base_parameters,
             "base_bytes": sum(weight.numel() * weight.element_size() for weight in weights),
             "artifact_bytes": sum(file.stat().st_size for file in files),
-            "peak_memory_bytes": peak_memory(self.base.device),
+            "peak_memory_bytes": peak_memory(self.base.device) if peak is None else peak,
             "train_seconds": watch.seconds if watch else 0.0,
             "best_seconds": watch.seconds_at(best_step) if watch else 0.0,
             "best_step": best_step,
@@ -211,19 +230,23 @@ class _Work:
             model, log_priors = PromptedModel(self.base, [prompt]), prompt.card.log_priors(task.labels)
             evaluator = self._evaluator(model, task, "test", log_priors)
             return evaluator, partial(switch_prompt, self.base, self.artifact)
-        if method == "lora":
+        if method in ("lora", "full"):
+            file = self.artifact / _PRIORS
+            priors = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+            evaluator = self._evaluator(self._open_peer(self.base), task, "test", priors)
+            if method == "full":
+                return evaluator, partial(switch_full, self.artifact, load)
             # On a base of its own: PEFT would put a second adapter on top of the first.
-            peer = open_peer(method, self.base, self.artifact, load)
-            return self._evaluator(peer, task, "test"), lambda: switch_lora(load(self.plan.base), self.artifact)
-        if method == "full":
-            peer = open_peer(method, self.base, self.artifact, load)
-            return self._evaluator(peer, task, "test"), partial(switch_full, self.artifact, load)
+            return evaluator, lambda: switch_lora(load(self.plan.base), self.artifact)
         bare = PromptedModel(self.base, [])
         if method == "few-shot":
             template = json.loads((self.artifact / _EXAMPLES).read_text(encoding="utf-8"))["template"]
             task = task.model_copy(update={"template": template})
             return self._evaluator(bare, task, "test"), partial(switch_text, self.base, self.artifact, self.plan.task)
         return self._evaluator(bare, task, "test"), lambda: Switch(0.0, 0.0)
+
+    def _open_peer(self, base: Base) -> PromptedModel:
+        return open_peer(self.job.method, base, self.artifact, partial(load_base, dtype=self.recipe.dtype))
 
     def _evaluator(
         self, model: PromptedModel, task: Task, which: str, log_priors: Sequence[float] | None = None

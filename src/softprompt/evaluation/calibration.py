@@ -1,28 +1,35 @@
-"""Calibration: how much a prompt likes each label whatever the text says, measured and taken out of its answers.
+"""Calibration: how much a model likes each label whatever the text says, measured and taken out of its answers.
 
-Zhou et al. 2023, "Batch Calibration: Rethinking Calibration for In-Context Learning and Prompt Engineering"
-(https://arxiv.org/abs/2309.17249), after Zhao et al. 2021, "Calibrate Before Use: Improving Few-Shot Performance of
-Language Models" (https://arxiv.org/abs/2102.09690), who measure it on a text without content.
+After Zhou et al. 2023, "Batch Calibration: Rethinking Calibration for In-Context Learning and Prompt Engineering"
+(https://arxiv.org/abs/2309.17249), and Zhao et al. 2021, "Calibrate Before Use: Improving Few-Shot Performance of
+Language Models" (https://arxiv.org/abs/2102.09690). They take all labels to be equally frequent and divide by the mean
+probability once; here the labels' own frequencies are met, and exactly.
 
 Owns the measurement. The card keeps it, and whoever turns likelihoods into probabilities takes it out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from softprompt.errors import SoftPromptError
 from softprompt.evaluation.evaluate import Evaluator
 from softprompt.models.base import Base
 from softprompt.models.prompted import PromptedModel
+from softprompt.models.scoring import shares
 from softprompt.prompts.prompt import SoftPrompt
-from softprompt.tasks.rows import Rows, as_rows
+from softprompt.tasks.rows import Row, Rows, as_rows
 from softprompt.tasks.task import Task
 
-# The paper finds that a few dozen texts are enough.
-_MOST_ROWS = 200
+_ROWS, _ROWS_OF_LABEL = 200, 4
+# "auto" leaves two labels alone: measured, it changed nothing there.
+_FEW_LABELS = 2
+_CLOSE, _MOST_ROUNDS = 1e-6, 1000
 
 
 def calibrate(
@@ -35,31 +42,100 @@ def calibrate(
 ) -> SoftPrompt:
     """The same prompt with the labels' priors in its card: `card.calibration`, a log prior for each label.
 
-    A label's prior is its mean probability over texts. `evaluate`, `predict` and the server divide each label's
-    likelihood by it. That takes all labels to be equally frequent: it helps where a prompt leans to a label for no
-    reason, and harms accuracy where one label really is more frequent than another.
+    `evaluate`, `predict` and the server divide each label's likelihood by its prior. The priors are such that the
+    labels' mean probabilities over the rows become the labels' frequencies in them. It helps where a prompt leans to
+    some of many labels for no reason.
 
     Args:
         base: the frozen base.
         prompt: it is not changed; a calibration that it has is measured anew.
         task: with labels.
-        data: texts such as will be asked, best the training rows, or a file with them; labels are not looked at. Of
-            more than 200 rows some 200 are taken, from all over.
+        data: labelled rows, best those of training, or a file with them. The frequencies are those of all rows; of
+            more than 200 rows, or 4 for each label, about that many are asked, from all over.
         progress: called with the number of rows finished since the last call.
 
     Raises:
         SoftPromptError: the task has no labels, or the data can't be used.
         WrongBaseError: the prompt was made for another base.
     """
-    if task.labels is None:
-        raise SoftPromptError("calibration is for tasks with labels: this task generates free text")
+    check_labels(task, "calibration")
     prompt.check_base(base)
-    rows = as_rows(data, task, need_targets=False)
-    if not rows:
-        raise SoftPromptError("calibration needs texts, such as the training rows: there is none")
-    some = rows[:: max(1, len(rows) // _MOST_ROWS)]  # from all over: a file may be sorted by label
-    evaluator = Evaluator(PromptedModel(base, [prompt]), base.tokenizer, task, some, base.max_positions)
-    # A label that no text makes likely has a prior all the same.
-    priors = evaluator.probabilities(progress).mean(0).clamp(min=torch.finfo(torch.float64).tiny)
-    calibration = dict(zip(task.labels, priors.log().tolist(), strict=True))
+    rows = as_rows(data, task)
+    model = PromptedModel(base, [prompt])
+    priors = measure_priors(model, base.tokenizer, task, rows, base.max_positions, progress)
+    calibration = dict(zip(task.labels or [], priors, strict=True))
     return SoftPrompt(prompt.embeddings, prompt.card.replace(calibration=calibration))
+
+
+def measure_priors(
+    model: PromptedModel,
+    tokenizer: Any,
+    task: Task,
+    rows: Sequence[Row],
+    max_positions: int | None,
+    progress: Callable[[int], None] | None = None,
+) -> list[float]:
+    """A log prior for each label of the task, as `calibrate` has them, of any model.
+
+    Args:
+        model: the base with one prompt, or with none.
+        tokenizer: the base's.
+        task: with labels.
+        rows: labelled rows.
+        max_positions: the base's context in tokens; None: unbounded.
+        progress: called with the number of rows finished since the last call.
+
+    Raises:
+        SoftPromptError: there are no rows, or they have no labels.
+    """
+    if not rows or any(row.label is None for row in rows):
+        raise SoftPromptError("calibration needs labelled rows, such as the training rows")
+    labels = task.labels or []
+    counts = Counter(row.label for row in rows)
+    # One more of each: a label that no row has may come all the same.
+    frequencies = torch.tensor([counts[label] + 1 for label in range(len(labels))], dtype=torch.float64)
+    some = rows[:: max(1, len(rows) // rows_asked(len(labels)))]  # from all over: a file may be sorted by label
+    likelihoods = Evaluator(model, tokenizer, task, some, max_positions).likelihoods(progress)
+    return match(likelihoods, frequencies / frequencies.sum())
+
+
+def match(likelihoods: Tensor, frequencies: Tensor) -> list[float]:
+    """The log priors to subtract, so that the labels' mean probabilities become their frequencies.
+
+    Rows and columns are made to sum to what they should in turn: Sinkhorn and Knopp 1967, "Concerning nonnegative
+    matrices and doubly stochastic matrices" (https://doi.org/10.2140/pjm.1967.21.343).
+
+    Args:
+        likelihoods: `[n, L]` log-likelihoods.
+        frequencies: `[L]` float64, above 0, summing to 1.
+    """
+    least = torch.finfo(torch.float64).tiny  # a label that no text makes likely has a prior all the same
+    priors = torch.zeros_like(frequencies)
+    for _ in range(_MOST_ROUNDS):
+        too_much = shares(likelihoods, priors.tolist()).mean(0).clamp(min=least).log() - frequencies.log()
+        priors += too_much
+        if too_much.abs().max() < _CLOSE:
+            break
+    return [float(prior) for prior in priors]
+
+
+def rows_asked(labels: int) -> int:
+    """About how many rows calibration asks, at most, for so many labels."""
+    return max(_ROWS, _ROWS_OF_LABEL * labels)
+
+
+def check_labels(task: Task, who: str) -> None:
+    """Refuse a task without labels.
+
+    Raises:
+        SoftPromptError: it generates free text.
+    """
+    if task.labels is None:
+        raise SoftPromptError(f"{who} is for tasks with labels: this task generates free text")
+
+
+def worth_trying(setting: Literal["auto"] | bool, task: Task, *, validates: bool) -> bool:
+    """Whether a trained model is to be calibrated: as the setting says, by itself where many labels are validated."""
+    if setting == "auto":
+        return validates and len(task.labels or []) > _FEW_LABELS
+    return setting

@@ -112,10 +112,14 @@ class Evaluator:
         A label's likelihood is that of its whole token sequence, divided by the label's prior where the prompt is
         calibrated; all labels share the text's computation.
         """
+        return shares(self.likelihoods(progress), self._log_priors)
+
+    def likelihoods(self, progress: Progress | None = None) -> torch.Tensor:
+        """`[n, L]` float32: each label's log-likelihood given the text, as the model has it."""
         labels = self._encoder.label_ids
         if labels is None:
             raise SoftPromptError("this task generates free text: it has no labels to choose from")
-        return shares(score(self.model, self._encoded.input_ids, labels, progress=progress), self._log_priors)
+        return score(self.model, self._encoded.input_ids, labels, progress=progress)
 
     def outputs(self, progress: Progress | None = None) -> list[str]:
         """The generated text for each row, at most `task.max_new_tokens` tokens, without white space around it."""

@@ -70,6 +70,8 @@ def evaluate_kept(
     rows: Sequence[Row],
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """The figures of a prompt of which only some virtual tokens are left, possibly none."""
+    """The figures of a prompt of which only some virtual tokens are left, possibly none; its calibration stays."""
     left = [SoftPrompt(prompt.embeddings[torch.tensor(kept)], prompt.card)] if kept else []
-    return Evaluator(PromptedModel(base, left), base.tokenizer, task, rows, base.max_positions).evaluate(progress)
+    priors = prompt.card.log_priors(task.labels)
+    model = PromptedModel(base, left)
+    return Evaluator(model, base.tokenizer, task, rows, base.max_positions, priors).evaluate(progress)

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from softprompt.errors import SoftPromptError
-from softprompt.evaluation.evaluate import Evaluation
-from softprompt.inspection.importance import evaluate_kept, measure_importance
+from softprompt.evaluation.calibration import calibrate
+from softprompt.evaluation.evaluate import Evaluation, evaluate
+from softprompt.inspection.importance import measure_importance
 from softprompt.models.base import Base
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.rows import Rows, as_rows
@@ -62,13 +63,14 @@ def prune(
     Several tokens that matter little one by one may matter together: `after` is measured, not added up. That many
     virtual tokens can go is found by Ma et al. 2022, "XPrompt: Exploring the Extreme of Prompt Tuning"
     (https://aclanthology.org/2022.emnlp-main.758).
+    A calibrated prompt is calibrated anew, on these rows.
 
     Args:
         base: the prompt's base.
         prompt: P virtual tokens; it is not changed.
         task: what is asked.
         data: labelled rows, or a file or `hub:OWNER/NAME:SPLIT` with them, better not those of training; each row is
-            asked P + 2 times.
+            asked P + 2 times, and some once more where the prompt is calibrated.
         keep: from 1 to P.
         progress: called with the number of rows finished since the last call.
 
@@ -83,7 +85,6 @@ def prune(
     # Of equals the first ones stay.
     order = sorted(range(prompt.num_virtual_tokens), key=lambda token: -found.scores[token])
     kept, dropped = sorted(order[:keep]), sorted(order[keep:])
-    after = evaluate_kept(base, prompt, kept, task, rows, progress)
     card = prompt.card.replace(
         base=base.identity.model_dump(),
         task=task.model_dump(exclude_none=True),
@@ -94,10 +95,15 @@ def prune(
             "kept": kept,
             "initialisation": prompt.card.initialisation,
         },
-        calibration=None,  # it was measured on all virtual tokens
-        metrics={"validation": after.to_json(), "before_pruning": found.whole.to_json()},
+        calibration=None,
     )
-    return Pruned(SoftPrompt(prompt.embeddings[torch.tensor(kept)], card), kept, dropped, found.whole, after)
+    left = SoftPrompt(prompt.embeddings[torch.tensor(kept)], card)
+    if prompt.card.calibration is not None:  # it was measured with all virtual tokens
+        left = calibrate(base, left, task, rows, progress=progress)
+    after = evaluate(base, left, task, rows, progress=progress)
+    metrics = {"validation": after.to_json(), "before_pruning": found.whole.to_json()}
+    left = SoftPrompt(left.embeddings, left.card.replace(metrics=metrics))
+    return Pruned(left, kept, dropped, found.whole, after)
 
 
 def check_keep(keep: int, prompt: SoftPrompt) -> None:

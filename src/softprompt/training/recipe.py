@@ -66,8 +66,8 @@ class Recipe(BaseModel):
         max_token_norm: after each step every virtual token is scaled down to at most this many times the median norm
             of the base's word embeddings (max-norm regularisation: Srivastava et al. 2014, section 5.1,
             https://jmlr.org/papers/v15/srivastava14a.html); 0: never.
-        calibrate: measure the labels' priors on the training texts at the end, and keep them in the card, see
-            `calibrate`.
+        calibrate: measure the labels' priors on the training rows at the end, and keep them in the card, see
+            `calibrate`; "auto": for tasks of more than two labels, where that makes the validation better.
         monitor: measure every virtual token at each log entry, and say what looks wrong; it changes no result.
         report_to: experiment trackers that Transformers knows, such as "tensorboard".
         seed: of the order of the rows.
@@ -101,7 +101,7 @@ class Recipe(BaseModel):
     average: float = Field(default=0.0, ge=0, lt=1)
     token_learning_rates: Literal["equal", "norm"] = "equal"
     max_token_norm: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    calibrate: bool = False
+    calibrate: Literal["auto"] | bool = "auto"
     monitor: bool = True
     report_to: list[str] = []
     seed: int = Field(default=0, ge=0)

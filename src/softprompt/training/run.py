@@ -21,7 +21,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from softprompt.errors import SoftPromptError
-from softprompt.evaluation.calibration import calibrate
+from softprompt.evaluation.calibration import calibrate, check_labels, worth_trying
 from softprompt.evaluation.evaluate import Evaluation, Evaluator, evaluate
 from softprompt.models.base import Base
 from softprompt.models.prompted import PromptedModel
@@ -35,7 +35,7 @@ from softprompt.training.monitor import Monitor
 from softprompt.training.recipe import Recipe
 from softprompt.training.residual import ResidualModel
 from softprompt.training.token_control import token_control
-from softprompt.training.trainer import DivergedError, PromptTrainer, Schedule
+from softprompt.training.trainer import DivergedError, PromptTrainer, Schedule, better
 
 RECORD = "run.json"
 LOG = "log.jsonl"
@@ -123,7 +123,7 @@ def train(
         resume: go on from the newest checkpoint in `output`; the result is that of a run never interrupted.
         force: replace a run in `output`.
         callbacks: callbacks of the Trainer's kind.
-        progress: called in each validation with the number of rows finished since the last call.
+        progress: called in each validation, and in calibration, with the number of rows finished since the last call.
         diagnosed: called after each log entry and validation with what looks wrong, unless the recipe's monitor is off.
 
     Raises:
@@ -137,8 +137,8 @@ def train(
     model = _model(base, prompt, recipe)
     rows, checks = with_validation(train, validation, task, recipe.seed)
     check_trainable(rows, task)
-    if recipe.calibrate and task.labels is None:
-        raise SoftPromptError("recipe.calibrate is for tasks with labels: this task generates free text")
+    if recipe.calibrate is True:
+        check_labels(task, "recipe.calibrate")
     limits = [n for n in (recipe.max_length, _room(base, prompt)) if n is not None]
     encoded = Encoder(base.tokenizer, task, min(limits, default=None)).encode_rows(rows)
     evaluator = None
@@ -182,10 +182,11 @@ def train(
                 recipe=recipe.model_dump() | {"learning_rate": recipe.rate},
                 calibration=None,
             )
-            if recipe.calibrate:
-                calibrated = calibrate(base, SoftPrompt(embeddings, card), task, rows)
-                card = calibrated.card
-                validated = None if checks is None else evaluate(base, calibrated, task, checks, progress=progress)
+            if worth_trying(recipe.calibrate, task, validates=checks is not None):
+                calibrated = calibrate(base, SoftPrompt(embeddings, card), task, rows, progress=progress)
+                checked = None if checks is None else evaluate(base, calibrated, task, checks, progress=progress)
+                if recipe.calibrate is True or checked is None or better(checked, validated, task.metric):
+                    card, validated = calibrated.card, checked
             seconds = time.perf_counter() - start
             metrics: dict[str, Any] = {"steps": steps, "best_step": best_step, "seconds": round(seconds, 3)}
             if validated is not None:

@@ -28,7 +28,7 @@ from softprompt.tasks.rows import Row, check_trainable
 from softprompt.tasks.task import Task
 from softprompt.training.recipe import Recipe
 from softprompt.training.token_control import token_control
-from softprompt.training.trainer import DivergedError, Schedule, arguments, collate, merit
+from softprompt.training.trainer import DivergedError, Schedule, arguments, better, collate
 
 
 @dataclass
@@ -76,7 +76,7 @@ def train_side_by_side(
         WrongBaseError: a prompt was made for another base.
         DivergedError: a prompt's gradient became NaN or infinite.
     """
-    if recipe.residual or recipe.average or recipe.calibrate:
+    if recipe.residual or recipe.average or recipe.calibrate is True:
         raise SoftPromptError(
             "recipe: residual, average and calibrate are for one prompt alone, not for several side by side"
         )
@@ -199,10 +199,10 @@ class _Trainer(Trainer):
                 continue
             found = evaluator.evaluate()
             member._since += 1
-            if member.validation is None or merit(found, self._metric) > merit(member.validation, self._metric):
+            if better(found, member.validation, self._metric):
                 member.embeddings, member.step = prompt.detach().cpu().clone(), self.state.global_step
                 member.validation, member._since = found, 0
-        scores = [merit(member.validation, self._metric)[0] for member in self.members if member.validation]
+        scores = [getattr(member.validation, self._metric) for member in self.members if member.validation]
         metrics = {f"eval_{self._metric}": sum(scores) / len(scores)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

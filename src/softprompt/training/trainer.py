@@ -164,7 +164,7 @@ class PromptTrainer(Trainer):
             raise SoftPromptError("there are no validation rows")
         with self._averaged():
             evaluation = self.evaluator.evaluate(self._progress)
-        if self.best_evaluation is None or merit(evaluation, self.metric) > merit(self.best_evaluation, self.metric):
+        if better(evaluation, self.best_evaluation, self.metric):
             self.best, self.best_evaluation, self.best_step = self.prompt, evaluation, self.state.global_step
         figures = {key: value for key, value in evaluation.to_json().items() if isinstance(value, int | float)}
         metrics = {f"eval_{key}": float(value) for key, value in figures.items()}
@@ -296,9 +296,13 @@ class PromptTrainer(Trainer):
             self.best_evaluation = Evaluation(**best["evaluation"])
 
 
-def merit(evaluation: Evaluation, metric: str) -> tuple[float, float]:
-    """What makes one validation better than another: the task's metric; of equals, the lower log loss."""
-    return getattr(evaluation, metric), -(evaluation.log_loss or 0.0)
+def better(evaluation: Evaluation, best: Evaluation | None, metric: str) -> bool:
+    """Whether a validation is better than the best so far: by the task's metric; of equals, by the lower log loss."""
+
+    def merit(one: Evaluation) -> tuple[float, float]:
+        return getattr(one, metric), -(one.log_loss or 0.0)
+
+    return best is None or merit(evaluation) > merit(best)
 
 
 @torch.no_grad()
