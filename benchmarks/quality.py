@@ -124,6 +124,8 @@ def _measure(file: TaskFile, part: str, variant: str, seed: int, others: dict[st
             for name, far in others.items()
         }
     count = run.prompt.num_virtual_tokens
+    if run.validation is not None:  # what a choice between variants should look at
+        found["validation"] = _figures(run.validation, file)
     return found | {"best_step": run.best_step, "num_virtual_tokens": count, "seconds": run.seconds}
 
 
