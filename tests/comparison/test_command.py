@@ -31,7 +31,7 @@ def test_it_prints_the_table_and_goes_on_where_it_stopped(project: Path, jobs: l
     assert shown.exit_code == 0, shown.output
     for words in ("Prompt tuning", "trainable", "Every trained method: 24 training rows", "comparison.html"):
         assert words in shown.stdout
-    assert "prompt 0.03 (50% done)" in shown.stderr
+    assert "prompt 0.01 (50% done)" in shown.stderr
     jobs.clear()
     printed = run(*asked, "--json")
     assert jobs == []

@@ -172,7 +172,7 @@ def test_settings_are_chosen_on_validation_and_only_the_best_is_tested(project: 
         results = [
             json.loads(file.read_text()) for file in (project / "out/trained").glob(f"prompt-*-seed-{seed}.json")
         ]
-        assert sorted(result["setting"] for result in results) == pytest.approx([0.01, 0.03, 0.09])
+        assert sorted(result["setting"] for result in results) == pytest.approx([0.01 / 3, 0.01, 0.03])
         best = max(results, key=lambda one: (one["validation"]["accuracy"], -one["validation"]["log_loss"]))
         assert found.rows[1]["settings"][seed] == best["setting"]
         assert Job("prompt", best["setting"], seed).name in tested

@@ -6,7 +6,7 @@ from softprompt import Recipe, SoftPromptError
 
 
 def test_defaults_resolve_the_learning_rate() -> None:
-    assert Recipe().rate == 0.03
+    assert Recipe().rate == 0.01
     assert Recipe(optimizer="adafactor").rate == 0.3
     assert Recipe(learning_rate=0.5).rate == 0.5
 

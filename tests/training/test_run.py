@@ -174,7 +174,7 @@ def test_the_saved_prompt_says_what_it_is(tiny_base: Base, tmp_path: Path) -> No
     card = loaded.card
     assert card.base == tiny_base.identity
     assert Task.from_dict(card.task) == TASK
-    assert card.recipe["learning_rate"] == 0.03
+    assert card.recipe["learning_rate"] == 0.01
     assert card.metrics["validation"]["accuracy"] == run.validation.accuracy  # type: ignore[index,call-overload,union-attr]
     assert card.initialisation["method"] == "vocabulary"
     logged = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -218,7 +218,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_prompt(
         return output
 
     monkeypatch.setattr(PromptedModel, "forward", failing)
-    with pytest.raises(DivergedError, match=r"step 15 with learning_rate 0.03.* last good prompt .* is kept in"):
+    with pytest.raises(DivergedError, match=r"step 15 with learning_rate 0.01.* last good prompt .* is kept in"):
         learn(tiny_base, tmp_path / "run")
     kept = SoftPrompt.load(tmp_path / "run" / "prompt", base=tiny_base)
     assert bool(kept.embeddings.isfinite().all())
