@@ -89,6 +89,13 @@ def test_a_rate_that_moves_nothing_is_too_low_and_the_loss_is_flat(tiny_base: Ba
     assert "within its noise of" in sentence(run, "flat loss")
 
 
+def test_worked_examples_may_leave_little_to_learn(tiny_base: Base) -> None:
+    examples = SoftPrompt.from_examples(tiny_base, ["m1: no\n", "w2: yes\n"], 8)
+    settings = recipe(learning_rate=1e-5, max_steps=40)
+    run = learn(tiny_base, None, examples, train=rows(400), validation=None, recipe=settings)
+    assert names(run) == ["learning rate too low"]
+
+
 def test_pefts_random_start_is_outside_the_vocabulary(tiny_base: Base) -> None:
     far = SoftPrompt.random(tiny_base, 6, distribution="normal")
     run = learn(tiny_base, None, far)

@@ -58,7 +58,9 @@ class Monitor(TrainerCallback):
         self._start = prompt.embeddings
         self._words = word_norms(base)
         self._mean, self._deviation = float(self._words.mean()), float(self._words.std())
-        self._trained = bool(prompt.card.recipe) or prompt.card.initialisation.get("method") in ("prompt", "prune")
+        # Worked examples show the task, as training does: little may be left to learn.
+        method = prompt.card.initialisation.get("method")
+        self._trained = bool(prompt.card.recipe) or method in ("prompt", "prune", "examples")
         self._gradient = self._before = torch.zeros(0)
         self._writes = True
         self.trajectory = Trajectory.read(path)

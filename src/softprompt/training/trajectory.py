@@ -28,7 +28,8 @@ class Start(BaseModel):
     Attributes:
         norm: `[P]` Euclidean norm of each virtual token.
         z: `[P]` how many of the vocabulary's standard deviations that is above the vocabulary's mean norm.
-        trained: whether the prompt had been trained before, so that its norms are not those of an initialisation.
+        trained: whether the prompt knew the task before, by training, so that its norms are not those of an
+            initialisation, or by worked examples.
         learning_rate: the run's peak rate.
         steps_per_pass: steps in which every training row is seen once.
         vocabulary_mean, vocabulary_deviation: of the norms of the base's word embeddings.
