@@ -70,6 +70,8 @@ def test_a_recipe_can_calibrate(project: Path, base_folder: Path) -> None:
     assert again | {"seconds": 0} == found["test"] | {"seconds": 0}
     plain = printed("train", "task.yaml", "--output", "plain")
     assert plain["test"]["log_loss"] != found["test"]["log_loss"]
+    told = run("train", "task.yaml", "--set", "recipe.calibrate=true", "--output", "told").stdout
+    assert f"the prompt is from step {found['best_step']} and calibrated" in told
     # What the card of one keeps is asked for by an option with the other.
     measured = printed("evaluate", plain["prompt"], "test.csv", "--calibrate", "train.csv")
     assert measured | {"seconds": 0} == found["test"] | {"seconds": 0}

@@ -97,13 +97,14 @@ def train(
         document = (run if growth is None else growth).to_json()
         document |= {"test": None if test is None else test.to_json(), "report": str(report)}
         cut = f"; {run.truncated} training texts were cut to fit the context" if run.truncated else ""
+        calibrated = "" if run.prompt.card.calibration is None else " and calibrated"
         print_result(
             out,
             document if as_json else None,
             *([] if growth is None else [lengths_table(growth, file.task.metric)]),
             *([figures_table({"validation": run.validation, "test": test})] if run.validation or test else []),
             *(f"{diagnosis.name}: {diagnosis.sentence}" for diagnosis in run.diagnoses),
-            f"{run.steps} steps in {run.seconds:.0f} s; the prompt is from step {run.best_step}{cut}",
+            f"{run.steps} steps in {run.seconds:.0f} s; the prompt is from step {run.best_step}{calibrated}{cut}",
             f"{document['trainable_parameters']:,} parameters, {document['artifact_bytes']:,} bytes in {run.path}",
             f"The whole run, for a browser: {report}",
             f"Next: softprompt predict {shlex.quote(str(run.path))} TEXT",
