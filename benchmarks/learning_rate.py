@@ -1,4 +1,4 @@
-"""Why `learning_rate: auto` is what it is: the same training with each of several rates, on the movie snippets.
+"""Learning rates from a text start: the same training with each of several rates, on the movie snippets.
 
     python -m benchmarks.learning_rate [--rates 0.01 0.02] [--seeds 0 1] [--steps 200]
 

@@ -78,7 +78,7 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
 }
 DOMAINS = {"trained on films": []}
 # These are not made by keys of the task file alone.
-NOT_BY_KEYS = {f"ensemble of {MEMBERS}", "32 rows", "128 rows", "512 rows", *DOMAINS}
+NOT_BY_KEYS = {f"ensemble of {MEMBERS}", *VARIANTS["rows"], *DOMAINS} - {"all rows"}
 PARTS = ("methods", *VARIANTS, "domains")
 
 
@@ -98,8 +98,8 @@ def _measured(rows: Sequence[dict[str, Any]], path: Path, key: dict[str, Any]) -
         file = load_task_file(path, [*row["set"], f"recipe.seed={row['seed']}"])
         return file, row["variant"] if row["variant"] in NOT_BY_KEYS else ""
 
-    same = (row for row in rows if row["task"] == key["task"] and setting(row) == setting(key))
-    return next(same, None)
+    wanted = setting(key)
+    return next((row for row in rows if row["task"] == key["task"] and setting(row) == wanted), None)
 
 
 def _measure(file: TaskFile, part: str, variant: str, seed: int, others: dict[str, list[sp.Row]]) -> dict[str, Any]:

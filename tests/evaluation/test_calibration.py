@@ -133,8 +133,9 @@ def test_by_itself_it_is_done_for_many_labels_where_the_validation_gets_better(t
         assert found.validation
         helps = better(asked.validation, plain.validation, "accuracy")
         expected = asked if helps else plain
+        assert expected.validation
         assert found.prompt.card.calibration == expected.prompt.card.calibration
-        assert found.validation.log_loss == (asked if helps else plain).validation.log_loss
+        assert found.validation.log_loss == expected.validation.log_loss
         kept.add(helps)
     assert kept == {False, True}
     assert learned("auto", checks=None).prompt.card.calibration is None

@@ -54,15 +54,15 @@ def measure_importance(
         progress: called with the number of rows finished since the last call.
     """
     every = range(prompt.num_virtual_tokens)
-    whole = evaluate_kept(base, prompt, list(every), task, rows, progress)
+    whole = _evaluate_kept(base, prompt, list(every), task, rows, progress)
     without = [
-        evaluate_kept(base, prompt, [other for other in every if other != token], task, rows, progress)
+        _evaluate_kept(base, prompt, [other for other in every if other != token], task, rows, progress)
         for token in every
     ]
     return Importance("log_loss" if task.labels is not None else task.metric, whole, without)
 
 
-def evaluate_kept(
+def _evaluate_kept(
     base: Base,
     prompt: SoftPrompt,
     kept: Sequence[int],
