@@ -1,5 +1,5 @@
 """Benchmarks: one file per claim. Each prints a Markdown table and writes JSON to `results/`, naming its command.
 
 `python -m benchmarks.training_step`: what a step costs and, on request, how long a prompt takes to learn.
-`python -m benchmarks.learning_rate`: why the default rate is what it is.
+`python -m benchmarks.quality`: how good prompts are, and why the defaults are what they are.
 """

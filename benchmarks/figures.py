@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.measure import RESULTS
 from benchmarks.quality import other_settings
 from softprompt import comparison
-from softprompt.comparison.measured import Measured, Method, Rate, Step, Variant
+from softprompt.comparison.measured import Measured, Method, Step, Variant
 
 SHIPPED = Path(comparison.__file__).with_name("measured.json")
 
@@ -33,7 +33,6 @@ def collect(results: Path = RESULTS) -> Measured:
             )
             for case in _read(results, "training_step").get("cases", [])
         ],
-        rates=_rates(_read(results, "learning_rate").get("rows", [])),
         methods=_methods(_read(results, "quality").get("methods", [])),
         variants=_variants(_read(results, "quality").get("rows", [])),
     )
@@ -43,15 +42,6 @@ def _read(results: Path, name: str) -> dict[str, Any]:
     file = results / f"{name}.json"
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     return content
-
-
-def _rates(rows: Sequence[dict[str, Any]]) -> list[Rate]:
-    found = []
-    for rate in sorted({row["rate"] for row in rows}):
-        here = [row for row in rows if row["rate"] == rate]
-        accuracy, loss = (fmean(row[key] for row in here) for key in ("accuracy", "loss"))
-        found.append(Rate(rate=rate, accuracy=accuracy, loss=loss, validation_rows=here[0]["validation_rows"]))
-    return found
 
 
 def _methods(comparisons: Sequence[dict[str, Any]]) -> list[Method]:
@@ -72,14 +62,23 @@ def _methods(comparisons: Sequence[dict[str, Any]]) -> list[Method]:
 
 def _variants(rows: Sequence[dict[str, Any]]) -> list[Variant]:
     rows = [row for row in rows if not other_settings(row)]
-    found = []
-    for key in dict.fromkeys((row["part"], row["task"], row["variant"]) for row in rows):
-        here = [row for row in rows if (row["part"], row["task"], row["variant"]) == key and "score" in row]
-        if here:
-            part, task, variant = key
-            score = fmean(row["score"] for row in here)
-            found.append(Variant(part=part, task=task, variant=variant, score=score, seeds=len(here), n=here[0]["n"]))
-    return found
+    groups: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if "score" in row:
+            budget = f"{row['steps']} steps of {row['batch_size']}"
+            groups.setdefault((row["part"], row["task"], budget, row["variant"]), []).append(row)
+    return [
+        Variant(
+            part=part,
+            task=task,
+            budget=budget,
+            variant=variant,
+            score=fmean(row["score"] for row in here),
+            seeds=len(here),
+            n=here[0]["n"],
+        )
+        for (part, task, budget, variant), here in groups.items()
+    ]
 
 
 def main() -> None:

@@ -87,19 +87,31 @@ def measure_variant(
 ) -> dict[str, Any]:
     """One prompt, or ensemble, trained and tested; a run that diverges has no figures."""
     file = load_task_file(path, [*overrides, f"recipe.seed={seed}"])
-    setting = {"steps": file.recipe.max_steps, "batch_size": file.recipe.batch_size}
-    return setting | _measure(file, part, variant, seed, others)
+    return _setting(file) | _measure(file, part, variant, seed, others)
+
+
+def _setting(file: TaskFile) -> dict[str, Any]:
+    """What a row was trained with, whichever of it the task file names: a change of a default shows."""
+    recipe = file.recipe
+    return {"steps": recipe.max_steps, "batch_size": recipe.batch_size, "learning_rate": recipe.rate}
 
 
 def _measured(rows: Sequence[dict[str, Any]], path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     """A row of the same settings, which another part has under another name: a seed's run comes out the same again."""
 
-    def setting(row: dict[str, Any]) -> tuple[TaskFile, str]:
+    def settings(row: dict[str, Any]) -> tuple[TaskFile, str]:
         file = load_task_file(path, [*row["set"], f"recipe.seed={row['seed']}"])
         return file, row["variant"] if row["variant"] in NOT_BY_KEYS else ""
 
-    wanted = setting(key)
-    return next((row for row in rows if row["task"] == key["task"] and setting(row) == wanted), None)
+    wanted = settings(key)
+    return next(
+        (
+            row
+            for row in rows
+            if row["task"] == key["task"] and settings(row) == wanted and _setting(wanted[0]).items() <= row.items()
+        ),
+        None,
+    )
 
 
 def _measure(file: TaskFile, part: str, variant: str, seed: int, others: dict[str, list[sp.Row]]) -> dict[str, Any]:
@@ -288,11 +300,13 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
                         continue
                     overrides = [*options.overrides, *keys]
                     key = {"part": part, "task": name, "variant": variant, "seed": seed, "set": overrides}
-                    if any(key.items() <= row.items() for row in document["rows"]):
+                    now = key | _setting(load_task_file(path, overrides))
+                    if any(now.items() <= row.items() for row in document["rows"]):
                         continue
                     print(f"{name}, {part}: {variant}, seed {seed} ...", file=sys.stderr)
                     row = _measured(document["rows"], path, key)
                     row = row or measure_variant(path, overrides, part, variant, seed, others)
+                    document["rows"] = [old for old in document["rows"] if not key.items() <= old.items()]
                     document["rows"].append(row | key)
                     keep()
     print(json.dumps(document, indent=1) if options.json else table(document))

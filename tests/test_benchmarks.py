@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import learning_rate, measure, peak_memory, sides, time_to_accuracy, training_step
+from benchmarks import measure, peak_memory, sides, time_to_accuracy, training_step
 from benchmarks.movies import INIT_TEXT, make_batches
 
 import softprompt as sp
@@ -161,29 +161,6 @@ def test_time_to_accuracy_stops_at_the_target_and_says_what_was_missed(folder: s
     # The Trainer's defaults: three epochs of 18 rows in batches of 8.
     assert [entry["step"] for entry in missed[2]["history"]] == [2, 4, 6, 8]
     assert "not in" in time_to_accuracy.table(missed)
-
-
-def test_learning_rate_goes_on_where_it_stopped(
-    tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trained: list[tuple[float, int]] = []
-    train_once = learning_rate.train_once
-
-    def counted(base: sp.Base, rows: list[sp.Row], setting: dict[str, float]) -> dict[str, object]:
-        trained.append((setting["rate"], int(setting["seed"])))
-        return train_once(base, rows, setting)
-
-    monkeypatch.setattr(learning_rate, "train_once", counted)
-    arguments = ["--base", folder, "--steps", "3", "--evaluate-every", "2", "--validation-rows", "6"]
-    arguments += ["--num-virtual-tokens", "4", "--device", "cpu", "--out", str(tmp_path)]
-    learning_rate.main([*arguments, "--rates", "0.01"], ROWS)
-    learning_rate.main([*arguments, "--rates", "0.01", "0.1", "--seeds", "0", "1"], ROWS)
-    assert trained == [(0.01, 0), (0.1, 0), (0.01, 1), (0.1, 1)]
-    document = json.loads((tmp_path / "learning_rate.json").read_text(encoding="utf-8"))
-    assert [(row["rate"], row["seed"]) for row in document["rows"]] == trained
-    assert all(0 <= row["accuracy"] <= row["best_accuracy"] <= 1 and row["loss"] > 0 for row in document["rows"])
-    assert learning_rate.table(document) == (tmp_path / "learning_rate.md").read_text(encoding="utf-8")
-    assert learning_rate.table(document) in capsys.readouterr().out
 
 
 def test_options_of_quick_and_of_the_whole_run() -> None:

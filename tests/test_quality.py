@@ -11,6 +11,7 @@ from benchmarks import quality
 
 from softprompt import SoftPromptError
 from softprompt.comparison import Comparison
+from softprompt.training.recipe import AUTO_LEARNING_RATE
 from softprompt.training.taskfile import load_task_file
 from tests.comparison.test_compare import FILE, table
 from tests.conftest import make_base
@@ -65,6 +66,17 @@ def test_finished_rows_are_kept(
     assert all(0 <= row["score"] <= 1 and row["n"] == 10 for row in document["rows"])
     assert quality.table(document) == (tmp_path / "out/quality.md").read_text()
     assert "| mood, ensemble of 5, recipe.max_steps=2, 2 steps of 4 |" in capsys.readouterr().out
+
+
+def test_a_row_of_an_older_default_is_measured_again(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [str(task), "--set", "recipe.max_steps=2", "--parts", "recipe", "--variants", "softprompt's"]
+    quality.main([*arguments, "--out", str(tmp_path)])
+    monkeypatch.setitem(AUTO_LEARNING_RATE, "adamw", 0.02)
+    quality.main([*arguments, "--out", str(tmp_path)])
+    rows = json.loads((tmp_path / "quality.json").read_text())["rows"]
+    assert [row["learning_rate"] for row in rows] == [0.02]
 
 
 def test_the_methods_table_is_the_comparisons(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from softprompt import SoftPrompt, SoftPromptError, load_base
 from softprompt.cli import app
 from softprompt.comparison import Advice, advice, advise
 from softprompt.comparison.costs import Costs
-from softprompt.comparison.measured import Measured, Method, Rate, Step, Variant
+from softprompt.comparison.measured import Measured, Method, Step, Variant
 from softprompt.training.taskfile import load_task_file
 from tests.comparison.test_compare import base_folder, project, table
 
@@ -141,7 +141,15 @@ def test_without_measurements_papers_alone_are_quoted(project: Path) -> None:
 def test_measurements_are_quoted_with_their_file(project: Path, known: dict[str, Any]) -> None:
     def variants(part: str, **scores: float) -> list[Variant]:
         return [
-            Variant(part=part, task="films", variant=name.replace("_", " "), score=score, seeds=1, n=400)
+            Variant(
+                part=part,
+                task="films",
+                budget="160 steps of 8",
+                variant=name.replace("_", " "),
+                score=score,
+                seeds=1,
+                n=400,
+            )
             for name, score in scores.items()
         ]
 
@@ -150,9 +158,7 @@ def test_measurements_are_quoted_with_their_file(project: Path, known: dict[str,
         *variants("length", **lengths),
         *variants("options", none=0.86, best_of_4_starts=0.88, averaged_weights=0.85),
         *variants("rows", **{"32 rows": 0.7, "all rows": 0.86}),
-    ]
-    known["rates"] = [
-        Rate(rate=rate, accuracy=0.8, loss=loss, validation_rows=9) for rate, loss in ((0.01, 0.54), (0.03, 0.5))
+        *variants("rate", **{"rate 0.01": 0.86, "rate 0.03": 0.88}),
     ]
     known["steps"] = [
         Step(base="smol", num_virtual_tokens=count, batch_size=16, milliseconds=ms)
@@ -174,11 +180,13 @@ def test_measurements_are_quoted_with_their_file(project: Path, known: dict[str,
     assert ask(project).num_virtual_tokens == 8
     for line in (
         "Start with 8 virtual tokens: they scored 0.860, and the best length, 16, 0.870; .* 0.017. "
-        "[benchmarks/results/quality.json, length on films]",
-        "Of the options, best of 4 starts gained 0.020. [benchmarks/results/quality.json, options on films]",
-        "Of the options, averaged weights did not help (-0.010). [benchmarks/results/quality.json, options on films]",
+        "[benchmarks/results/quality.json, length on films (160 steps of 8)]",
+        "Of the options, best of 4 starts gained 0.020. [benchmarks/results/quality.json, options on films",
+        "Of the options, averaged weights did not help (-0.010). [benchmarks/results/quality.json, options on films",
         "What more rows brought elsewhere: 32 rows 0.700, all rows 0.860. [benchmarks/results/quality.json, rows on",
-        "recipe.learning_rate 0.0001 is below every rate that was measured; 0.03 had the least validation loss",
+        "recipe.learning_rate 0.0001 is below every rate that was measured; 0.03 had the best score "
+        "(0.01: 0.860, 0.03: 0.880). "
+        "Try learning_rate: auto. [benchmarks/results/quality.json, rate on films",
         "took 1,815 ms with 20 virtual tokens and 2,249 ms with 100. [benchmarks/results/training_step.json, B = 16]",
         "Measured with a base of 134,515,008 parameters on films, accuracy: prompt 0.870, lora 0.880.",
     ):

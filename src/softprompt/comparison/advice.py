@@ -323,8 +323,7 @@ def _start(known: Measured) -> tuple[int, Statement]:
             f"Start with {USUAL} virtual tokens: more than 20 brought little in the paper, for models of all sizes.",
             _LESTER.format("section 3.2"),
         )
-    tasks = known.tasks("length", list(scores))
-    rows = sum(one.n for one in known.variants if one.part == "length" and one.task in tasks) // len(lengths)
+    rows = known.rows("length", list(scores))
     best = max(lengths, key=lambda count: lengths[count])
     noise = math.sqrt(lengths[best] * (1 - lengths[best]) / rows)
     count = min(count for count, score in lengths.items() if score >= lengths[best] - noise)
@@ -332,7 +331,7 @@ def _start(known: Measured) -> tuple[int, Statement]:
         "length",
         f"Start with {count} virtual tokens: they scored {lengths[count]:.3f}, and the best length, {best}, "
         f"{lengths[best]:.3f}; fewer were worse than that by more than its standard error, {noise:.3f}.",
-        _QUALITY.format(f"length on {', '.join(tasks)}"),
+        _QUALITY.format(f"length on {', '.join(known.tasks('length', list(scores)))}"),
     )
 
 
@@ -365,15 +364,17 @@ def _about_next(case: _Case) -> Iterator[Statement]:
             "noise; it takes up to three times as long.",
             "docs/training.md, How many virtual tokens",
         )
-    rates = [one for one in known.rates if one.loss == min(other.loss for other in known.rates)]
-    if recipe.optimizer == "adamw" and rates and recipe.rate < min(one.rate for one in known.rates):
-        best = rates[0]
-        tried = ", ".join(f"{one.rate:g}: {one.loss:.3f}" for one in known.rates)
-        yield Statement(
+    by_rate = {float(variant.removeprefix("rate ")): score for variant, score in known.scores("rate").items()}
+    if recipe.optimizer == "adamw" and by_rate and recipe.rate < min(by_rate):
+        best = max(by_rate, key=lambda rate: by_rate[rate])
+        tried = ", ".join(f"{rate:g}: {score:.3f}" for rate, score in sorted(by_rate.items()))
+        yield _quality(
+            case,
             "next",
-            f"recipe.learning_rate {recipe.rate:g} is below every rate that was measured; {best.rate:g} had the least "
-            f"validation loss ({tried}). Try learning_rate: auto.",
-            "benchmarks/results/learning_rate.json",
+            f"recipe.learning_rate {recipe.rate:g} is below every rate that was measured; {best:g} had the best score "
+            f"({tried}). Try learning_rate: auto.",
+            "rate",
+            [f"rate {rate:g}" for rate in by_rate],
         )
     options = {one.variant for one in known.variants if one.part == "options"} - {"none"}
     gains = {}

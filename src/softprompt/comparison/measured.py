@@ -28,15 +28,6 @@ class Step(_Figures):
     milliseconds: float
 
 
-class Rate(_Figures):
-    """A learning rate of AdamW, and the validation it led to; means over the seeds."""
-
-    rate: float
-    accuracy: float
-    loss: float
-    validation_rows: int
-
-
 class Method(_Figures):
     """A method of the comparison on a task: its test score by the task's metric."""
 
@@ -49,10 +40,14 @@ class Method(_Figures):
 
 
 class Variant(_Figures):
-    """A way of prompt tuning on a task: its test score, the mean over the seeds, on n rows."""
+    """A way of prompt tuning on a task, trained with a budget such as "160 steps of 8".
+
+    Its test score is the mean over the seeds, on n rows.
+    """
 
     part: str
     task: str
+    budget: str
     variant: str
     score: float
     seeds: int
@@ -64,12 +59,10 @@ class Measured(_Figures):
 
     Attributes:
         steps: of `training_step.json`.
-        rates: of `learning_rate.json`.
         methods, variants: of `quality.json`.
     """
 
     steps: list[Step] = []
-    rates: list[Rate] = []
     methods: list[Method] = []
     variants: list[Variant] = []
 
@@ -80,15 +73,25 @@ class Measured(_Figures):
             part: of the quality benchmark.
             variants: which; default all of the part.
         """
-        found = {(one.variant, one.task): one.score for one in self.variants if one.part == part}
+        found = self._found(part)
         wanted = list(dict.fromkeys(variant for variant, _ in found)) if variants is None else list(variants)
-        tasks = self.tasks(part, wanted)
-        return {variant: fmean(found[variant, task] for task in tasks) for variant in wanted} if tasks else {}
+        tasks = self._tasks(part, wanted)
+        return {variant: fmean(found[variant, task].score for task in tasks) for variant in wanted} if tasks else {}
 
     def tasks(self, part: str, variants: Sequence[str]) -> list[str]:
-        """The tasks on which all of these variants were measured."""
-        found = {(one.variant, one.task) for one in self.variants if one.part == part}
-        tasks = dict.fromkeys(one.task for one in self.variants if one.part == part)
+        """The tasks on which all of these variants were measured, each with its budget."""
+        return [f"{task} ({budget})" for task, budget in self._tasks(part, variants)]
+
+    def rows(self, part: str, variants: Sequence[str]) -> int:
+        """The test rows of these tasks together."""
+        return sum(self._found(part)[variants[0], task].n for task in self._tasks(part, variants))
+
+    def _found(self, part: str) -> dict[tuple[str, tuple[str, str]], Variant]:
+        return {(one.variant, (one.task, one.budget)): one for one in self.variants if one.part == part}
+
+    def _tasks(self, part: str, variants: Sequence[str]) -> list[tuple[str, str]]:
+        found = self._found(part)
+        tasks = dict.fromkeys(task for _, task in found)
         return [task for task in tasks if all((variant, task) in found for variant in variants)]
 
 
