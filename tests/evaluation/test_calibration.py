@@ -21,7 +21,6 @@ from softprompt import (
 )
 from softprompt.evaluation.calibration import match
 from softprompt.training.ensemble import Ensemble
-from softprompt.training.trainer import better
 from tests.conftest import make_base
 from tests.training.test_run import TASK as LEARNED
 from tests.training.test_run import learn, recipe
@@ -131,7 +130,7 @@ def test_by_itself_it_is_done_for_many_labels_where_the_validation_gets_better(t
         assert plain.validation
         assert asked.validation
         assert found.validation
-        helps = better(asked.validation, plain.validation, "accuracy")
+        helps = asked.validation.better_than(plain.validation, "accuracy")
         expected = asked if helps else plain
         assert expected.validation
         assert found.prompt.card.calibration == expected.prompt.card.calibration

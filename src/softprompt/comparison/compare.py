@@ -27,6 +27,7 @@ from softprompt.comparison.plan import (
 from softprompt.comparison.report import html, markdown
 from softprompt.comparison.rows import Outcome, make_rows
 from softprompt.errors import SoftPromptError
+from softprompt.evaluation.evaluate import Evaluation
 from softprompt.prompts.json_text import with_short_lists
 from softprompt.training.taskfile import TaskFile
 
@@ -134,7 +135,7 @@ class _Runner:
         done = [i for i, found in enumerate(trained) if found["status"] == "done"]
         if not done:
             return Outcome(trained[0], None, trained)
-        best = max(done, key=lambda i: _merit(trained[i], self._plan.task.metric))
+        best = max(done, key=lambda i: Evaluation(**trained[i]["validation"]).merit(self._plan.task.metric))
         tested = self._do(jobs[best], ["tested"], begins=len(jobs) > 1)["tested"]
         for i, job in enumerate(jobs):  # a full copy of the base for each rate would fill the disk
             if i != best:
@@ -166,11 +167,6 @@ class _Runner:
     def _result(self, job: Job, part: str) -> dict[str, Any]:
         found = read_result(result_file(self._folder, part, job.name))
         return found or {"status": "missing", "message": "it was not run"}
-
-
-def _merit(trained: dict[str, Any], metric: str) -> tuple[float, float]:
-    validation = trained["validation"]
-    return validation[metric], -validation.get("log_loss", 0.0)
 
 
 def _budget(plan: Plan, seeds: int) -> str:

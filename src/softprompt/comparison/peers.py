@@ -25,7 +25,7 @@ from softprompt.evaluation.evaluate import Evaluation, Evaluator
 from softprompt.models.base import Base
 from softprompt.models.prompted import PromptedModel
 from softprompt.training.recipe import Recipe
-from softprompt.training.trainer import DivergedError, Schedule, arguments, better, collate
+from softprompt.training.trainer import DivergedError, Schedule, arguments, collate
 
 
 class Peer:
@@ -133,7 +133,7 @@ class PeerTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validate, and save the weights if they are the best so far."""
         evaluation = self._evaluator.evaluate()
-        if better(evaluation, self.best, self._metric):
+        if evaluation.better_than(self.best, self._metric):
             self.best, self.best_step = evaluation, self.state.global_step
             self._peer.save(self._artifact)
         figures = {key: value for key, value in evaluation.to_json().items() if isinstance(value, int | float)}

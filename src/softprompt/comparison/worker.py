@@ -29,7 +29,7 @@ from softprompt.comparison.shots import choose, with_examples
 from softprompt.comparison.stopwatch import Stopwatch
 from softprompt.comparison.switching import Switch, switch_full, switch_lora, switch_prompt, switch_text
 from softprompt.errors import SoftPromptError
-from softprompt.evaluation.calibration import measure_priors, worth_trying
+from softprompt.evaluation.calibration import measure_priors, worth_keeping, worth_trying
 from softprompt.evaluation.evaluate import Evaluation, Evaluator
 from softprompt.models.base import Base, load_base
 from softprompt.models.prompted import PromptedModel
@@ -40,7 +40,7 @@ from softprompt.tasks.task import Task
 from softprompt.training.run import train
 from softprompt.training.screening import choose_start
 from softprompt.training.taskfile import make_prompt
-from softprompt.training.trainer import DivergedError, Schedule, better
+from softprompt.training.trainer import DivergedError, Schedule
 
 _EXAMPLES = "examples.json"
 _PRIORS = "priors.json"
@@ -177,7 +177,7 @@ class _Work:
         model = self._open_peer(load_base(self.plan.base, dtype=self.recipe.dtype) if lora else self.base)
         priors = measure_priors(model, self.base.tokenizer, task, self.plan.train, self.room)
         evaluation = self._evaluator(model, task, "validation", priors).evaluate()
-        if setting == "auto" and not better(evaluation, plain, task.metric):
+        if not worth_keeping(setting, evaluation, plain, task.metric):
             return plain
         write_text(self.artifact / _PRIORS, json.dumps(priors))
         return evaluation

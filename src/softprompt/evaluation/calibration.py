@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from softprompt.errors import SoftPromptError
-from softprompt.evaluation.evaluate import Evaluator
+from softprompt.evaluation.evaluate import Evaluation, Evaluator
 from softprompt.models.base import Base
 from softprompt.models.prompted import PromptedModel
 from softprompt.models.scoring import shares
@@ -139,3 +139,10 @@ def worth_trying(setting: Literal["auto"] | bool, task: Task, *, validates: bool
     if setting == "auto":
         return validates and len(task.labels or []) > _FEW_LABELS
     return setting
+
+
+def worth_keeping(
+    setting: Literal["auto"] | bool, calibrated: Evaluation | None, plain: Evaluation | None, metric: str
+) -> bool:
+    """Whether a calibration is kept: always where it was asked for, by itself where the validation is better."""
+    return setting is True or calibrated is None or calibrated.better_than(plain, metric)

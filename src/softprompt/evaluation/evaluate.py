@@ -57,6 +57,14 @@ class Evaluation(BaseModel):
         """The figures that the task has, for `--json` and cards."""
         return self.model_dump(exclude_none=True)
 
+    def merit(self, metric: str) -> tuple[float, float]:
+        """What a choice goes by, the more the better: the task's metric; of equals, the lower log loss."""
+        return getattr(self, metric), -(self.log_loss or 0.0)
+
+    def better_than(self, other: Evaluation | None, metric: str) -> bool:
+        """Whether this is the one to keep; it is where there is no other."""
+        return other is None or self.merit(metric) > other.merit(metric)
+
 
 class Prediction(BaseModel):
     """The answer to one text.

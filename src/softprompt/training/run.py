@@ -21,7 +21,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from softprompt.errors import SoftPromptError
-from softprompt.evaluation.calibration import calibrate, check_labels, worth_trying
+from softprompt.evaluation.calibration import calibrate, check_labels, worth_keeping, worth_trying
 from softprompt.evaluation.evaluate import Evaluation, Evaluator, evaluate
 from softprompt.models.base import Base
 from softprompt.models.prompted import PromptedModel
@@ -35,7 +35,7 @@ from softprompt.training.monitor import Monitor
 from softprompt.training.recipe import Recipe
 from softprompt.training.residual import ResidualModel
 from softprompt.training.token_control import token_control
-from softprompt.training.trainer import DivergedError, PromptTrainer, Schedule, better
+from softprompt.training.trainer import DivergedError, PromptTrainer, Schedule
 
 RECORD = "run.json"
 LOG = "log.jsonl"
@@ -185,7 +185,7 @@ def train(
             if worth_trying(recipe.calibrate, task, validates=checks is not None):
                 calibrated = calibrate(base, SoftPrompt(embeddings, card), task, rows, progress=progress)
                 checked = None if checks is None else evaluate(base, calibrated, task, checks, progress=progress)
-                if recipe.calibrate is True or checked is None or better(checked, validated, task.metric):
+                if worth_keeping(recipe.calibrate, checked, validated, task.metric):
                     card, validated = calibrated.card, checked
             seconds = time.perf_counter() - start
             metrics: dict[str, Any] = {"steps": steps, "best_step": best_step, "seconds": round(seconds, 3)}

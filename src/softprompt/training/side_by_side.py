@@ -28,7 +28,7 @@ from softprompt.tasks.rows import Row, check_trainable
 from softprompt.tasks.task import Task
 from softprompt.training.recipe import Recipe
 from softprompt.training.token_control import token_control
-from softprompt.training.trainer import DivergedError, Schedule, arguments, better, collate
+from softprompt.training.trainer import DivergedError, Schedule, arguments, collate
 
 
 @dataclass
@@ -199,7 +199,7 @@ class _Trainer(Trainer):
                 continue
             found = evaluator.evaluate()
             member._since += 1
-            if better(found, member.validation, self._metric):
+            if found.better_than(member.validation, self._metric):
                 member.embeddings, member.step = prompt.detach().cpu().clone(), self.state.global_step
                 member.validation, member._since = found, 0
         scores = [getattr(member.validation, self._metric) for member in self.members if member.validation]

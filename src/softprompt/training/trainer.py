@@ -164,7 +164,7 @@ class PromptTrainer(Trainer):
             raise SoftPromptError("there are no validation rows")
         with self._averaged():
             evaluation = self.evaluator.evaluate(self._progress)
-        if better(evaluation, self.best_evaluation, self.metric):
+        if evaluation.better_than(self.best_evaluation, self.metric):
             self.best, self.best_evaluation, self.best_step = self.prompt, evaluation, self.state.global_step
         figures = {key: value for key, value in evaluation.to_json().items() if isinstance(value, int | float)}
         metrics = {f"eval_{key}": float(value) for key, value in figures.items()}
@@ -294,15 +294,6 @@ class PromptTrainer(Trainer):
         self.best, self.best_step = tensors.get("best"), best["step"]
         if best["evaluation"] is not None:
             self.best_evaluation = Evaluation(**best["evaluation"])
-
-
-def better(evaluation: Evaluation, best: Evaluation | None, metric: str) -> bool:
-    """Whether a validation is better than the best so far: by the task's metric; of equals, by the lower log loss."""
-
-    def merit(one: Evaluation) -> tuple[float, float]:
-        return getattr(one, metric), -(one.log_loss or 0.0)
-
-    return best is None or merit(evaluation) > merit(best)
 
 
 @torch.no_grad()
