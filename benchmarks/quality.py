@@ -51,7 +51,7 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
     "recipe": {
         "softprompt's": [],
         "Lester's": ["recipe.name=lester"],
-        "PEFT's and the Trainer's defaults": [*_PEFT, *_TRAINER],
+        "PEFT's and the Trainer's defaults": [*_PEFT, *_TRAINER, "recipe.calibrate=false"],
     },
     "options": {
         "none": [],

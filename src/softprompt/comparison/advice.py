@@ -22,6 +22,7 @@ from softprompt.tasks.task import LABEL_COLUMN
 from softprompt.training.taskfile import TaskFile, make_prompt
 
 USUAL = 16  # virtual tokens, where no measurement says more
+LEAST = 8  # that are advised: fewer do for an easy task, but one task is no proof for another
 FEW_ROWS = 100
 LONG = 32
 UNEVEN = 3  # times as many rows of the most frequent label as of the rarest
@@ -317,6 +318,7 @@ def _start(known: Measured) -> tuple[int, Statement]:
     """How many virtual tokens to start with, and why."""
     scores = known.scores("length")
     lengths = {int(variant.removeprefix("P = ")): score for variant, score in scores.items()}
+    lengths = {count: score for count, score in lengths.items() if count >= LEAST}
     if not lengths:
         return USUAL, Statement(
             "length",
@@ -330,7 +332,8 @@ def _start(known: Measured) -> tuple[int, Statement]:
     return count, Statement(
         "length",
         f"Start with {count} virtual tokens: they scored {lengths[count]:.3f}, and the best length, {best}, "
-        f"{lengths[best]:.3f}; fewer were worse than that by more than its standard error, {noise:.3f}.",
+        f"{lengths[best]:.3f}; fewer, from {LEAST} on, were worse than that by more than its standard error, "
+        f"{noise:.3f}.",
         _QUALITY.format(f"length on {', '.join(known.tasks('length', list(scores)))}"),
     )
 
