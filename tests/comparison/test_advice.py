@@ -181,12 +181,14 @@ def test_measurements_are_quoted_with_their_file(project: Path, known: dict[str,
     for line in (
         "Start with 8 virtual tokens: they scored 0.860, and the best length, 16, 0.870; .* 0.017. "
         "[benchmarks/results/quality.json, length on films (160 steps of 8)]",
-        "Of the options, best of 4 starts gained 0.020. [benchmarks/results/quality.json, options on films",
-        "Of the options, averaged weights did not help (-0.010). [benchmarks/results/quality.json, options on films",
+        "Of the options, best of 4 starts gained 0.020. "
+        "[benchmarks/results/quality.json, options on films (160 steps of 8)]",
+        "Of the options, averaged weights did not help (-0.010). "
+        "[benchmarks/results/quality.json, options on films (160 steps of 8)]",
         "What more rows brought elsewhere: 32 rows 0.700, all rows 0.860. [benchmarks/results/quality.json, rows on",
         "recipe.learning_rate 0.0001 is below every rate that was measured; 0.03 had the best score "
-        "(0.01: 0.860, 0.03: 0.880). "
-        "Try learning_rate: auto. [benchmarks/results/quality.json, rate on films",
+        "(0.01: 0.860, 0.03: 0.880). Try learning_rate: auto. "
+        "[benchmarks/results/quality.json, rate on films (160 steps of 8)]",
         "took 1,815 ms with 20 virtual tokens and 2,249 ms with 100. [benchmarks/results/training_step.json, B = 16]",
         "Measured with a base of 134,515,008 parameters on films, accuracy: prompt 0.870, lora 0.880.",
     ):
