@@ -63,9 +63,9 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
 }
 PACKED = [
     *("llama", "gpt2", "gpt_neox", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"),
-    *("mistral", "phi", "phi3", "opt", "granite", "cohere"),
+    *("mistral", "phi", "phi3", "opt", "granite", "cohere", "gptj"),
 ]
-SHARED_PREFIX = ["falcon", "falcon_alibi", "bloom", "gptj", "gpt_oss"]
+SHARED_PREFIX = ["falcon", "falcon_alibi", "bloom", "gpt_oss"]
 CONCATENATED = ["mamba"]
 
 

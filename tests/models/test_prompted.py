@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from softprompt.errors import SoftPromptError
 from softprompt.models import attention, prompted
 from softprompt.models.attention import choose_kernel
+from softprompt.models.probe import find_route
 from softprompt.models.prompted import PromptedModel, PromptedOutput
-from softprompt.models.routes import ROUTES, find_route
+from softprompt.models.routes import ROUTES
 from softprompt.prompts.prompt import SoftPrompt
 from tests.models.batches import Example, distance, examples, make_example
 from tests.models.families import CONFIGS, CONTEXT, VOCABULARY, WIDTH, make_model, shared_model

@@ -10,8 +10,9 @@ from transformers import LlamaForCausalLM, LlamaModel, Qwen2MoeConfig, Qwen2MoeF
 
 from softprompt.errors import SoftPromptError
 from softprompt.models import routes
+from softprompt.models.probe import Route, find_route, objection
 from softprompt.models.prompted import PromptedModel
-from softprompt.models.routes import ROUTES, Batch, Route, find_route, hidden_states, logits, objection
+from softprompt.models.routes import ROUTES, Batch, hidden_states, logits
 from tests.models.batches import distance, make_example
 from tests.models.families import (
     CONCATENATED,
@@ -198,7 +199,7 @@ class SilentlyFailing(LlamaForCausalLM):
     @staticmethod
     def fail(module, args, kwargs):
         assert "layout" not in kwargs
-        if kwargs.get("past_key_values") is not None:
+        if kwargs.get("cache", kwargs.get("past_key_values")) is not None:
             raise NotImplementedError
 
 

@@ -41,12 +41,13 @@ from transformers.utils import logging as transformers_logging
 
 from softprompt.errors import SoftPromptError
 from softprompt.models import sources
+from softprompt.models.decoder import reach
 from softprompt.prompts.card import BaseIdentity
 
+logger = logging.getLogger(__name__)
 EMBEDDED = "smollm2-135m"
 
 _UNPACKED = f"{EMBEDDED}-1"  # counted up when `_unpack` makes something else of the same file
-_MAX_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
 _SAMPLE = 64  # elements of each weight tensor that the fingerprint looks at
 # What tokenizers treat differently: digits, spaces, case, contractions, accents, scripts, symbols.
 _PROBE = "The 2024 café's naïve  plan:\n\n\tx = [1, 22, 4096]; // WE'LL don't Straße привет 你好 🙂"
@@ -83,10 +84,8 @@ class Base:
 
     @property
     def max_positions(self) -> int | None:
-        """The context's length in tokens, virtual ones included; None where the configuration states none."""
-        config = self.model.config.get_text_config()
-        stated = (getattr(config, name, None) for name in _MAX_POSITIONS)
-        return next((int(value) for value in stated if value and value > 0), None)
+        """The context's length in tokens, virtual ones included (see `reach`); None where nothing states one."""
+        return reach(self.model.config).positions
 
     @property
     def device(self) -> torch.device:
@@ -198,6 +197,9 @@ def load_base(
     except (RuntimeError, ValueError) as error:
         raise SoftPromptError(f"base {name!r} cannot be moved to {place}: {_first_line(error)}") from error
     model.requires_grad_(False)
+    context = reach(model.config)
+    if context.reason:
+        logger.warning("base %r is used up to %s tokens: %s", name, f"{context.positions:,}", context.reason)
     return Base(model, tokenizer, name)
 
 

@@ -23,7 +23,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils.generic import ModelOutput
 
 from softprompt.errors import SoftPromptError
-from softprompt.models.routes import Batch, RouteName, find_route, hidden_states, logits
+from softprompt.models.decoder import NO_TOKEN, Decoder
+from softprompt.models.probe import find_route
+from softprompt.models.routes import Batch, RouteName, hidden_states, logits
 
 logger = logging.getLogger(__name__)
 # Logits held at one time, in numbers (0.25 GB in float32); more label places are taken in turns.
@@ -265,7 +267,8 @@ class AcceleratedPeftModel(PeftModelForCausalLM):
         whole = scores.new_zeros(len(batch.lengths), width, scores.shape[1])
         end = max(map(len, prompts))
         for k, prompt in enumerate(prompts):
-            states = base.base_model(inputs_embeds=prompt[None].to(dtype), use_cache=False).last_hidden_state[0]
+            nowhere = torch.full((1, len(prompt)), NO_TOKEN, device=prompt.device)
+            states = Decoder.of(base)(prompt[None].to(dtype), nowhere)[0]
             members = [row for row, index in enumerate(batch.prompt_of_text) if index == k]
             whole[members, end - len(prompt) : end] = logits(base, states).to(hidden.dtype)
         return whole.index_put((batch.rows, columns), scores)

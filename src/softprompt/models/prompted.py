@@ -23,7 +23,9 @@ from transformers.utils.generic import ModelOutput
 from softprompt.errors import SoftPromptError
 from softprompt.models.attention import choose_kernel
 from softprompt.models.base import Base
-from softprompt.models.routes import ROUTES, Batch, RouteName, find_route, hidden_states, logits, objection
+from softprompt.models.decoder import reach
+from softprompt.models.probe import find_route, objection
+from softprompt.models.routes import ROUTES, Batch, RouteName, hidden_states, logits
 from softprompt.prompts.prompt import SoftPrompt
 
 # Logits held at one time, in numbers (0.25 GB in float32); more label places are taken in turns.
@@ -52,7 +54,8 @@ class PromptedModel(nn.Module):
     """K soft prompts before one frozen base. The only trainable parameters are the prompts' `[P, H]` tensors, in order.
 
     The loss and its gradient equal those of the plain concatenation `[prompt | text]` in every row; the batch is
-    computed by the fastest route that is exact for the base (`routes.py`), named by `route`.
+    computed by the fastest route that is exact for the base (`probe.py`), named by `route`; without gradients by
+    `logits_route`, which is never slower.
 
     Args:
         base: the frozen base, from `load_base`. It is put in eval mode and its parameters stay without gradient.
@@ -95,6 +98,8 @@ class PromptedModel(nn.Module):
             raise SoftPromptError(f"max_tokens is {max_tokens}: at least 1, or None for no bound")
         self.max_tokens = max_tokens
         self.route: RouteName = self._choose_route(route, gradient_checkpointing)
+        # A route may be exact for logits alone; validation and scoring take no gradient.
+        self.logits_route: RouteName = route or find_route(self.base, gradient=False).name
         self._recomputed: list[nn.Module] = []
         if gradient_checkpointing:
             self._start_recomputing()
@@ -203,7 +208,9 @@ class PromptedModel(nn.Module):
         if self.base.training:  # a Trainer, or the base's owner, may have switched dropout on
             self.base.eval()
         with self._recomputing():
-            return hidden_states(self.route, self.base, vectors, batch)
+            return hidden_states(
+                self.route if torch.is_grad_enabled() else self.logits_route, self.base, vectors, batch
+            )
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """`[A]` cross-entropy of each target id given the final hidden state `[A, H]` before it."""
@@ -280,7 +287,7 @@ class PromptedModel(nn.Module):
         return torch.zeros(0, self.base.get_input_embeddings().weight.shape[1], device=self.base.device)
 
     def _limit(self) -> int | None:
-        return getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
+        return reach(self.base.config).positions
 
     def _check_prompt(self, prompt: Tensor) -> None:
         width, limit = self.base.get_input_embeddings().weight.shape[1], self._limit()

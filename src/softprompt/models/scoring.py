@@ -61,7 +61,7 @@ def score(
     model.check_not_empty(texts, index)
     answer = torch.empty(len(texts), len(continuations))
     branches = Branches(continuations)
-    if model.route == "packed":
+    if model.logits_route == "packed":
         compute, times, extra = _score_tree, 1, len(branches.tree.tokens)
     else:
         compute, times, extra = _score_rows, len(continuations), sum(map(len, continuations))

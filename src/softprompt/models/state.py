@@ -9,6 +9,7 @@ Owns the pool, which states are in it, and the pass over what is new. Knows noth
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,9 +22,13 @@ from transformers import DynamicCache, PreTrainedModel
 
 from softprompt.errors import SoftPromptError
 from softprompt.models.attention import attach
+from softprompt.models.decoder import NO_TOKEN, Decoder
 from softprompt.models.packed import Block, Kept, Layout, Tree
-from softprompt.models.routes import objection
+from softprompt.models.probe import objection, objection_to_logits, probe
+from softprompt.models.routes import logits
 from softprompt.prompts.prompt import SoftPrompt
+
+_Shape = tuple[tuple[int, int], tuple[int, int]]  # heads and width of a layer's keys, and of its values
 
 
 @dataclass(eq=False)
@@ -85,16 +90,16 @@ class StatePool:
         counts: hits, misses and evictions of states.
 
     Raises:
-        SoftPromptError: the model is not exact by a packed row (see `routes.py`), or the memory holds no place.
+        SoftPromptError: the model is not exact by a packed row (see `probe.py`), its states cannot be kept, or the
+            memory holds no place.
     """
 
     def __init__(self, model: PreTrainedModel, memory: int) -> None:
-        if reason := objection(model, "packed"):
+        if reason := self._objection(model):
             raise SoftPromptError(f"{type(model).__name__} cannot keep states for mixed batches: {reason}")
         self.model = model
         shapes = _shapes(model)
-        size = model.dtype.itemsize
-        self.bytes_per_place = size * sum(heads * width for pair in shapes for heads, width in pair)
+        self.bytes_per_place = _bytes_per_place(model, shapes)
         self.capacity = memory // self.bytes_per_place
         if self.capacity < 1:
             raise SoftPromptError(f"{memory:,} bytes hold no token's state: one takes {self.bytes_per_place:,}")
@@ -168,6 +173,12 @@ class StatePool:
         if not state.holders and state.last is None:
             self._remove(state)
 
+    def _objection(self, model: PreTrainedModel) -> str:
+        """Why this model's states cannot be kept; found out once for each model."""
+        if model not in _objections:
+            _objections[model] = objection(model, "packed", gradient=False) or _objection_to_keeping(model)
+        return _objections[model]
+
     def _remove(self, state: State) -> None:
         del self._states[state.key]
         self._state_places -= len(state.places)
@@ -186,24 +197,30 @@ class StatePool:
             For each span `[n + E, H]`, the final hidden states of its tokens and nodes.
         """
         embed, device, dtype = self.model.get_input_embeddings(), self.model.device, self.model.dtype
-        rows, embedded = [_Row.make(span) for span in spans], []
+        rows, embedded, words = [_Row.make(span) for span in spans], [], []
         for span in spans:
             inputs = span.inputs.to(device)
-            embedded.append(inputs.to(dtype) if inputs.is_floating_point() else embed(inputs))
+            if inputs.is_floating_point():
+                embedded.append(inputs.to(dtype))
+                words.append(torch.full((len(inputs),), NO_TOKEN, device=device))
+            else:
+                embedded.append(embed(inputs))
+                words.append(inputs)
             if span.tree is not None:
-                embedded.append(embed(torch.tensor(span.tree.tokens, dtype=torch.long, device=device)))
+                words.append(torch.tensor(span.tree.tokens, dtype=torch.long, device=device))
+                embedded.append(embed(words[-1]))
         positions = torch.cat([row.positions for row in rows]).to(device)
         places = torch.cat([span.places for span in spans]).to(device)
         self._positions.index_copy_(0, places, positions)
         kept = Kept(self._keys, self._values, self._positions, places)
         layout = Layout(positions, _blocks(rows, device), kept=kept)
-        hidden: Tensor = self.model.base_model(
-            inputs_embeds=torch.cat(embedded)[None],
+        hidden = Decoder.of(self.model)(
+            torch.cat(embedded)[None],
+            torch.cat(words)[None],
             position_ids=positions[None],
             attention_mask=positions.new_zeros(1, 1, 1, 1, dtype=dtype),  # ready made, so that none of N * N is made
             layout=layout,
-            use_cache=False,
-        ).last_hidden_state
+        )
         return list(hidden[0].split([len(row.positions) for row in rows]))
 
 
@@ -260,11 +277,49 @@ def _blocks(rows: Sequence[_Row], device: torch.device) -> list[Block]:
     return blocks
 
 
+_objections: weakref.WeakKeyDictionary[PreTrainedModel, str] = weakref.WeakKeyDictionary()
+
+
+class _Unproven(StatePool):
+    """A pool for the probe that finds out whether there can be one."""
+
+    def _objection(self, model: PreTrainedModel) -> str:
+        return ""
+
+
+def _objection_to_keeping(model: PreTrainedModel) -> str:
+    """What keeps texts that go on from kept states, two behind one prompt, from the concatenation; "" for nothing."""
+
+    def scores() -> Tensor:
+        prompts, batch = probe(model)
+        texts = batch.tokens.cpu().split(list(batch.lengths))
+        lengths = [*map(len, prompts), *batch.lengths]
+        places = iter(torch.arange(sum(lengths)).split(lengths))
+        pasts = [next(places) for _ in prompts]
+        first, then = [Span(p, pasts[0][:0], past) for p, past in zip(prompts, pasts, strict=True)], []
+        for text, k, own in zip(texts, batch.prompt_of_text, places, strict=True):
+            cut = len(text) // 2
+            first.append(Span(text[:cut], pasts[k], own[:cut]))
+            then.append(Span(text[cut:], torch.cat([pasts[k], own[:cut]]), own[cut:]))
+        pool = _Unproven(model, sum(lengths) * _bytes_per_place(model, _shapes(model)))
+        begun = pool.compute(first)
+        parts = zip(batch.prompt_of_text, begun[len(prompts) :], pool.compute(then), strict=True)
+        hidden = [torch.cat([begun[k][-1:], before, after])[:-1] for k, before, after in parts]
+        return logits(model, torch.cat(hidden))
+
+    return objection_to_logits(model, scores)
+
+
+def _bytes_per_place(model: PreTrainedModel, shapes: Sequence[_Shape]) -> int:
+    return model.dtype.itemsize * sum(heads * width for pair in shapes for heads, width in pair)
+
+
 @torch.no_grad()
-def _shapes(model: PreTrainedModel) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+def _shapes(model: PreTrainedModel) -> list[_Shape]:
     """Heads and width of the keys and of the values that each layer keeps for one token."""
     cache: Any = DynamicCache(config=model.config)
-    model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), past_key_values=cache)
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    Decoder.of(model)(model.get_input_embeddings()(token), token, cache)
     return [
         ((layer.keys.shape[1], layer.keys.shape[3]), (layer.values.shape[1], layer.values.shape[3]))
         for layer in cache.layers

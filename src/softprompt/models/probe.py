@@ -1,0 +1,273 @@
+"""The proof that a base can be computed behind prompts, and by which route: on this very model, in this very dtype.
+
+A model has to compute the same from embeddings as from token ids, and a token from nothing that comes after it. A route
+has to give the same logits and the same gradient of the prompts as the plain concatenation. In half precision two right
+answers differ by how an attention kernel rounds, on SmolLM2-135M by as much as the gradient itself: there a route is
+held against the concatenation in the attention that rounds as the route does, the model's own or Transformers' eager.
+
+Owns the probe's tokens, the criterion and what has been found. Knows nothing of losses, labels or tasks.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from softprompt.errors import SoftPromptError
+from softprompt.models.attention import detach
+from softprompt.models.decoder import Decoder, reach
+from softprompt.models.routes import ROUTES, Batch, RouteName, concatenated, hidden_states, logits
+
+logger = logging.getLogger(__name__)
+
+_PROMPTS, _TEXTS = (4, 7), (20, 17, 20, 9)
+_SHORTEST = 4  # tokens of a text in the smallest context that is probed
+_HALF = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Route:
+    """The route found for a model, and why not a faster one ("" where it is the fastest)."""
+
+    name: RouteName
+    reason: str = ""
+
+
+@dataclass
+class _Found:
+    """What the probes of one model have shown so far: what speaks against each route."""
+
+    with_gradient: dict[RouteName, str]
+    logits_only: dict[RouteName, str]
+
+
+_found: weakref.WeakKeyDictionary[PreTrainedModel, _Found] = weakref.WeakKeyDictionary()
+
+
+def find_route(model: PreTrainedModel, *, gradient: bool = True) -> Route:
+    """The fastest route that is exact for `model`.
+
+    Args:
+        model: the frozen base.
+        gradient: whether the prompts' gradient has to be exact too; without it only the logits count.
+
+    Raises:
+        SoftPromptError: `model` cannot be computed behind prompts at all (see `check_model`).
+    """
+    reasons = []
+    for name in ROUTES:
+        if not (reason := objection(model, name, gradient=gradient)):
+            break
+        reasons.append(f"{name}: {reason}")
+    return Route(name, "; ".join(reasons))
+
+
+def objection(model: PreTrainedModel, route: RouteName, *, gradient: bool = True) -> str:
+    """Why `route` is not exact for `model`; "" where a probe has shown that it is.
+
+    The probe runs once for each model and route, and logs what it objects to.
+
+    Raises:
+        SoftPromptError: as `find_route`.
+    """
+    if model not in _found:
+        check_model(model)
+        _found[model] = _Found({"concatenated": ""}, {"concatenated": ""})
+    found = _found[model]
+    if route not in found.with_gradient:
+        found.logits_only[route], found.with_gradient[route] = _compare(model, route)
+        if reason := found.with_gradient[route]:
+            logger.warning("%s takes a slower route than %s (%s)", type(model).__name__, route, reason)
+    return (found.with_gradient if gradient else found.logits_only)[route]
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Make sure that a model computes behind vectors that are no words what it computes of token ids.
+
+    Raises:
+        SoftPromptError: the model has no output head; it cannot be fed with embeddings, or computes something else from
+            them; its tokens see what comes after them; it changes its logits in a way that softprompt does not know; or
+            its numbers are not finite.
+    """
+    name = type(model).__name__
+    if model.get_output_embeddings() is None:
+        raise SoftPromptError(f"{name} has no output head: a causal language model is needed")
+    try:
+        _check_model(model, name)
+    except SoftPromptError:
+        raise
+    except Exception as error:  # whatever a class that was not made for embeddings stumbles over
+        raise SoftPromptError(f"{name} cannot be computed from embeddings: {_one_line(error)}") from error
+
+
+def _check_model(model: PreTrainedModel, name: str) -> None:
+    prompts, batch = probe(model)
+    decoder = Decoder.of(model)
+    prompt, text = prompts[0], batch.tokens[: batch.lengths[0]]
+    words = model.get_input_embeddings()(text)
+    bare = Batch(text, [len(text)], [0], torch.zeros_like(text), torch.arange(len(text), device=text.device))
+    with torch.no_grad():
+        own = model(input_ids=text[None], use_cache=False).logits[0]
+        ours = logits(model, concatenated(model, [prompt[:0]], bare))
+    if not own.isfinite().all():
+        raise SoftPromptError(
+            f"{name} gives numbers that are not finite in {str(model.dtype).removeprefix('torch.')}: "
+            + ("its weights hold such" if _damaged(model) else "use a dtype with a wider range, such as float32")
+        )
+    if _logit_distance(ours, own) > _tolerance(model):
+        from_embeddings = None
+        if not decoder.per_layer:
+            with torch.no_grad():
+                from_embeddings = model(inputs_embeds=words[None], use_cache=False).logits[0]
+        if from_embeddings is not None and _logit_distance(from_embeddings, own) <= _tolerance(model):
+            raise SoftPromptError(f"{name} changes its logits in a way that softprompt does not know")
+        raise SoftPromptError(f"{name} computes something else from embeddings than from token ids: it needs the ids")
+    if not decoder.per_layer:  # with them, a model's own forward knows no vector that is not a word
+        whole = torch.cat([prompt.to(words.dtype), words])[None]
+        with torch.no_grad():
+            own = model(inputs_embeds=whole, use_cache=False).logits[0, len(prompt) :]
+            ours = logits(model, concatenated(model, [prompt], bare))
+        if _logit_distance(ours, own) > _tolerance(model):
+            raise SoftPromptError(f"{name} changes its logits in a way that softprompt does not know")
+    if _looks_ahead(model, words.detach(), text):
+        raise SoftPromptError(f"{name} lets a token see what comes after it: it is not a causal language model")
+
+
+def _looks_ahead(model: PreTrainedModel, words: Tensor, tokens: Tensor) -> bool:
+    """Whether the middle token's logits have a gradient at the tokens after it."""
+    middle = len(words) // 2
+    vectors = words.clone().requires_grad_()
+    with torch.enable_grad():
+        hidden = Decoder.of(model)(vectors[None], tokens[None])
+        (grad,) = torch.autograd.grad(logits(model, hidden[0, middle]).logsumexp(-1), vectors)
+    size = grad.float().norm(dim=-1)
+    return bool((size[middle + 1 :] > 1e-6 * size.max()).any())
+
+
+def _damaged(model: PreTrainedModel) -> bool:
+    return not all(weight.isfinite().all() for weight in model.parameters())
+
+
+def probe(model: PreTrainedModel, seed: int = 0) -> tuple[list[Tensor], Batch]:
+    """Two prompts that are no words and four texts behind them, asked at every place but the last.
+
+    Args:
+        model: whose words they are made of, and whose context they fit.
+        seed: of the choice of words.
+
+    Returns:
+        Prompts `[4, H]` and `[7, H]`, float32, each vector half way between two words; and the texts.
+    """
+    device, count = model.device, model.config.get_text_config().vocab_size
+    positions = reach(model.config).positions
+    longest = max(_TEXTS) if positions is None else max(_SHORTEST, min(max(_TEXTS), positions - max(_PROMPTS)))
+    lengths = [min(length, longest) for length in _TEXTS]
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, count, (sum(lengths),), generator=generator).to(device)
+    pairs = torch.randint(0, count, (2, sum(_PROMPTS)), generator=generator).to(device)
+    prompts = model.get_input_embeddings()(pairs).detach().float().mean(0).split(_PROMPTS)
+    asked = torch.tensor(lengths, device=device)
+    rows = torch.arange(len(lengths), device=device).repeat_interleave(asked)
+    columns = torch.cat([torch.arange(length, device=device) for length in lengths]) - 1
+    return list(prompts), Batch(tokens, lengths, [1, 0, 0, 1], rows, columns)
+
+
+def _compare(model: PreTrainedModel, route: RouteName) -> tuple[str, str]:
+    """What keeps `route` from the concatenation's logits, and from its logits and gradient; "" for nothing.
+
+    Leaves the model as it was where there is an objection.
+    """
+    prompts, batch = probe(model)
+    reasons: list[tuple[str, str]] = []
+    for kernel in _kernels(model):
+        try:
+            with _attention(model, kernel):
+                found, wanted = (_answer(model, name, prompts, batch) for name in (route, "concatenated"))
+            by_logits, by_gradient = _logit_distance(found[0], wanted[0]), _distance(found[1], wanted[1])
+            reasons.append((_verdict(model, by_logits), _verdict(model, max(by_logits, by_gradient))))
+        except Exception as error:  # whatever a route meets in a model that it was not made for
+            reasons.append((_one_line(error),) * 2)
+        if not reasons[-1][1]:
+            break
+    best = min((logits for logits, _ in reasons), key=bool), min((both for _, both in reasons), key=bool)
+    if best[0]:
+        detach(model)
+    return best
+
+
+def objection_to_logits(model: PreTrainedModel, compute: Callable[[], Tensor]) -> str:
+    """Why `compute` does not give the concatenation's logits `[A, V]` of the probe; "" where it does."""
+    prompts, batch = probe(model)
+    reason = ""
+    for kernel in _kernels(model):
+        try:
+            with torch.no_grad(), _attention(model, kernel):
+                found, wanted = compute(), logits(model, concatenated(model, prompts, batch))
+            reason = _verdict(model, _logit_distance(found, wanted))
+        except Exception as error:  # as in `_compare`
+            reason = _one_line(error)
+        if not reason:
+            break
+    return reason
+
+
+def _answer(model: PreTrainedModel, route: RouteName, prompts: Sequence[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+    """The logits `[A, V]` at the places asked for, and the prompts' gradient `[P, H]` of a loss on them."""
+    leaves = [prompt.clone().requires_grad_() for prompt in prompts]
+    with torch.enable_grad():
+        scores = logits(model, hidden_states(route, model, leaves, batch))
+        loss = functional.cross_entropy(scores, batch.tokens % scores.shape[-1], reduction="sum")
+        return scores.detach(), torch.cat(torch.autograd.grad(loss, leaves))
+
+
+def _kernels(model: PreTrainedModel) -> list[str | None]:
+    """The attentions in which a route may equal the concatenation; None is the model's own."""
+    return [None, "eager"] if model.dtype in _HALF and model._can_set_attn_implementation() else [None]
+
+
+@contextmanager
+def _attention(model: PreTrainedModel, name: str | None) -> Iterator[None]:
+    """Within it a model computes with the attention of that name; None changes nothing."""
+    own = model.config.get_text_config()._attn_implementation
+    if name is not None:
+        model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        if name is not None:
+            model.set_attn_implementation(own)
+
+
+def _verdict(model: PreTrainedModel, distance: float) -> str:
+    return "" if distance <= _tolerance(model) else f"{distance:.1g} away from the concatenation"
+
+
+def _tolerance(model: PreTrainedModel) -> float:
+    return 0.1 if model.dtype in _HALF else 1e-3
+
+
+def _distance(value: Tensor, expected: Tensor) -> float:
+    """Relative distance; infinite for NaN."""
+    distance = float((value - expected).norm() / expected.norm().clamp(min=1e-12))
+    return distance if distance == distance else float("inf")
+
+
+def _logit_distance(value: Tensor, expected: Tensor) -> float:
+    """The distance of logits `[A, V]`, without what all places have in common.
+
+    That is most of their size in a trained model, so that even a wrong route's would be near.
+    """
+    usual = expected.mean(0)
+    return _distance(value - usual, expected - usual)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {str(error)[:200]}".split())
