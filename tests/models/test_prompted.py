@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from softprompt.errors import SoftPromptError
 from softprompt.models import attention, prompted
@@ -222,10 +223,11 @@ class Spy:
         self.rows: list[tuple[int, int]] = []
         self.layer_runs = 0
         model.base_model.register_forward_pre_hook(self._see, with_kwargs=True)
-        model.base_model.layers[0].register_forward_pre_hook(self._count)
+        next(model.base_model.layers[0].children()).register_forward_pre_hook(self._count)
 
     def _see(self, module, args, kwargs):
-        self.rows.append(tuple(kwargs["inputs_embeds"].shape[:2]))
+        if kwargs.get("inputs_embeds") is not None:
+            self.rows.append(tuple(kwargs["inputs_embeds"].shape[:2]))
 
     def _count(self, module, args):
         self.layer_runs += 1
@@ -373,17 +375,46 @@ def test_dropout_stays_off():
     assert not any(module.training for module in model.modules())
 
 
-def test_gradient_checkpointing_that_would_switch_on_dropout_is_refused():
-    model = make_model("opt", torch.float64, dropout=0.1)
-    with pytest.raises(SoftPromptError, match="switch on OPTForCausalLM's dropout"):
-        PromptedModel(model, MIXED.parameters(), gradient_checkpointing=True)
-    assert not any(module.training for module in model.modules())
+@pytest.mark.parametrize(
+    ("family", "dropout"), [("gpt2", ("resid_pdrop", "embd_pdrop", "attn_pdrop")), ("opt", ("dropout",))]
+)
+def test_gradient_checkpointing_leaves_dropout_off(family, dropout):
+    """OPT drops out in its layers themselves, GPT-2 in modules within them."""
+    model = make_model(family, torch.float64, **dict.fromkeys(dropout, 0.5))
+    assert_equal(step(model, MIXED, gradient_checkpointing=True), make_model(family, torch.float64), MIXED)
 
 
-def test_gradient_checkpointing_leaves_dropout_off_where_it_can():
-    """GPT-2 drops out in modules within its layers, which stay in eval mode."""
-    model = with_dropout()
-    assert_equal(step(model, MIXED, gradient_checkpointing=True), make_model("gpt2", torch.float64), MIXED)
+class Nested(GradientCheckpointingLayer):
+    """A layer around another one, as in Zamba."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+def test_gradient_checkpointing_of_layers_within_layers():
+    model = make_model("llama", torch.float64)
+    model.model.layers[0] = Nested(model.model.layers[0])
+    spy = Spy(model)
+    prompts = MIXED.parameters()
+    PromptedModel(model, prompts, gradient_checkpointing=True)(**MIXED.batch).loss.backward()
+    assert distance([p.grad for p in prompts], MIXED.reference(make_model("llama", torch.float64)).grads) < 1e-9
+    assert spy.layer_runs
+
+
+def test_gradient_checkpointing_that_changes_the_gradient_is_refused():
+    """A layer that computes something else when it is run again, in the backward pass."""
+    model = make_model("llama")
+
+    def scale(module, args, output):
+        return output * (1 + (torch._C._current_autograd_node() is not None))
+
+    model.model.layers[0].input_layernorm.register_forward_hook(scale)
+    with pytest.raises(SoftPromptError, match="gradient checkpointing changes LlamaForCausalLM's gradient"):
+        PromptedModel(model, MIXED.parameters(torch.float32), gradient_checkpointing=True, route="concatenated")
 
 
 def test_a_base_that_cannot_be_recomputed_is_refused(monkeypatch):

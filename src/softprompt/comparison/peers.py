@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,15 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.utils.data import SequentialSampler
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import set_seed
 
 from softprompt.comparison.methods import LORA_RANK
@@ -106,10 +115,10 @@ class PeerTrainer(Trainer):
         if precision is not None:
             changed[precision] = True
         if recipe.gradient_checkpointing:
-            changed |= {
-                "gradient_checkpointing": True,
-                "gradient_checkpointing_kwargs": {"use_reentrant": False},
-            }
+            # Renamed in Transformers 5.24.
+            known = {option.name for option in fields(TrainingArguments)}
+            name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+            changed |= {name: True, f"{name}_kwargs": {"use_reentrant": False}}
         super().__init__(
             model=peer.model,
             args=arguments(recipe, folder.parent, peer.base.device, validates=True, **changed),

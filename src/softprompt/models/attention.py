@@ -229,8 +229,6 @@ def detach(model: PreTrainedModel) -> None:
 def _dispatcher(inner: str) -> Callable[..., Any]:
     def attention(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("layout") is not None:
-            if inner == "sdpa":  # Transformers' SDPA leaves out soft-capping, and a packed call is to equal it
-                kwargs.pop("softcap", None)
             return packed_attention(module, *args, **kwargs)
         eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         return ALL_ATTENTION_FUNCTIONS.get_interface(inner, eager)(module, *args, **kwargs)

@@ -239,7 +239,9 @@ class AcceleratedPeftModel(PeftModelForCausalLM):
     def _hidden(self, prompts: Sequence[Tensor], batch: Batch) -> Tensor:
         """Final hidden states `[A, H]` at the places that the batch asks for."""
         route = self.route
-        if torch.is_grad_enabled() and self.base_model.is_gradient_checkpointing:
+        if torch.is_grad_enabled() and any(
+            getattr(m, "gradient_checkpointing", False) for m in self.base_model.modules()
+        ):
             if self._dropout:
                 raise SoftPromptError(
                     f"gradient checkpointing would switch on the base's dropout ({self._dropout}): set it to 0 first"

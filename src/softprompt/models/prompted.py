@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from softprompt.errors import SoftPromptError
 from softprompt.models.attention import choose_kernel
 from softprompt.models.base import Base
 from softprompt.models.decoder import reach
-from softprompt.models.probe import find_route, objection
+from softprompt.models.probe import find_route, objection, probe
 from softprompt.models.routes import ROUTES, Batch, RouteName, hidden_states, logits
 from softprompt.prompts.prompt import SoftPrompt
 
@@ -68,8 +69,8 @@ class PromptedModel(nn.Module):
 
     Raises:
         SoftPromptError: a prompt is not as wide as the base, or leaves no room in its context; the route asked for is
-            unknown or not exact for the base; gradient checkpointing is asked of a base that has none, or whose layers
-            would then drop out.
+            unknown or not exact for the base; gradient checkpointing is asked of a base that has none, or whose
+            gradient it would change.
     """
 
     accepts_loss_kwargs = True
@@ -309,31 +310,42 @@ class PromptedModel(nn.Module):
         return wanted
 
     def _start_recomputing(self) -> None:
-        """Find the layers to recompute, and make sure that they compute what they do in eval mode."""
+        """Find the layers to recompute, and make sure that this changes no gradient."""
         name = type(self.base).__name__
-        layers = [module for module in self.base.modules() if isinstance(module, GradientCheckpointingLayer)]
-        if not layers or not self.base.supports_gradient_checkpointing:
-            raise SoftPromptError(f"{name} does not support gradient checkpointing")
-        self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        steps = torch.arange(8, device=self.base.device)
-        batch = Batch(steps, [8], [0], torch.zeros_like(steps), steps)
-        with torch.no_grad():
-            expected = self.hidden([self._no_prompt()], batch)
-            self._recomputed.extend(layers)
-            recomputed = self.hidden([self._no_prompt()], batch)
-        if (recomputed - expected).norm() > 1e-2 * expected.norm():
-            raise SoftPromptError(f"gradient checkpointing would switch on {name}'s dropout: set it to 0 in its config")
+        every = [module for module in self.base.modules() if isinstance(module, GradientCheckpointingLayer)]
+        within = {part for layer in every for part in layer.modules() if part is not layer}
+        layers = [layer for layer in every if layer not in within]
+        if not layers:
+            raise SoftPromptError(f"{name} does not support gradient checkpointing: it names no layers for it")
+        prompts, batch = probe(self.base)
+
+        def gradient() -> Tensor:
+            leaves = [prompt.clone().requires_grad_() for prompt in prompts]
+            with torch.enable_grad():
+                total = logits(self.base, self.hidden(leaves, batch)).logsumexp(-1).sum()
+            return torch.cat(torch.autograd.grad(total, leaves))
+
+        expected = gradient()
+        self._recomputed.extend(layers)
+        if not (gradient() - expected).norm() <= 1e-2 * expected.norm():
+            raise SoftPromptError(f"gradient checkpointing changes {name}'s gradient: leave it off")
 
     @contextmanager
     def _recomputing(self) -> Iterator[None]:
-        """Within it the layers are checkpointed. Their training flag, and only theirs, is what switches it on."""
+        """Within it the layers keep no activations: the backward pass, which may come later, runs them again.
+
+        Transformers' own switch needs layers in training mode, with their dropout, until the backward pass is over.
+        """
+        own = [vars(layer).get("forward") for layer in self._recomputed]
         try:
             for layer in self._recomputed:
-                layer.training = True
+                vars(layer)["forward"] = partial(checkpoint, layer.forward, use_reentrant=False)
             yield
         finally:
-            for layer in self._recomputed:
-                layer.training = False
+            for layer, forward in zip(self._recomputed, own, strict=True):
+                del vars(layer)["forward"]
+                if forward is not None:
+                    vars(layer)["forward"] = forward
 
 
 class _InTurns(torch.autograd.Function):
