@@ -274,7 +274,7 @@ def _no_safetensors(name: str) -> str:
     )
 
 
-def _check_supported(name: str, config: PretrainedConfig) -> None:
+def check_supported(name: str, config: PretrainedConfig) -> None:
     kind = type(config)
     encodes = kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
     brings_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
@@ -296,7 +296,7 @@ def _read(
     try:
         with _quiet(show_progress):
             config = AutoConfig.from_pretrained(source, **options)
-            _check_supported(name, config)
+            check_supported(name, config)
             # Transformers' SDPA, its default, leaves soft-capped scores (Gemma 2) uncapped.
             if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
                 settings["attn_implementation"] = "eager"

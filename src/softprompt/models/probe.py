@@ -94,14 +94,15 @@ def check_model(model: PreTrainedModel) -> None:
 
     Raises:
         SoftPromptError: the model has no output head; it cannot be fed with embeddings, or computes something else from
-            them; its tokens see what comes after them; it changes its logits in a way that softprompt does not know; or
-            its numbers are not finite.
+            them; its tokens see what comes after them, or padding; it changes its logits in a way that softprompt does
+            not know; or its numbers are not finite.
     """
     name = type(model).__name__
     if model.get_output_embeddings() is None:
         raise SoftPromptError(f"{name} has no output head: a causal language model is needed")
     try:
-        _check_model(model, name)
+        with _attention(model, _kernels(model)[-1]):
+            _check_model(model, name)
     except SoftPromptError:
         raise
     except Exception as error:  # whatever a class that was not made for embeddings stumbles over
@@ -137,8 +138,20 @@ def _check_model(model: PreTrainedModel, name: str) -> None:
             ours = logits(model, concatenated(model, [prompt], bare))
         if _logit_distance(ours, own) > _tolerance(model):
             raise SoftPromptError(f"{name} changes its logits in a way that softprompt does not know")
+    with torch.no_grad():
+        together = logits(model, concatenated(model, prompts, batch))
+        alone = torch.cat([logits(model, concatenated(model, prompts, one)) for one in _one_by_one(batch)])
+    if _logit_distance(together, alone) > _tolerance(model):
+        raise SoftPromptError(f"{name} computes a row otherwise beside a longer one: it is not supported")
     if _looks_ahead(model, words.detach(), text):
         raise SoftPromptError(f"{name} lets a token see what comes after it: it is not a causal language model")
+
+
+def _one_by_one(batch: Batch) -> Iterator[Batch]:
+    """Each text as a batch of its own."""
+    for row, text in enumerate(batch.tokens.split(list(batch.lengths))):
+        columns = batch.columns[batch.rows == row]
+        yield Batch(text, [len(text)], [batch.prompt_of_text[row]], torch.zeros_like(columns), columns)
 
 
 def _looks_ahead(model: PreTrainedModel, words: Tensor, tokens: Tensor) -> bool:
@@ -146,7 +159,7 @@ def _looks_ahead(model: PreTrainedModel, words: Tensor, tokens: Tensor) -> bool:
     middle = len(words) // 2
     vectors = words.clone().requires_grad_()
     with torch.enable_grad():
-        hidden = Decoder.of(model)(vectors[None], tokens[None])
+        hidden = Decoder.of(model)(vectors[None] * 1, tokens[None])  # CTRL scales what it is given in place
         (grad,) = torch.autograd.grad(logits(model, hidden[0, middle]).logsumexp(-1), vectors)
     size = grad.float().norm(dim=-1)
     return bool((size[middle + 1 :] > 1e-6 * size.max()).any())

@@ -23,6 +23,8 @@ from softprompt.models.decoder import NO_TOKEN, Decoder
 from softprompt.models.packed import Tree, build_layout
 
 RouteName = Literal["packed", "shared_prefix", "concatenated"]
+# Gemma's, RecurrentGemma's and xLSTM's names for one thing.
+_LOGIT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 ROUTES: tuple[RouteName, ...] = ("packed", "shared_prefix", "concatenated")
 
 
@@ -144,8 +146,9 @@ def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
         scores = scores * scale
     if (scaling := getattr(config, "logits_scaling", None)) is not None:
         scores = scores / scaling
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        scores = torch.tanh(scores / cap) * cap
+    for name in _LOGIT_CAPS:
+        if (cap := getattr(config, name, None)) is not None:
+            scores = torch.tanh(scores / cap) * cap
     return scores
 
 
