@@ -296,7 +296,7 @@ class _AfterBackbone:
         self._base, self._hidden = base, hidden
 
     def base_model(self, **options: Any) -> ModelOutput:
-        return BaseModelOutputWithPast(last_hidden_state=self._hidden[None])  # type: ignore[arg-type]
+        return BaseModelOutputWithPast(last_hidden_state=self._hidden[None])
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._base, name)
