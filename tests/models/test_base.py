@@ -37,7 +37,7 @@ from transformers import (
 from softprompt.errors import SoftPromptError
 from softprompt.models import base as base_module
 from softprompt.models import sources
-from softprompt.models.base import Base, fast_dtype, load_base
+from softprompt.models.base import Base, fast_dtype, load_base, suppressed_ids
 from tests.conftest import make_base
 
 SHAPE = {
@@ -152,6 +152,22 @@ class TestLoading:
     def test_the_context_may_be_unlimited(self, tiny_tokenizer):
         model = BloomForCausalLM(BloomConfig(vocab_size=258, hidden_size=32, n_layer=1, n_head=2))
         assert Base(model, tiny_tokenizer, "bloom").max_positions is None
+
+    @pytest.mark.parametrize(
+        ("stated", "ends"), [(None, {0}), (5, {0, 5}), ([5, 0, 7], {0, 5, 7}), ([-1, 5, 258, 99999], {0, 5})]
+    )
+    def test_the_ends_are_those_of_tokenizer_and_generation_config(self, folder, stated, ends):
+        file = folder / "generation_config.json"
+        config = json.loads(file.read_text())
+        file.write_text(json.dumps(config | {"eos_token_id": stated, "suppress_tokens": [*ends, -1]}))
+        base = load_base(folder)
+        assert base.end_ids == ends
+        assert suppressed_ids(base.model) == ends
+
+    def test_a_base_may_have_no_end(self, tiny_base):
+        tiny_base.tokenizer.eos_token = None
+        tiny_base.model.generation_config.eos_token_id = None
+        assert tiny_base.end_ids == frozenset()
 
     def test_nothing_is_printed(self, folder, capfd):
         load_base(folder)

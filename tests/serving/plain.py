@@ -68,7 +68,7 @@ class PlainEngine:
         deadline = await self._enter(len(ids))
         finished = False
         try:
-            chooser = Chooser(sampling, self.base.tokenizer.eos_token_id, self.base.device)
+            chooser = Chooser(sampling, self.base.end_ids, self.base.device)
             context = list(ids)
             for _ in range(sampling.max_tokens):
                 await self._wait(deadline)
@@ -111,7 +111,7 @@ class PlainEngine:
             row = torch.cat([prompt.embeddings[None].to(row), row], 1)
         scores = model(inputs_embeds=row, use_cache=False).logits[0, -1].float()
         chosen, logprob, top = chooser.choose(context, scores)
-        if chosen == self.base.tokenizer.eos_token_id and not sampling.ignore_eos:
+        if chosen in self.base.end_ids and not sampling.ignore_eos:
             return Token(chosen, logprob, top, "stop")
         return Token(chosen, logprob, top, "length" if last == sampling.max_tokens else None)
 

@@ -47,11 +47,17 @@ async def answer(engine: LocalEngine, prompt: sp.SoftPrompt | None, ids: list[in
 
 
 def greedy(base: sp.Base, prompt: sp.SoftPrompt | None, ids: list[int], count: int) -> list[int]:
-    """The reference: Transformers' own generate, alone; the end-of-text token included where it came."""
-    model = PromptedModel(base, [] if prompt is None else [prompt])
-    end = base.tokenizer.eos_token_id
-    found = generate(model, [ids], max_new_tokens=count, end=end)[0]
-    return found if len(found) == count else [*found, end]
+    """The reference: the likeliest token after the plain concatenation, computed anew each time; an end included."""
+    row = base.embed(torch.tensor(ids, dtype=torch.long)) if prompt is None else prompt.embeddings
+    if prompt is not None and ids:
+        row = torch.cat([row, base.embed(torch.tensor(ids))])
+    found: list[int] = []
+    while len(found) < count and not base.end_ids & set(found):
+        with torch.no_grad():
+            scores = base.model(inputs_embeds=row[None].to(base.dtype), use_cache=False).logits[0, -1]
+        found.append(int(scores.argmax()))
+        row = torch.cat([row, base.embed(torch.tensor(found[-1:]))])
+    return found
 
 
 def likelihoods(base: sp.Base, prompt: sp.SoftPrompt | None, ids: list[int]) -> list[float]:
@@ -128,6 +134,38 @@ def test_states_that_do_not_fit_leave_and_come_back(tiny_base):
     assert figures["state_evictions_total"] >= 8
     assert figures["state_bytes"] <= 64 * place
     assert figures["new_tokens_total"] == sum(map(len, found))
+
+
+@pytest.mark.parametrize("virtual", [0, 5])
+def test_any_of_the_ends_stops_and_what_is_suppressed_never_comes(tiny_base, virtual):
+    """The generation config's ends count beside the tokenizer's; an end is no bad word; one rule with `predict`."""
+    prompt, ids = make_prompt(tiny_base, virtual) if virtual else None, ids_of(6, 2)
+
+    def ask(**sampling):
+        async def one():
+            async with running(tiny_base) as engine:
+                return await answer(engine, prompt, ids, max_tokens=9, **sampling)
+
+        return asyncio.run(one())
+
+    def offline(ends):
+        model = PromptedModel(tiny_base, [] if prompt is None else [prompt])
+        return generate(model, [ids], max_new_tokens=9, ends=ends)[0]
+
+    plain = ask(ignore_eos=True)
+    assert len(plain) == 9
+    second = next(token for token in plain if plain.index(token) > 1)
+    cut = plain.index(second)
+    tiny_base.model.generation_config.eos_token_id = [second, 257]
+    tiny_base.__dict__.pop("end_ids", None)
+    assert tiny_base.end_ids == {0, second, 257}
+    assert ask() == ask(bad_words=((second,),)) == plain[: cut + 1]
+    assert offline(tiny_base.end_ids) == plain[:cut]
+    tiny_base.model.generation_config.suppress_tokens = [second, plain[0]]
+    changed = ask(ignore_eos=True)
+    assert len(changed) == 9
+    assert not {second, plain[0]} & set(changed)
+    assert offline([]) == changed
 
 
 def test_a_warm_prompt_is_not_computed_again(tiny_base):

@@ -17,7 +17,7 @@ def test_the_reference_generates_what_generate_does(virtual):
     base = make_base()
     prompts = [SoftPrompt.random(base, virtual)] if virtual else []
     texts = [[5, 6, 7], [8] * 20]
-    expected = generate(PromptedModel(base, prompts), texts, max_new_tokens=9, end=base.tokenizer.eos_token_id)
+    expected = generate(PromptedModel(base, prompts), texts, max_new_tokens=9, ends=base.end_ids)
 
     async def answer(ids: list[int]) -> list[int]:
         engine = PlainEngine(base)

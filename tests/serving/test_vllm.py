@@ -85,9 +85,9 @@ class Running:
 
     def greedy(self, prompt: sp.SoftPrompt | None, ids: list[int], count: int) -> list[int]:
         """The reference: Transformers' own generate, alone; the end-of-text token included where it came."""
-        end = self.base.tokenizer.eos_token_id
-        found = generate(self.prompted(prompt), [ids], max_new_tokens=count, end=end)[0]
-        return found if len(found) == count else [*found, end]
+        ends = self.base.end_ids
+        found = generate(self.prompted(prompt), [ids], max_new_tokens=count, ends=ends)[0]
+        return found if len(found) == count else [*found, *ends]
 
     def likelihoods(
         self, prompt: sp.SoftPrompt | None, ids: list[int], labels: list[list[int]] = LABELS
@@ -188,6 +188,15 @@ class TestAnswers:
         prompt, ids = tiny.prompt(9, 1), tiny.ids(5)
         found = tiny.run(tiny.engine.classify(prompt, ids, labels))
         assert found == pytest.approx(tiny.likelihoods(prompt, ids, labels), abs=1e-3)
+
+    def test_any_of_the_ends_stops_and_what_is_suppressed_never_comes(self, tiny, monkeypatch):
+        ids = tiny.ids(6, 2)
+        plain = tiny.run(tiny.answer(None, ids, max_tokens=9, ignore_eos=True))
+        second = next(token for token in plain if plain.index(token) > 1)
+        monkeypatch.setitem(tiny.engine.base.__dict__, "end_ids", frozenset({0, second}))
+        assert tiny.run(tiny.answer(None, ids, max_tokens=9)) == plain[: plain.index(second) + 1]
+        monkeypatch.setattr(tiny.engine, "_suppressed", frozenset({second}))
+        assert second not in tiny.run(tiny.answer(None, ids, max_tokens=9, ignore_eos=True))
 
     def test_it_stops_at_the_end_of_text_unless_told_not_to(self, tiny):
         """A text after which the reference ends early; found by trying, for the base is random."""

@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from softprompt.errors import SoftPromptError
-from softprompt.models.base import Base
+from softprompt.models.base import Base, end_ids
 from softprompt.models.generation import generate
 from softprompt.models.prompted import PromptedModel
 from softprompt.models.scoring import score, shares
@@ -135,7 +135,7 @@ class Evaluator:
             self.model,
             self._encoded.input_ids,
             max_new_tokens=self.task.max_new_tokens,
-            end=self.tokenizer.eos_token_id,
+            ends=end_ids(self.model.base, self.tokenizer),
             progress=progress,
         )
         texts: list[str] = self.tokenizer.batch_decode(answers, skip_special_tokens=True)

@@ -197,5 +197,5 @@ def continue_alone(base: Base, prompt: SoftPrompt, max_new_tokens: int = _CONTIN
     if base.max_positions is not None:
         room = min(room, base.max_positions - prompt.num_virtual_tokens)
     model = PromptedModel(base, [prompt])
-    (answer,) = generate(model, [[]], max_new_tokens=room, end=base.tokenizer.eos_token_id)
+    (answer,) = generate(model, [[]], max_new_tokens=room, ends=base.end_ids)
     return str(base.tokenizer.decode(answer, skip_special_tokens=True))

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -86,6 +86,11 @@ class Base:
     def max_positions(self) -> int | None:
         """The context's length in tokens, virtual ones included (see `reach`); None where nothing states one."""
         return reach(self.model.config).positions
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens that end an answer; see the function `end_ids`."""
+        return end_ids(self.model, self.tokenizer)
 
     @property
     def device(self) -> torch.device:
@@ -201,6 +206,30 @@ def load_base(
     if context.reason:
         logger.warning("base %r is used up to %s tokens: %s", name, f"{context.positions:,}", context.reason)
     return Base(model, tokenizer, name)
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end an answer: the tokenizer's end of text, and those of the model's generation config.
+
+    Chat models end a turn by another token than a text (Gemma, Llama 3, Phi-3). What a target ends with in training is
+    the tokenizer's alone.
+    """
+    return _known_ids(model, tokenizer.eos_token_id, getattr(model.generation_config, "eos_token_id", None))
+
+
+def suppressed_ids(model: PreTrainedModel) -> frozenset[int]:
+    """The tokens that never come in an answer: `suppress_tokens` of the model's generation config.
+
+    They and the end tokens are all of that file that counts here, in `predict` and on the server alike.
+    """
+    return _known_ids(model, getattr(model.generation_config, "suppress_tokens", None))
+
+
+def _known_ids(model: PreTrainedModel, *stated: int | Sequence[int] | None) -> frozenset[int]:
+    """Those of the ids that are in the vocabulary; -1 and the like stand for none."""
+    count = model.config.get_text_config().vocab_size
+    ids = [token for one in stated if one is not None for token in ([one] if isinstance(one, int) else one)]
+    return frozenset(token for token in ids if 0 <= token < count)
 
 
 @cache

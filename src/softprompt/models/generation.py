@@ -5,7 +5,8 @@ Owns the padding of many texts into the batches that Transformers' `generate` ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ def generate(
     texts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    end: int | None,
+    ends: Collection[int],
     prompt_index: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
@@ -30,7 +31,7 @@ def generate(
         model: the base with its prompts.
         texts: B texts, token ids.
         max_new_tokens: the most tokens to add to a text.
-        end: the token that ends a text; it is not part of the answer. None: always `max_new_tokens`.
+        ends: the tokens that end a text; they are not part of the answer. None at all: always `max_new_tokens`.
         prompt_index: which prompt stands before each text; may be left out with at most one prompt.
         progress: called with the number of texts finished since the last call.
 
@@ -62,12 +63,12 @@ def generate(
             top_p=None,
             top_k=None,
             repetition_penalty=1.0,
-            eos_token_id=end,
-            pad_token_id=0 if end is None else end,
+            eos_token_id=sorted(ends) or None,
+            pad_token_id=min(ends, default=0),
             use_cache=True,
         )
         for row, ids in zip(rows, tokens.tolist(), strict=True):
-            answers[row] = ids[: ids.index(end)] if end in ids else ids
+            answers[row] = list(takewhile(lambda token: token not in ends, ids))
         if progress is not None:
             progress(len(rows))
     return answers

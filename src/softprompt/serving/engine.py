@@ -50,7 +50,7 @@ class Sampling:
         no_repeat_ngram_size: no run of this many tokens comes twice; 0: off.
         bad_words: token sequences that never come.
         logprobs: how many of the likeliest tokens to name with each new one; None: no log-probabilities at all.
-        ignore_eos: go on after the end-of-text token, up to `max_tokens`.
+        ignore_eos: go on after a token that ends a text, up to `max_tokens`.
 
     Raises:
         SoftPromptError: a value out of its range, naming the key.
@@ -88,7 +88,7 @@ class Token:
     """One new token.
 
     Attributes:
-        id: its id. The end-of-text token is given, too.
+        id: its id. One that ends the text is given, too.
         logprob: its log-probability before temperature and other processing; None unless asked for.
         top: the likeliest tokens at its place, with their log-probabilities, the likeliest first.
         finish: why it is the last one: "stop" (end of text) or "length"; None where it isn't the last.

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from softprompt.errors import SoftPromptError
-from softprompt.models.base import Base
+from softprompt.models.base import Base, suppressed_ids
 from softprompt.models.packed import Tree
 from softprompt.models.routes import logits
 from softprompt.models.scoring import Branches, check_tokens
@@ -140,7 +140,7 @@ class LocalEngine:
         self.base = base
         self._pool = StatePool(base.model, state_bytes)
         self._max_waiting, self._time_limit, self._step_tokens = max_waiting, time_limit, max_batch_tokens
-        self._end: int | None = base.tokenizer.eos_token_id
+        self._suppressed = suppressed_ids(base.model)
         self._waiting: deque[_Request] = deque()
         self._running: list[_Request] = []
         self._changed = threading.Condition()
@@ -163,7 +163,7 @@ class LocalEngine:
             await asyncio.to_thread(self._worker.join)
 
     async def generate(self, prompt: SoftPrompt | None, ids: Sequence[int], sampling: Sampling) -> AsyncIterator[Token]:
-        chooser = Chooser(sampling, self._end, self.base.device)
+        chooser = Chooser(sampling, self.base.end_ids, self.base.device, self._suppressed)
         request = _Request(prompt, list(ids), self._deadline(), sampling=sampling, chooser=chooser)
         self._submit(request)
         try:
@@ -401,7 +401,7 @@ class LocalEngine:
             request.ids.append(chosen)
             self._new_tokens += 1
             finish: Literal["stop", "length"] | None = None
-            if chosen == self._end and not request.sampling.ignore_eos:
+            if chosen in self.base.end_ids and not request.sampling.ignore_eos:
                 finish = "stop"
             elif len(request.ids) - request.text_length == request.sampling.max_tokens:
                 finish = "length"

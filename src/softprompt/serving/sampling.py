@@ -6,7 +6,7 @@ context is the text and the answer so far, never a virtual token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from transformers import (
     NoBadWordsLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
+    SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -29,11 +30,14 @@ class Chooser:
 
     Args:
         sampling: what the request asks for.
-        end: the end-of-text token, which `bad_words` may not forbid by accident; None: there is none.
+        ends: the tokens that end a text, which `bad_words` may not forbid by accident.
+        suppressed: tokens that never come, whatever the request.
         device: of the logits.
     """
 
-    def __init__(self, sampling: Sampling, end: int | None, device: torch.device) -> None:
+    def __init__(
+        self, sampling: Sampling, ends: Collection[int], device: torch.device, suppressed: Collection[int] = ()
+    ) -> None:
         self._logprobs = sampling.logprobs
         self._processors: Any = LogitsProcessorList()
         if sampling.repetition_penalty != 1:
@@ -42,7 +46,9 @@ class Chooser:
             self._processors.append(NoRepeatNGramLogitsProcessor(sampling.no_repeat_ngram_size))
         if sampling.bad_words:
             words = [list(word) for word in sampling.bad_words]
-            self._processors.append(NoBadWordsLogitsProcessor(words, eos_token_id=end))
+            self._processors.append(NoBadWordsLogitsProcessor(words, eos_token_id=sorted(ends) or None))
+        if suppressed:
+            self._processors.append(SuppressTokensLogitsProcessor(sorted(suppressed), device=str(device)))
         self._generator: torch.Generator | None = None
         if sampling.temperature:
             self._generator = torch.Generator(device)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from softprompt.errors import SoftPromptError
-from softprompt.models.base import fast_dtype, load_base
+from softprompt.models.base import fast_dtype, load_base, suppressed_ids
 from softprompt.models.scoring import check_tokens
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.serving.engine import QueueFullError, Sampling, StoppedError, TimeLimitError, Token
@@ -103,7 +103,7 @@ class VllmEngine:
         options = {key: flags[key] for key in ("revision", "trust_remote_code") if key in flags}
         # The identity rounds weights to bfloat16, so that this halves the memory and changes nothing.
         self.base = load_base(base, dtype="bfloat16", device="cpu", **options)
-        self._end: int | None = self.base.tokenizer.eos_token_id
+        self._suppressed = suppressed_ids(self.base.model)
         self._probe_ids = torch.arange(_PROBES) * self.base.vocab_size // _PROBES
         self._probe_rows = self.base.embed(self._probe_ids)
         assert self.base.identity  # worked out now, and kept
@@ -276,8 +276,8 @@ class VllmEngine:
                 "vLLM's newer model runner takes virtual tokens for token 0, which repetition_penalty would make "
                 "rarer: leave it out, or start the server with VLLM_USE_V2_MODEL_RUNNER=0"
             )
-        # The end of a text is no bad word, as in Transformers.
-        forbidden = {token for (token,) in sampling.bad_words} - {self._end}
+        # What ends a text is no bad word, as in Transformers.
+        forbidden = ({token for (token,) in sampling.bad_words} - self.base.end_ids) | self._suppressed
         return {
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
@@ -288,7 +288,7 @@ class VllmEngine:
             "repetition_penalty": sampling.repetition_penalty,
             "logit_bias": dict.fromkeys(forbidden, -math.inf) or None,
             "logprobs": sampling.logprobs,
-            "stop_token_ids": None if self._end is None or sampling.ignore_eos else [self._end],
+            "stop_token_ids": None if sampling.ignore_eos else sorted(self.base.end_ids),
         }
 
     def _params(self, **settings: Any) -> Any:
