@@ -61,6 +61,67 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=2, state_size=4, **_ids
     ),
 }
+# Classes whose own `generate` takes no embeddings, or pads wrongly, or that keep something else than keys and values.
+AWKWARD: dict[str, Callable[[], PreTrainedConfig]] = {
+    "openai_gpt": lambda: tf.OpenAIGPTConfig(**_gpt),  # keeps nothing
+    "ctrl": lambda: tf.CTRLConfig(**_gpt, dff=24),
+    "rwkv": lambda: tf.RwkvConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, attention_hidden_size=WIDTH, num_hidden_layers=2, **_ids
+    ),
+    "mamba2": lambda: tf.Mamba2Config(
+        **_size | {"num_attention_heads": 0}, num_heads=4, head_dim=8, state_size=4, n_groups=2, chunk_size=4
+    ),
+    "bamba": lambda: tf.BambaConfig(
+        **_grouped, attn_layer_indices=[1], mamba_n_heads=4, mamba_d_head=8, mamba_d_state=4, mamba_chunk_size=4
+    ),
+    "zamba": lambda: tf.ZambaConfig(
+        **_usual | {"num_hidden_layers": 6},
+        num_key_value_heads=2,
+        n_mamba_heads=2,
+        mamba_d_state=4,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+    ),
+    "zamba2": lambda: tf.Zamba2Config(
+        **_usual | {"num_hidden_layers": 4},
+        num_key_value_heads=2,
+        n_mamba_heads=4,
+        mamba_d_state=4,
+        mamba_ngroups=2,
+        chunk_size=4,
+        layers_block_type=["mamba", "hybrid", "mamba", "hybrid"],
+    ),
+    "nemotron_h": lambda: tf.NemotronHConfig(
+        **_wide_heads,
+        layers_block_type=["mamba", "attention"],
+        mamba_num_heads=4,
+        mamba_head_dim=8,
+        ssm_state_size=4,
+        n_groups=2,
+        chunk_size=4,
+    ),
+    "git": lambda: tf.GitConfig(
+        **_usual, vision_config={**_size, "intermediate_size": 24, "image_size": 8, "patch_size": 4}
+    ),
+    "diffllama": lambda: tf.DiffLlamaConfig(**_grouped),
+    "deepseek_v2": lambda: tf.DeepseekV2Config(
+        **_usual,
+        kv_lora_rank=8,
+        q_lora_rank=None,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=4,
+        v_head_dim=8,
+        n_routed_experts=4,
+        n_group=1,
+        topk_group=1,
+        num_experts_per_tok=2,
+        moe_intermediate_size=8,
+        first_k_dense_replace=1,
+    ),
+    "gemma3_of_images": lambda: tf.Gemma3Config(
+        text_config={**_gemma}, vision_config={**_size, "intermediate_size": 24, "image_size": 8, "patch_size": 4}
+    ),
+}
 PACKED = [
     *("llama", "gpt2", "gpt_neox", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"),
     *("mistral", "phi", "phi3", "opt", "granite", "cohere", "gptj"),
@@ -71,7 +132,7 @@ CONCATENATED = ["mamba"]
 
 def make_model(family: str, dtype: torch.dtype = torch.float32, **changes: object) -> PreTrainedModel:
     """A new random model, frozen, in eval mode, without dropout unless `changes` to its configuration ask for it."""
-    config = CONFIGS[family]()
+    config = (CONFIGS | AWKWARD)[family]()
     for name, value in config.to_dict().items():
         if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
             setattr(config, name, 0.0)

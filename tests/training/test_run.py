@@ -25,7 +25,9 @@ from softprompt import (
 )
 from softprompt.evaluation.evaluate import Evaluation, Evaluator
 from softprompt.models.prompted import PromptedModel, PromptedOutput
-from tests.conftest import make_base
+from softprompt.reporting.run_report import write_report
+from tests.conftest import make_base, make_tokenizer
+from tests.models.families import make_model
 
 TASK = Task(template="{text}:", labels=["yes", "no"])
 
@@ -75,6 +77,19 @@ def test_training_learns_and_leaves_the_base_alone(tiny_base: Base) -> None:
     for name, parameter in tiny_base.model.named_parameters():
         assert torch.equal(parameter, before[name])
         assert parameter.grad is None
+
+
+@pytest.mark.parametrize("family", ["openai_gpt", "rwkv", "bamba", "ctrl"])
+@pytest.mark.parametrize("labels", [["yes", "no"], None])
+def test_a_base_whose_own_generate_takes_no_embeddings(family: str, labels: list[str] | None, tmp_path: Path) -> None:
+    """Classification and free text end with a validation and a report."""
+    base = Base(make_model(family, vocab_size=258), make_tokenizer(), family)
+    task = Task(template="{text}:", labels=labels, target=" {label}", max_new_tokens=5)
+    prompt = SoftPrompt.from_vocabulary(base, 2)
+    settings = recipe(max_steps=2, evaluate_every=2)
+    run = train(base, prompt, task, train=rows(8), validation=rows(4, 8), recipe=settings, output=tmp_path / "run")
+    assert run.validation is not None
+    assert write_report(tmp_path / "run", base=base).is_file()
 
 
 def test_same_seed_same_prompt(tiny_base: Base) -> None:

@@ -1,18 +1,39 @@
-"""Free text from a base behind its prompts: batched greedy generation.
+"""Free text from a base behind its prompts: the likeliest next token, again and again, for many texts at a time.
 
-Owns the padding of many texts into the batches that Transformers' `generate` takes. Knows nothing of tasks or metrics.
+Transformers' own `generate` takes embeddings for some classes only, pads, and follows whatever a base's generation
+config brings along. Here a token is always that of the plain concatenation `[prompt | text | answer]`, by the fastest
+of the ways that a probe has shown to be exact for the base:
+
+- `_Pooled`: texts of any lengths in one packed row a step, keys and values kept in a pool, as the server does it.
+- `_Cached`: texts of one length together, without padding, by whatever the base keeps (keys and values, a state);
+  `_OneByOne` where even these cannot be together.
+- `_Plain`: everything computed anew for each token. Exact for every base that a prompt can be trained for.
+
+Owns these ways and the choice between them. Knows nothing of tasks or metrics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from itertools import takewhile
+import logging
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Sequence
+from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from softprompt.models.base import suppressed_ids
+from softprompt.models.decoder import NO_TOKEN, Decoder
+from softprompt.models.probe import objection_to_logits
 from softprompt.models.prompted import PromptedModel
-from softprompt.models.scoring import fill
+from softprompt.models.routes import Batch, concatenated, logits
+from softprompt.models.scoring import check_tokens, fill
+from softprompt.models.state import Span, StatePool, bytes_per_place
+
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -27,6 +48,8 @@ def generate(
 ) -> list[list[int]]:
     """The most likely next token after each text, again and again.
 
+    Of the base's generation config only `suppress_tokens` counts: those never come.
+
     Args:
         model: the base with its prompts.
         texts: B texts, token ids.
@@ -39,41 +62,244 @@ def generate(
         The new tokens of each text.
 
     Raises:
-        SoftPromptError: prompt, text and answer do not fit the context, or a text is empty and has no prompt.
+        SoftPromptError: prompt, text and answer do not fit the context, a text is empty and has no prompt, or a token
+            is not in the vocabulary.
     """
+    check_tokens("text", texts, model.base.config.get_text_config().vocab_size)
     index = model.check_rows([len(text) + max_new_tokens for text in texts], prompt_index)
     model.check_not_empty(texts, index)
     vectors = model.vectors()
+    way = find_way(model)
+    suppressed = sorted(suppressed_ids(model.base))
     answers: list[list[int]] = [[] for _ in texts]
-    for rows in fill([len(text) + max_new_tokens for text in texts]):
-        embedded = [_embed(model, vectors[index[row]], texts[row]) for row in rows]
-        longest = max(map(len, embedded))
-        inputs = embedded[0].new_zeros(len(rows), longest, embedded[0].shape[-1])
-        mask = torch.zeros(len(rows), longest, dtype=torch.long, device=inputs.device)
-        for i, one in enumerate(embedded):
-            inputs[i, longest - len(one) :] = one
-            mask[i, longest - len(one) :] = 1
-        tokens = model.base.generate(
-            inputs_embeds=inputs,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            repetition_penalty=1.0,
-            eos_token_id=sorted(ends) or None,
-            pad_token_id=min(ends, default=0),
-            use_cache=True,
+    lengths = [len(vectors[k]) + len(text) for k, text in zip(index, texts, strict=True)]
+    for rows in way.groups(lengths, [len(text) + max_new_tokens for text in texts]):
+        decoder = way(
+            model.base, vectors, [index[row] for row in rows], [texts[row] for row in rows], max_new_tokens - 1
         )
-        for row, ids in zip(rows, tokens.tolist(), strict=True):
-            answers[row] = list(takewhile(lambda token: token not in ends, ids))
+        hidden, going = decoder.hidden, list(range(len(rows)))
+        while going:
+            scores = logits(model.base, hidden)
+            scores[:, suppressed] = float("-inf")
+            chosen = dict(zip(going, scores.argmax(-1).tolist(), strict=True))
+            going = [i for i in going if chosen[i] not in ends]
+            for i in going:
+                answers[rows[i]].append(chosen[i])
+            going = [i for i in going if len(answers[rows[i]]) < max_new_tokens]
+            if going:
+                hidden = decoder.step(going, [chosen[i] for i in going])
         if progress is not None:
             progress(len(rows))
     return answers
 
 
-def _embed(model: PromptedModel, prompt: Tensor, text: Sequence[int]) -> Tensor:
-    words: Tensor = model.base.get_input_embeddings()(torch.tensor(text, dtype=torch.long, device=model.base.device))
-    return torch.cat([prompt.to(words.dtype), words])
+class Way(ABC):
+    """Decodes a group of texts.
+
+    Args:
+        model: the frozen base.
+        prompts: K prompts `[P, H]`.
+        prompt_of_text: which of them stands before each of the group's B texts.
+        texts: their token ids.
+        steps: the most calls of `step`.
+
+    Attributes:
+        hidden: `[B, H]` the final hidden states at the texts' ends.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Tensor],
+        prompt_of_text: Sequence[int],
+        texts: Sequence[Sequence[int]],
+        steps: int,
+    ) -> None:
+        self._model, self._prompts, self._prompt_of_text = model, prompts, prompt_of_text
+        self._texts, self._steps = [list(text) for text in texts], steps
+        self.hidden = self._begin()
+
+    @staticmethod
+    def groups(lengths: Sequence[int], costs: Sequence[int]) -> Iterator[list[int]]:
+        """Which texts to decode together.
+
+        Args:
+            lengths: tokens of each text with its prompt.
+            costs: tokens of each text with the longest answer.
+        """
+        return fill(costs)
+
+    @abstractmethod
+    def _begin(self) -> Tensor: ...
+
+    @abstractmethod
+    def step(self, going: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        """`[len(going), H]` after one more token each for some of the texts; the others are over for good."""
+
+
+class _Pooled(Way):
+    """As the server decodes: what is new in one packed row, keys and values at places of a pool."""
+
+    def _begin(self) -> Tensor:
+        prompts, texts = self._prompts, self._texts
+        used = sorted(set(self._prompt_of_text))
+        places = sum(len(prompts[k]) for k in used) + sum(len(text) + self._steps for text in texts)
+        self._pool = StatePool(self._model, (places + 1) * bytes_per_place(self._model))
+        before = {k: self._allocate(len(prompts[k])) for k in used}
+        self._past = [before[k] for k in self._prompt_of_text]
+        with_prompt, with_text = [k for k in used if len(prompts[k])], [i for i, text in enumerate(texts) if text]
+        spans = [Span(prompts[k].detach(), before[k][:0], before[k]) for k in with_prompt]
+        ends = [states[-1] for states in self._pool.compute(spans + [self._span(i, texts[i]) for i in with_text])]
+        of_prompt = dict(zip(with_prompt, ends, strict=False))
+        of_text = dict(zip(with_text, ends[len(with_prompt) :], strict=True))
+        # A text of no tokens is gone on with from its prompt's end.
+        return torch.stack([of_text[i] if i in of_text else of_prompt[k] for i, k in enumerate(self._prompt_of_text)])
+
+    def step(self, going: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        spans = [self._span(i, [token]) for i, token in zip(going, tokens, strict=True)]
+        return torch.cat(self._pool.compute(spans))
+
+    def _span(self, row: int, ids: Sequence[int]) -> Span:
+        past, places = self._past[row], self._allocate(len(ids))
+        self._past[row] = torch.cat([past, places])
+        return Span(torch.tensor(ids, dtype=torch.long), past, places)
+
+    def _allocate(self, count: int) -> Tensor:
+        places = self._pool.allocate(count)
+        assert places is not None, "the pool was made for all of them"
+        return places
+
+
+class _Cached(Way):
+    """With the base's own cache or state, whatever it is. No text is padded, which not every base can see past."""
+
+    _NAMES = ("cache", "past_key_values", "cache_params", "state")  # as the classes of Transformers name it
+
+    @staticmethod
+    def groups(lengths: Sequence[int], costs: Sequence[int]) -> Iterator[list[int]]:
+        for length in sorted(set(lengths)):
+            rows = [row for row, own in enumerate(lengths) if own == length]
+            for some in fill([costs[row] for row in rows]):
+                yield [rows[i] for i in some]
+
+    def _begin(self) -> Tensor:
+        self._kept: dict[str, Any] = {}
+        self._length = 0
+        words = [self._embed(text) for text in self._texts]
+        of_text = zip(self._prompt_of_text, words, strict=True)
+        vectors = torch.stack([torch.cat([self._prompts[k].to(text.dtype), text]) for k, text in of_text])
+        of_row = zip(self._prompt_of_text, self._texts, strict=True)
+        return self._compute(vectors, [[NO_TOKEN] * len(self._prompts[k]) + text for k, text in of_row])
+
+    def step(self, going: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        ids = [0] * len(self._texts)  # what is over is computed on, and not looked at
+        for row, token in zip(going, tokens, strict=True):
+            ids[row] = token
+        return self._compute(self._embed(ids)[:, None], [[token] for token in ids])[list(going)]
+
+    def _embed(self, ids: Sequence[int]) -> Tensor:
+        words: Tensor = self._model.get_input_embeddings()(
+            torch.tensor(ids, dtype=torch.long, device=self._model.device)
+        )
+        return words
+
+    def _compute(self, vectors: Tensor, tokens: list[list[int]]) -> Tensor:
+        decoder = Decoder.of(self._model)
+        positions = {}
+        if "position_ids" in signature(decoder.module.forward).parameters:  # Bamba's own would begin at 0 at each step
+            steps = torch.arange(self._length, self._length + vectors.shape[1], device=vectors.device)
+            positions = {"position_ids": steps.expand(len(vectors), -1)}
+        ids = torch.tensor(tokens, dtype=torch.long, device=vectors.device)
+        output = decoder.run(vectors, ids, use_cache=True, **positions, **self._kept)
+        self._length += vectors.shape[1]
+        found = dict(output.items())
+        name = next((name for name in self._NAMES if found.get(name) is not None), None)
+        if name is None:
+            raise ValueError("it keeps nothing of what it has computed")
+        self._kept = {name: found[name]}
+        hidden: Tensor = output.last_hidden_state
+        return hidden[:, -1]
+
+
+class _OneByOne(_Cached):
+    """The same for each text alone: RWKV's state of several texts gets mixed up."""
+
+    @staticmethod
+    def groups(lengths: Sequence[int], costs: Sequence[int]) -> Iterator[list[int]]:
+        yield from ([row] for row in range(len(lengths)))
+
+
+class _Plain(Way):
+    """The concatenation itself, whole for every token."""
+
+    def _begin(self) -> Tensor:
+        return self._compute(range(len(self._texts)))
+
+    def step(self, going: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        for row, token in zip(going, tokens, strict=True):
+            self._texts[row].append(token)
+        return self._compute(going)
+
+    def _compute(self, rows: Sequence[int]) -> Tensor:
+        texts, device = [self._texts[row] for row in rows], self._model.device
+        batch = Batch(
+            tokens=torch.tensor([token for text in texts for token in text], dtype=torch.long, device=device),
+            lengths=[len(text) for text in texts],
+            prompt_of_text=[self._prompt_of_text[row] for row in rows],
+            rows=torch.arange(len(texts), device=device),
+            columns=torch.tensor([len(text) - 1 for text in texts], device=device),
+        )
+        return concatenated(self._model, self._prompts, batch)
+
+
+_ways: weakref.WeakKeyDictionary[PreTrainedModel, dict[type[Way], str]] = weakref.WeakKeyDictionary()
+
+
+@torch.no_grad()
+def find_way(model: PromptedModel) -> type[Way]:
+    """The fastest way that is exact for the base: as the packed route where `model` takes it, else another.
+
+    A probe of a few tokens runs once for each base and way; whether free text has to be computed anew for each token
+    is logged.
+
+    Raises:
+        SoftPromptError: the base changes its logits in a way that softprompt does not know.
+    """
+    if model.base.training:
+        model.base.eval()
+    known = _ways.setdefault(model.base, {})
+    ways: list[type[Way]] = [_Cached, _OneByOne]
+    if model.logits_route == "packed":
+        ways.insert(0, _Pooled)
+    for way in ways:
+        if way not in known:
+            known[way] = _objection(model.base, way)
+            if known[way] and way is ways[-1]:
+                logger.warning(
+                    "%s computes free text anew for every token, which is slow (its cache: %s)",
+                    type(model.base).__name__,
+                    known[way],
+                )
+        if not known[way]:
+            return way
+    return _Plain
+
+
+def _objection(model: PreTrainedModel, way: type[Way]) -> str:
+    """What keeps `way` from the logits of the concatenation; "" for nothing. Two texts share a prompt."""
+    count = model.config.get_text_config().vocab_size
+    ids = torch.randint(0, count, (19,), generator=torch.Generator().manual_seed(0))
+    vectors = model.get_input_embeddings()(ids[:5].to(model.device)).detach()
+    texts, tokens = [ids[5:9].tolist(), ids[9:12].tolist(), ids[12:16].tolist()], ids[16:].tolist()
+    groups = list(way.groups([6] * 3, [6] * 3))
+
+    def answer(way: type[Way]) -> Tensor:
+        states = []
+        for rows in groups:
+            decoder = way(model, [vectors[:2], vectors[2:]], [row % 2 for row in rows], [texts[row] for row in rows], 2)
+            going = list(range(len(rows)))
+            states += [decoder.hidden, decoder.step(going, [tokens[row] for row in rows])]
+            states.append(decoder.step(going[-2:], tokens[-2:][-len(rows) :]))
+        return logits(model, torch.cat(states))
+
+    return objection_to_logits(model, lambda: answer(way), lambda: answer(_Plain))

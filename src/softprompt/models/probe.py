@@ -216,14 +216,13 @@ def _compare(model: PreTrainedModel, route: RouteName) -> tuple[str, str]:
     return best
 
 
-def objection_to_logits(model: PreTrainedModel, compute: Callable[[], Tensor]) -> str:
-    """Why `compute` does not give the concatenation's logits `[A, V]` of the probe; "" where it does."""
-    prompts, batch = probe(model)
+def objection_to_logits(model: PreTrainedModel, compute: Callable[[], Tensor], plain: Callable[[], Tensor]) -> str:
+    """Why `compute` does not give the logits `[A, V]` that the plain way does; "" where it does."""
     reason = ""
     for kernel in _kernels(model):
         try:
             with torch.no_grad(), _attention(model, kernel):
-                found, wanted = compute(), logits(model, concatenated(model, prompts, batch))
+                found, wanted = compute(), plain()
             reason = _verdict(model, _logit_distance(found, wanted))
         except Exception as error:  # as in `_compare`
             reason = _one_line(error)

@@ -25,7 +25,7 @@ from softprompt.models.attention import attach
 from softprompt.models.decoder import NO_TOKEN, Decoder
 from softprompt.models.packed import Block, Kept, Layout, Tree
 from softprompt.models.probe import objection, objection_to_logits, probe
-from softprompt.models.routes import logits
+from softprompt.models.routes import concatenated, logits
 from softprompt.prompts.prompt import SoftPrompt
 
 _Shape = tuple[tuple[int, int], tuple[int, int]]  # heads and width of a layer's keys, and of its values
@@ -99,7 +99,7 @@ class StatePool:
             raise SoftPromptError(f"{type(model).__name__} cannot keep states for mixed batches: {reason}")
         self.model = model
         shapes = _shapes(model)
-        self.bytes_per_place = _bytes_per_place(model, shapes)
+        self.bytes_per_place = bytes_per_place(model)
         self.capacity = memory // self.bytes_per_place
         if self.capacity < 1:
             raise SoftPromptError(f"{memory:,} bytes hold no token's state: one takes {self.bytes_per_place:,}")
@@ -301,17 +301,18 @@ def _objection_to_keeping(model: PreTrainedModel) -> str:
             cut = len(text) // 2
             first.append(Span(text[:cut], pasts[k], own[:cut]))
             then.append(Span(text[cut:], torch.cat([pasts[k], own[:cut]]), own[cut:]))
-        pool = _Unproven(model, sum(lengths) * _bytes_per_place(model, _shapes(model)))
+        pool = _Unproven(model, sum(lengths) * bytes_per_place(model))
         begun = pool.compute(first)
         parts = zip(batch.prompt_of_text, begun[len(prompts) :], pool.compute(then), strict=True)
         hidden = [torch.cat([begun[k][-1:], before, after])[:-1] for k, before, after in parts]
         return logits(model, torch.cat(hidden))
 
-    return objection_to_logits(model, scores)
+    return objection_to_logits(model, scores, lambda: logits(model, concatenated(model, *probe(model))))
 
 
-def _bytes_per_place(model: PreTrainedModel, shapes: Sequence[_Shape]) -> int:
-    return model.dtype.itemsize * sum(heads * width for pair in shapes for heads, width in pair)
+def bytes_per_place(model: PreTrainedModel) -> int:
+    """Bytes of one token's keys and values in all layers."""
+    return model.dtype.itemsize * sum(heads * width for pair in _shapes(model) for heads, width in pair)
 
 
 @torch.no_grad()

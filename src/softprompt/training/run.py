@@ -24,6 +24,7 @@ from softprompt.errors import SoftPromptError
 from softprompt.evaluation.calibration import calibrate, check_labels, worth_keeping, worth_trying
 from softprompt.evaluation.evaluate import Evaluation, Evaluator, evaluate
 from softprompt.models.base import Base
+from softprompt.models.generation import find_way
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoded, Encoder
@@ -135,6 +136,8 @@ def train(
     recipe = recipe or Recipe()
     prompt.check_base(base)
     model = _model(base, prompt, recipe)
+    if task.labels is None:
+        find_way(model)  # says now, not after the last step, if the base cannot generate, or only slowly
     rows, checks = with_validation(train, validation, task, recipe.seed)
     check_trainable(rows, task)
     if recipe.calibrate is True:
