@@ -22,7 +22,7 @@ def greedy(base, library, model, text, count=6):
     """The reference's text."""
     prompts = [] if model == base.name else [library.get(model)]
     ids = text if isinstance(text, list) else base.tokenizer(text)["input_ids"]
-    tokens = generate(PromptedModel(base, prompts), [ids], max_new_tokens=count, end=base.tokenizer.eos_token_id)
+    tokens = generate(PromptedModel(base, prompts), [ids], max_new_tokens=count, ends=base.end_ids)
     return base.tokenizer.decode(tokens[0], skip_special_tokens=True)
 
 

@@ -56,9 +56,10 @@ def answer(question: str, wanted: str | None, number: int = 1) -> Row:
 
 class TestTexts:
     def test_the_tokenizers_own_encoding(self, tiny_tokenizer: Any) -> None:
-        columns = {"text": "déjà vu <eos>"}
-        ids = Encoder(tiny_tokenizer, CLASSES).encode_text(columns)
-        assert ids == tiny_tokenizer(CLASSES.render(columns))["input_ids"]
+        columns, task = {"text": "déjà vu"}, Task(template="Review: {text} <eos>\n", labels=["a", "b"])
+        ids = Encoder(tiny_tokenizer, task).encode_text(columns)
+        assert ids == tiny_tokenizer(task.render(columns))["input_ids"]
+        assert ids.count(0) == 1
 
     def test_special_tokens_stay_at_the_start_and_go_at_the_end(self) -> None:
         tokenizer = words(start="<s>")
@@ -66,10 +67,10 @@ class TestTexts:
         assert (whole[0], whole[-1]) == (0, 1)
         assert Encoder(tokenizer, CLASSES).encode_text({"text": "ok"}) == whole[:-1]
 
-    def test_a_special_token_at_the_end_of_the_text_itself_stays(self) -> None:
+    def test_a_special_token_at_the_end_of_the_template_itself_stays(self) -> None:
         tokenizer = words(start="<s>")
-        task = Task(template="{text}", labels=["a", "b"])
-        ids = Encoder(tokenizer, task).encode_text({"text": "ok</s>"})
+        task = Task(template="{text}</s>", labels=["a", "b"])
+        ids = Encoder(tokenizer, task).encode_text({"text": "ok"})
         assert ids == tokenizer("ok</s>")["input_ids"][:-1]
         assert ids[-1] == tokenizer.eos_token_id
 

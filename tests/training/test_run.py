@@ -92,6 +92,14 @@ def test_a_base_whose_own_generate_takes_no_embeddings(family: str, labels: list
     assert write_report(tmp_path / "run", base=base).is_file()
 
 
+def test_special_tokens_in_rows_are_said(tiny_base: Base) -> None:
+    some = [Row({"text": row.columns["text"] + "<eos>" * (i < 3)}, row.label) for i, row in enumerate(rows(8))]
+    run = learn(tiny_base, train=some, recipe=recipe(max_steps=2, monitor=False))
+    assert [diagnosis.sentence.partition(",")[0] for diagnosis in run.diagnoses] == [
+        "3 of 8 training rows hold the text of a special token"
+    ]
+
+
 def test_same_seed_same_prompt(tiny_base: Base) -> None:
     first, second = learn(tiny_base), learn(make_base())
     assert torch.equal(first.prompt.embeddings, second.prompt.embeddings)

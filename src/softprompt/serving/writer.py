@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from softprompt.errors import SoftPromptError
 from softprompt.models.base import Base
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.serving.engine import Engine, Sampling, Token
 from softprompt.serving.text import Detokenizer, StopStrings, TokenTexts
+from softprompt.tasks.special import SpecialTokens
 
 
 class ContextError(SoftPromptError):
@@ -68,15 +69,22 @@ class Writer:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._base: Base = engine.base
+        self._special = SpecialTokens(engine.base.tokenizer)
         self._token_texts = TokenTexts(engine.base.tokenizer)
 
     def encode(self, text: str) -> list[int]:
-        """The tokenizer's own encoding of a text, special tokens as it adds them."""
+        """The tokenizer's own encoding of a text, special tokens in it and as the tokenizer adds them.
+
+        What it puts before a text does not come twice where the text begins with it.
+        """
         ids: list[int] = self._base.tokenizer(text, verbose=False)["input_ids"]
-        return ids
+        start = self._special.start
+        return self._special.with_start(ids[len(start) :]) if ids[: len(start)] == start else ids
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """A conversation in the base's chat template, ready for the assistant's answer.
+
+        The template's special tokens are tokens; the text of one in a message is text.
 
         Raises:
             SoftPromptError: the base has no chat template, or it refuses these messages.
@@ -84,13 +92,15 @@ class Writer:
         tokenizer = self._base.tokenizer
         if not tokenizer.chat_template:
             raise SoftPromptError(f"base '{self._base.name}' has no chat template: use /v1/completions")
+        marked = [{**message, "content": self._special.mark_values(message["content"])} for message in messages]
+        is_marked = marked != list(messages)
         try:
-            ids = tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+            found: Any = tokenizer.apply_chat_template(
+                marked, add_generation_prompt=True, tokenize=not is_marked, return_dict=False
             )
         except Exception as error:  # whatever the template, which is code, stumbles over
             raise SoftPromptError(f"messages: the base's chat template refuses them: {error}") from None
-        return cast("list[int]", ids)
+        return self._special.encode(self._special.unmark(found)) if is_marked else cast("list[int]", found)
 
     def decode(self, ids: Sequence[int]) -> str:
         """What token ids read, special tokens left out."""

@@ -6,13 +6,14 @@ of prompts (only the room that they leave), tensors or models.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from softprompt.errors import SoftPromptError
 from softprompt.tasks.rows import Row
+from softprompt.tasks.special import Part, SpecialTokens
 from softprompt.tasks.task import LABEL_COLUMN, Task, shown
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Encoded:
         label: Each row's index into the task's labels; None for free text or without targets.
         references: Each target as text; None for classification or without targets.
         truncated: How many texts were cut.
+        with_special: How many rows have the text of a special token in a value, where it is text.
     """
 
     input_ids: list[list[int]]
@@ -36,13 +38,15 @@ class Encoded:
     label: list[int] | None
     references: list[str] | None
     truncated: int
+    with_special: int = 0
 
 
 class Encoder:
     """Encodes a task's rows with a base's tokenizer.
 
     A text is encoded as the tokenizer does it by itself, with the special tokens that it puts at the start;
-    those that it puts at the end (as T5's and BERT's do) are left out, since the target follows.
+    those that it puts at the end (as T5's and BERT's do) are left out, since the target follows. Those that the
+    template itself begins with do not come twice. In a column's value no token is special: `</s>` there is text.
 
     A target's ids are what follows the template's last words when both are encoded together, so that text
     and target read as one string. Where the two fuse into one token ("Label: " and "good", if " good" is one),
@@ -70,9 +74,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.task = task
         self.max_tokens = max_tokens
-        probe = tokenizer("a", return_special_tokens_mask=True)
-        marked = zip(probe["input_ids"], probe["special_tokens_mask"], strict=True)
-        self._start: list[int] = [token for token, _ in takewhile(lambda pair: pair[1], marked)]
+        self._special = SpecialTokens(tokenizer)
         self.label_ids = None if task.labels is None else self._encode_labels(task.labels)
 
     def encode_text(self, columns: Mapping[str, str], *, reserve: int = 0) -> list[int]:
@@ -96,7 +98,10 @@ class Encoder:
         targets = self._encode_row_targets(rows)
         if self.label_ids is not None:
             reserve = max(reserve, *map(len, self.label_ids))
-        input_ids = self._encode_texts([row.columns for row in rows])
+        parts = [self.task.parts(row.columns) for row in rows]
+        input_ids = self._encode_texts(parts)
+        answers = [[] if row.target is None else self.task.target_parts(row.target) for row in rows]
+        with_special = sum(any(map(self._special.in_values, pair)) for pair in zip(parts, answers, strict=True))
         truncated = 0
         for i, row in enumerate(rows):
             if self.max_tokens is not None:
@@ -111,7 +116,7 @@ class Encoder:
             label = [row.label for row in rows if row.label is not None]
         elif targets is not None:
             references = [row.target for row in rows if row.target is not None]
-        return Encoded(input_ids, targets, label, references, truncated)
+        return Encoded(input_ids, targets, label, references, truncated, with_special)
 
     def _encode_row_targets(self, rows: Sequence[Row]) -> list[list[int]] | None:
         if self.label_ids is not None:
@@ -121,10 +126,11 @@ class Encoder:
         if len(texts) < len(rows):
             return None
         end = self._end_of_text("free text")
-        return [ids + end for ids in self._encode_targets(texts)]
+        return [ids + end for ids in self._encode_targets([self.task.target_parts(text) for text in texts])]
 
     def _encode_labels(self, labels: Sequence[str]) -> list[list[int]]:
-        found = self._encode_targets([self.task.render_target({LABEL_COLUMN: label}) for label in labels])
+        rendered = [self.task.render_target({LABEL_COLUMN: label}) for label in labels]
+        found = self._encode_targets([[(target, False)] for target in rendered])
         owners: dict[tuple[int, ...], str] = {}
         for label, ids in zip(labels, found, strict=True):
             if not ids:
@@ -146,24 +152,29 @@ class Encoder:
             raise SoftPromptError(f"the tokenizer has no end-of-text token (eos_token), which {need} needs")
         return [int(end)]
 
-    def _encode_targets(self, targets: Sequence[str]) -> list[list[int]]:
+    def _encode_targets(self, targets: Sequence[Sequence[Part]]) -> list[list[int]]:
         found: list[list[int]] = [[] for _ in targets]
         for context in dict.fromkeys([self.task.suffix or "\n", "\n", ""]):
             pending = [i for i, ids in enumerate(found) if not ids]
-            head = self._ids([context])[0]
-            for i, joint in zip(pending, self._ids([context + targets[i] for i in pending]), strict=True):
+            before = (context, False)
+            head = self._ids([[before]])[0]
+            for i, joint in zip(pending, self._ids([[before, *targets[i]] for i in pending]), strict=True):
                 if joint[: len(head)] == head:
                     found[i] = joint[len(head) :]
         return found
 
-    def _encode_texts(self, rows: Iterable[Mapping[str, str]]) -> list[list[int]]:
-        return [self._start + ids for ids in self._ids([self.task.render(columns) for columns in rows])]
+    def _encode_texts(self, texts: Sequence[Sequence[Part]]) -> list[list[int]]:
+        return [self._special.with_start(ids) for ids in self._ids(texts)]
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        """Ids without special tokens. `verbose=False`: no warning about lengths that are cut right after."""
+    def _ids(self, texts: Sequence[Sequence[Part]]) -> list[list[int]]:
+        """Ids, none added by the tokenizer. `verbose=False`: no warning about lengths that are cut right after."""
         if not texts:
             return []
-        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        joined = ["".join(text for text, _ in parts) for parts in texts]
+        ids: list[list[int]] = self.tokenizer(joined, add_special_tokens=False, verbose=False)["input_ids"]
+        for i, parts in enumerate(texts):
+            if self._special.in_values(parts):
+                ids[i] = self._special.encode(parts)
         return ids
 
     def _cut(self, row: Row, ids: list[int], room: int) -> list[int]:
@@ -176,23 +187,18 @@ class Encoder:
                     f"of {self.max_tokens}; shorten the template or use fewer virtual tokens"
                 )
             values = shorter
-            ids = self._encode_texts([values])[0]
+            ids = self._encode_texts([self.task.parts(values)])[0]
         return ids
 
     def _shorten(self, values: Mapping[str, str], surplus: int) -> dict[str, str]:
         """Take `surplus` tokens off the ends of the longest values; unchanged where none has a token left."""
-        fast = self.tokenizer.is_fast
-        encoded = self.tokenizer(
-            list(values.values()), add_special_tokens=False, return_offsets_mapping=fast, verbose=False
-        )
-        lengths = {name: len(ids) for name, ids in zip(values, encoded["input_ids"], strict=True)}
+        starts = {name: self._special.starts(value) for name, value in values.items()}
+        lengths = {name: len(found) for name, found in starts.items()}
         level = _level([lengths[name] for name in self.task.placeholders], surplus)
         shorter = dict(values)
-        for i, (name, value) in enumerate(values.items()):
+        for name, value in values.items():
             if lengths[name] > level:
-                # Only fast tokenizers know where a token starts; for the others, assume tokens of one length.
-                start = encoded["offset_mapping"][i][level][0] if fast else len(value) * level // lengths[name]
-                shorter[name] = value[:start]
+                shorter[name] = value[: starts[name][level]]
         return shorter
 
 

@@ -95,10 +95,14 @@ def _columns(template: str) -> list[str]:
 
 
 def _fill(template: str, columns: Mapping[str, str]) -> str:
+    return "".join(text for text, _ in _fill_parts(template, columns))
+
+
+def _fill_parts(template: str, columns: Mapping[str, str]) -> list[tuple[str, bool]]:
     missing = [name for name in _columns(template) if name not in columns]
     if missing:
         raise SoftPromptError(f"no column {shown(missing[0])}; the columns are {shown(list(columns))}")
-    return "".join(columns[text] if is_column else text for text, is_column in _parts(template))
+    return [(columns[text] if is_column else text, is_column) for text, is_column in _parts(template)]
 
 
 def _encodable(text: str) -> str:
@@ -248,6 +252,25 @@ class Task(BaseModel):
             SoftPromptError: A column is not there.
         """
         return _fill(self.template, columns)
+
+    def parts(self, columns: Mapping[str, str]) -> list[tuple[str, bool]]:
+        """What `render` joins, each piece with whether it is a column's value.
+
+        Raises:
+            SoftPromptError: A column is not there.
+        """
+        return _fill_parts(self.template, columns)
+
+    def target_parts(self, target: str) -> list[tuple[str, bool]]:
+        """A rendered target in pieces, each with whether it is a column's value. Labels are the task's own words."""
+        if self.labels is not None:
+            return [(target, False)]
+        pieces = _parts(self.target)
+        wanted = "".join("(.*?)" if is_column else f"({re.escape(text)})" for text, is_column in pieces)
+        found = re.fullmatch(wanted, target, re.DOTALL)
+        if found is None:
+            return [(target, True)]
+        return [(text, is_column) for text, (_, is_column) in zip(found.groups(), pieces, strict=True)]
 
     def render_target(self, columns: Mapping[str, str]) -> str:
         """The target with its columns filled in; for classification `columns` is `{"label": LABEL}`.

@@ -66,6 +66,19 @@ def diagnose(trajectory: Trajectory) -> list[Diagnosis]:
     return [found for check in checks if (found := check(trajectory)) is not None]
 
 
+def special_texts(count: int, rows: int) -> list[Diagnosis]:
+    """What is to be said of `count` of `rows` texts in which the text of a special token stands, such as `</s>`."""
+    if not count:
+        return []
+    return [
+        Diagnosis(
+            "special tokens in rows",
+            f"{count} of {rows} training rows hold the text of a special token, such as </s>, in a value, where it is "
+            "taken as text: write it in the template if it is meant as a token, or remove it",
+        )
+    ]
+
+
 def _outside_start(run: Trajectory) -> Diagnosis | None:
     start = run.start
     if start is None or start.trained or not start.norm:

@@ -30,7 +30,7 @@ from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoded, Encoder
 from softprompt.tasks.rows import Row, Rows, check_trainable, with_validation
 from softprompt.tasks.task import Task
-from softprompt.training.diagnosis import Diagnosis, diagnose
+from softprompt.training.diagnosis import Diagnosis, diagnose, special_texts
 from softprompt.training.interruption import Interruption
 from softprompt.training.monitor import Monitor
 from softprompt.training.recipe import Recipe
@@ -57,7 +57,7 @@ class Run:
         validation: the prompt's validation; None without validation rows.
         history: the Trainer's log, one dictionary an entry.
         kernel: how the steps were computed.
-        diagnoses: what looked wrong at the end; empty without the monitor.
+        diagnoses: what looked wrong in the rows, and with the monitor at the end.
         folder: the run's folder; None where none was asked for.
     """
 
@@ -206,7 +206,10 @@ def train(
                 validation=validated,
                 history=history,
                 kernel=model.kernel,
-                diagnoses=[] if monitor is None else diagnose(monitor.trajectory),
+                diagnoses=[
+                    *special_texts(encoded.with_special, len(rows)),
+                    *([] if monitor is None else diagnose(monitor.trajectory)),
+                ],
                 folder=None if output is None else folder,
             )
 
