@@ -328,6 +328,18 @@ class TestRefusals:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         assert "lacks weights, such as model.layers.1.mlp.up_proj.weight" in refusal(folder)
 
+    @pytest.mark.parametrize(
+        ("family", "stated"),
+        [("gemma", True), ("gemma2", True), ("gemma3", True), ("gemma4", "all"), ("llama", None), ("qwen2", None)],
+    )
+    def test_attention_to_what_follows(self, tmp_path, family, stated):
+        folder, kinds = tmp_path / family, {"gemma3": "gemma3_text", "gemma4": "gemma4_text"}
+        how = {"is_causal": False} if stated is None else {"use_bidirectional_attention": stated}
+        config = transformers.AutoConfig.for_model(kinds.get(family, family), **how)
+        config.save_pretrained(folder)
+        save_file({"a": torch.ones(1)}, folder / "model.safetensors")
+        assert "looks at what follows a token" in refusal(folder)
+
     def test_weights_of_another_shape(self, folder):
         weights = load_file(folder / "model.safetensors")
         weights["model.norm.weight"] = torch.ones(16)

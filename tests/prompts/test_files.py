@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -26,7 +27,8 @@ from softprompt.errors import SoftPromptError, WrongBaseError
 from softprompt.models.base import Base
 from softprompt.prompts import Card, SoftPrompt
 from softprompt.prompts.names import CARD, CONFIG, WEIGHTS
-from tests.conftest import make_base
+from tests.conftest import make_base, make_tokenizer
+from tests.models.families import make_model
 
 OLD, NEW = torch.zeros(2, 4), torch.ones(3, 4)
 
@@ -126,6 +128,47 @@ def test_a_folder_saved_by_peft(tiny_base: Base, tmp_path: Path) -> None:
     again = prompt.save(tmp_path / "again")
     ours, theirs = (json.loads((path / CONFIG).read_text()) for path in (again, tmp_path / "peft"))
     assert ours == theirs | {"num_layers": None, "num_attention_heads": None}
+
+
+class TestDoubts:
+    """What a PEFT folder, which does not know its base, makes one doubt is said in one line, once."""
+
+    def said(
+        self, caplog: pytest.LogCaptureFixture, folder: Path, base: Base, *, named: str, scale: float = 1.0
+    ) -> list[str]:
+        config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+        model = get_peft_model(make_base().model, config)
+        config.base_model_name_or_path = named
+        weight = model.prompt_encoder["default"].embedding.weight
+        weight.data = base.embed(torch.arange(9, 13)) * scale
+        model.save_pretrained(folder, save_embedding_layers=False)
+        with caplog.at_level(logging.WARNING, logger="softprompt"):
+            prompt = SoftPrompt.load(folder, base=base)
+            prompt.check_base(base)
+        return [record.message for record in caplog.records]
+
+    @pytest.mark.parametrize("named", ["tiny-llama", "somebody/Tiny-Llama", "/models/tiny-llama/", ""])
+    def test_nothing_where_all_is_well(
+        self, tiny_base: Base, tmp_path: Path, caplog: pytest.LogCaptureFixture, named: str
+    ) -> None:
+        assert self.said(caplog, tmp_path / "p", tiny_base, named=named) == []
+
+    def test_another_base_of_the_same_width(
+        self, tiny_base: Base, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (line,) = self.said(caplog, tmp_path / "p", tiny_base, named="some/model")
+        assert line.startswith(
+            f"prompt {tmp_path / 'p'} says it is for base 'some/model', and is used with 'tiny-llama'"
+        )
+
+    @pytest.mark.parametrize("family", ["gemma", "gemma2"])
+    def test_a_prompt_for_gemma_from_before_it_scaled_its_words(
+        self, family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        base = Base(make_model(family, vocab_size=258, hidden_size=32), make_tokenizer(), "tiny-llama")
+        assert self.said(caplog, tmp_path / "now", base, named="tiny-llama") == []
+        (line,) = self.said(caplog, tmp_path / "then", base, named="tiny-llama", scale=32**-0.5)
+        assert "multiply its tensor by 5.657" in line
 
 
 def test_a_folder_without_a_card_of_another_width(tiny_base: Base, tmp_path: Path) -> None:

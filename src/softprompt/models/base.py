@@ -312,6 +312,14 @@ def check_supported(name: str, config: PretrainedConfig) -> None:
             f"base {name!r} ({config.model_type}) has an encoder, which is not supported yet: "
             "use a decoder-only model, such as Llama, Qwen or GPT-2"
         )
+    if any(
+        getattr(one, "use_bidirectional_attention", None) in (True, "all") or getattr(one, "is_causal", None) is False
+        for one in (config, config.get_text_config())
+    ):
+        raise SoftPromptError(
+            f"base {name!r} ({config.model_type}) looks at what follows a token, as models for embeddings do: it is "
+            "not a causal language model"
+        )
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING and not brings_code:
         raise SoftPromptError(f"base {name!r} ({config.model_type}) is not a causal language model")
 

@@ -6,6 +6,8 @@ know how a base uses a prompt, nor how it is trained.
 
 from __future__ import annotations
 
+import logging
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,12 @@ from softprompt.prompts.names import WEIGHTS
 
 if TYPE_CHECKING:
     from peft import PromptTuningConfig
+
+logger = logging.getLogger(__name__)
+_WORDS = 512  # looked at for the norm of a base's words
+# Of the words' norm, below which a prompt is another base's, or was made for embeddings that were scaled later. Prompts
+# that start from words stay near 1, PEFT's random ones are far above.
+_SHORT = 0.2
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -156,7 +164,8 @@ class SoftPrompt:
     def check_base(self, base: EmbeddingSource, what: str = "this prompt") -> None:
         """Check that `base` is the one that this prompt was made for; `what` names the prompt in the error.
 
-        Of a prompt whose card names no base, only the width can be checked.
+        Of a prompt whose card names no base, as PEFT leaves it, only the width can be checked; what looks wrong all the
+        same is logged, once for each prompt and base.
 
         Raises:
             WrongBaseError: naming both.
@@ -168,6 +177,12 @@ class SoftPrompt:
                 f"{what} has shape {list(self.embeddings.shape)} and does not fit base {base.identity}: "
                 f"it takes [P, {base.hidden_size}]"
             )
+        elif self.card.initialisation.get("method") != "peft":
+            return
+        elif base.identity.fingerprint not in (said := _said.setdefault(self, set())):
+            said.add(base.identity.fingerprint)
+            for doubt in _doubts(self, base):
+                logger.warning("%s %s", what, doubt)
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the prompt's folder at `path` and return it; see `files.save`, also for what it raises."""
@@ -190,6 +205,35 @@ class SoftPrompt:
         if base is not None:
             prompt.check_base(base, f"prompt {path}")
         return prompt
+
+
+_said: weakref.WeakKeyDictionary[SoftPrompt, set[str]] = weakref.WeakKeyDictionary()  # bases, by fingerprint
+
+
+def _doubts(prompt: SoftPrompt, base: EmbeddingSource) -> list[str]:
+    """What speaks against a prompt of PEFT's being for `base`, which has its width."""
+    doubts = []
+    stated = prompt.card.initialisation.get("base_model_name_or_path")
+    if isinstance(stated, str) and stated and _last(stated) != _last(base.identity.name):
+        doubts.append(
+            f"says it is for base {stated!r}, and is used with {base.identity.name!r}, of the same width: if these "
+            "are not the same model, its answers mean nothing"
+        )
+    words = base.embed(torch.arange(0, base.embedding_count, max(1, base.embedding_count // _WORDS))).norm(dim=1)
+    if words.is_meta:  # the vLLM engine has let go of the base's own
+        return doubts
+    share = float(prompt.embeddings.norm(dim=1).median() / words[words > 0].median())
+    if share < _SHORT:
+        doubts.append(
+            f"has virtual tokens whose norm is {share:.2g} times that of the base's words, as prompts have that were "
+            "made for Gemma 1 or 2 before Transformers 5.4, which multiplied them by the root of H: if this is one, "
+            f"multiply its tensor by {prompt.hidden_size**0.5:.4g}, else train it anew"
+        )
+    return doubts
+
+
+def _last(name: str) -> str:
+    return name.replace("\\", "/").rstrip("/").rpartition("/")[2].lower()
 
 
 def _checked(embeddings: Tensor) -> Tensor:
