@@ -350,10 +350,16 @@ class TestRefusals:
         (folder / "config.json").write_text("{")
         assert "cannot be loaded" in refusal(folder)
 
-    def test_a_missing_tokenizer(self, folder):
+    @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+    @pytest.mark.parametrize("stated", [None, "LlamaTokenizer", "GPT2Tokenizer", "GemmaTokenizer", "Qwen2Tokenizer"])
+    def test_a_missing_tokenizer(self, save, family, stated):
+        """Transformers makes an empty one for some classes, which reads nothing."""
+        folder = save(build(family), family)
         for file in folder.glob("tokenizer*"):
             file.unlink()
-        assert "cannot be loaded" in refusal(folder)
+        if stated is not None:
+            (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": stated}))
+        assert "has no tokenizer that can be read: put its tokenizer.json" in refusal(folder)
 
     @pytest.mark.parametrize(
         "model",
@@ -470,8 +476,10 @@ class TinyForCausalLM(LlamaForCausalLM):
         assert torch.equal(base.model(IDS).logits, build("llama")(IDS).logits)
 
 
-def write_gguf(file: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Path:
-    """A tiny Llama as llama.cpp would write it, in float32."""
+def write_gguf(
+    file: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, split: str | None = None
+) -> Path:
+    """A tiny Llama as llama.cpp would write it, in float32; `split` names how its tokenizer splits texts."""
     config = model.config
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_block_count(config.num_hidden_layers)
@@ -484,11 +492,13 @@ def write_gguf(file: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_vocab_size(config.vocab_size)
     symbols = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
-    symbols[-1] = "ab"  # transformers asks for merges
+    symbols[-3:] = ["ab", "ĠĠ", "12"]  # transformers asks for merges
     writer.add_tokenizer_model("gpt2")
+    if split is not None:
+        writer.add_tokenizer_pre(split)
     writer.add_token_list(symbols)
     writer.add_token_types([gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.NORMAL] * (len(symbols) - 2))
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "Ġ Ġ", "1 2"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
@@ -520,6 +530,27 @@ class TestGguf:
         assert not hasattr(base.model, "hf_quantizer")
         assert base.tokenizer.decode(base.tokenizer("hallo").input_ids) == "hallo"
         assert capfd.readouterr() == ("", "")
+
+    @pytest.mark.parametrize(
+        ("split", "pieces"),
+        [
+            (None, ["a", "Ġ", "Ġ", "12"]),
+            ("gpt-2", ["a", "Ġ", "Ġ", "12"]),
+            ("smollm", ["a", "ĠĠ", "1", "2"]),
+            ("starcoder", ["a", "ĠĠ", "1", "2"]),
+            ("command-r", ["a", "ĠĠ", "1", "2"]),
+        ],
+    )
+    def test_texts_are_split_as_the_file_says(self, tmp_path, tiny_tokenizer, split, pieces):
+        file = write_gguf(tmp_path / "tiny.gguf", build("llama"), tiny_tokenizer, split=split)
+        assert load_base(file).tokenizer.tokenize("a  12") == pieces
+
+    @pytest.mark.parametrize("beside", [False, True])
+    def test_a_folder_with_nothing_else(self, file, folder, beside):
+        if beside:  # as the hub has them: a configuration and GGUF weights
+            (file.parent / "config.json").write_text((folder / "config.json").read_text())
+        said = f"base {str(file.parent)!r} is a folder with GGUF weights: name the file, such as {str(file)!r}"
+        assert refusal(file.parent) == said
 
     def test_it_may_be_named_from_its_own_folder(self, file, monkeypatch):
         monkeypatch.chdir(file.parent)
@@ -601,6 +632,12 @@ class TestSmolLM2:
         assert split("2024") == ["2", "0", "2", "4"]
         assert split("in 2024 a  2") == ["in", "Ġ", "2", "0", "2", "4", "Ġa", "ĠĠ", "2"]
         assert split("Hello world") == ["Hello", "Ġworld"]
+
+    def test_its_file_given_by_path_splits_as_it_does(self, smollm2):
+        base = load_base(sources.fetch_base_file(), dtype="float32", device="cpu")
+        assert base.identity.fingerprint == smollm2.identity.fingerprint
+        for text in ("in 2024 a  2", "x\n\n 3", "Hello  world"):
+            assert base.tokenizer.tokenize(text) == smollm2.tokenizer.tokenize(text)
 
     def test_its_special_tokens_are_the_instruct_models(self, smollm2):
         tokenizer = smollm2.tokenizer

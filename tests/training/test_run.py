@@ -221,8 +221,9 @@ def test_only_the_same_run_is_resumed(tiny_base: Base, tmp_path: Path) -> None:
     with pytest.raises(SoftPromptError, match="there is no run to resume"):
         learn(tiny_base, tmp_path / "run", resume=True)
     learn(tiny_base, tmp_path / "run")
-    with pytest.raises(SoftPromptError, match="had another recipe"):
-        learn(tiny_base, tmp_path / "run", resume=True, recipe=recipe(learning_rate=0.5))
+    named = r"had another recipe \(batch_size: 4, now 2, learning_rate: 'auto', now 0\.5\): resume it as it was"
+    with pytest.raises(SoftPromptError, match=named):
+        learn(tiny_base, tmp_path / "run", resume=True, recipe=recipe(learning_rate=0.5, batch_size=2))
     with pytest.raises(SoftPromptError, match="had another training rows"):
         learn(tiny_base, tmp_path / "run", resume=True, train=rows(39))
 

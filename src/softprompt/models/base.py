@@ -10,7 +10,9 @@ import hashlib
 import io
 import json
 import logging
+import mmap
 import os
+import struct
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -51,6 +53,11 @@ _UNPACKED = f"{EMBEDDED}-1"  # counted up when `_unpack` makes something else of
 _SAMPLE = 64  # elements of each weight tensor that the fingerprint looks at
 # What tokenizers treat differently: digits, spaces, case, contractions, accents, scripts, symbols.
 _PROBE = "The 2024 café's naïve  plan:\n\n\tx = [1, 22, 4096]; // WE'LL don't Straße привет 你好 🙂"
+
+# What a GGUF file says of how its tokenizer splits texts: the key, then its type, its length and the value.
+_GGUF_SPLIT, _GGUF_STRING, _GGUF_HEADER = b"tokenizer.ggml.pre", 8, 1 << 26
+# llama.cpp's names for: first each digit alone, then as GPT-2 does.
+_SINGLE_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,6 +297,11 @@ def _choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
 def _check_folder(name: str, folder: Path) -> None:
     if os.path.exists(folder / "adapter_config.json"):
         raise SoftPromptError(f"base {name!r} is an adapter's or a prompt's folder: name the base it is for")
+    ggufs = sorted(folder.glob("*.gguf"))
+    if ggufs and not any(folder.glob("*.safetensors")):
+        raise SoftPromptError(
+            f"base {name!r} is a folder with GGUF weights: name the file, such as {str(folder / ggufs[0].name)!r}"
+        )
     if not os.path.exists(folder / "config.json"):
         raise SoftPromptError(f"base {name!r} is a folder without a config.json: it holds no model")
     if not any(folder.glob("*.safetensors")):
@@ -300,6 +312,13 @@ def _no_safetensors(name: str) -> str:
     return (
         f"base {name!r} has no .safetensors weights; pickles (.bin), which can run code when they are read, "
         "are refused: save it with save_pretrained"
+    )
+
+
+def _no_tokenizer(name: str) -> str:
+    return (
+        f"base {name!r} has no tokenizer that can be read: put its tokenizer.json (or tokenizer.model, or vocab.json "
+        "and merges.txt) beside its weights, as tokenizer.save_pretrained does"
     )
 
 
@@ -347,13 +366,35 @@ def _read(
                 **options,
             )
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            if "gguf_file" in options:
+                _split_as_stated(tokenizer, options["gguf_file"])
     except SoftPromptError:
         raise
     except Exception as error:  # whatever a damaged file makes the readers stumble over
         raise SoftPromptError(_explain(name, error)) from error
     if report["missing_keys"]:  # transformers would have filled them with random numbers
         raise SoftPromptError(f"base {name!r} lacks weights, such as {min(report['missing_keys'])}")
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # transformers' answer to files not found
+        raise SoftPromptError(_no_tokenizer(name))
     return model, tokenizer
+
+
+def _split_as_stated(tokenizer: PreTrainedTokenizerBase, file: str) -> None:
+    """Let a GGUF file's tokenizer split texts as the file says, where transformers takes no notice of it.
+
+    Digits stand alone, even before spaces are joined: "a  2" is "a", two spaces, "2".
+    """
+    with open(file, "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at = content.find(_GGUF_SPLIT, 0, _GGUF_HEADER)
+        if at < 0:
+            return
+        start = at + len(_GGUF_SPLIT)
+        kind, length = struct.unpack_from("<IQ", content, start)
+        stated = content[start + 12 : start + 12 + length] if kind == _GGUF_STRING else b""
+    if stated.decode(errors="replace") in _SINGLE_DIGITS and tokenizer.is_fast:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
 
 
 def _explain(name: str, error: BaseException) -> str:
@@ -376,6 +417,8 @@ def _explain(name: str, error: BaseException) -> str:
     message = str(error)
     if "trust_remote_code" in message:
         return f"base {name!r} brings its own code: pass trust_remote_code=True if you trust its authors"
+    if "backend tokenizer" in message:
+        return _no_tokenizer(name)
     if "use_safetensors" in message:
         return _no_safetensors(name)
     return f"base {name!r} cannot be loaded: {type(error).__name__}: {_first_line(error)}"
@@ -397,11 +440,6 @@ def _unpack(folder: Path) -> None:
     if sys.stderr.isatty():
         print(f"Unpacking {EMBEDDED}, once; this takes about half a minute.", file=sys.stderr)
     model, tokenizer = _read(EMBEDDED, str(file.parent), torch.float32, True, gguf_file=str(file))
-    # The GGUF file names SmolLM's way to split texts, which transformers doesn't follow: digits stand alone, even
-    # before spaces are joined ("a  2" is "a", two spaces, "2").
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
     tokenizer.model_max_length = model.config.max_position_embeddings
     try:
         with _quiet(show_progress=False):

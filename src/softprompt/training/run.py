@@ -29,7 +29,7 @@ from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoded, Encoder
 from softprompt.tasks.rows import Row, Rows, check_trainable, with_validation
-from softprompt.tasks.task import Task
+from softprompt.tasks.task import Task, shown
 from softprompt.training.diagnosis import Diagnosis, diagnose, special_texts
 from softprompt.training.interruption import Interruption
 from softprompt.training.monitor import Monitor
@@ -279,13 +279,21 @@ def _describe(
     }
 
 
+def _difference(key: str, before: Any, now: Any) -> str:
+    """What to call something that has changed: with the settings that differ, as they were and as they are."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return key
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return f"{key} ({', '.join(f'{name}: {shown(before.get(name))}, now {shown(now.get(name))}' for name in names)})"
+
+
 def open_run(folder: Path, about: dict[str, Any], *, resume: bool, force: bool) -> None:
     """Make the run's folder, or check that it is the one to go on with."""
     record = folder / RECORD
     try:
         if resume and record.exists():
             before = json.loads(record.read_text(encoding="utf-8"))
-            changed = [key for key in about if before.get(key) != about[key]]
+            changed = [_difference(key, before.get(key), about[key]) for key in about if before.get(key) != about[key]]
             if changed:
                 raise SoftPromptError(
                     f"{folder}: the run to resume had another {', '.join(changed)}: resume it as it was, or start "
