@@ -32,6 +32,14 @@ def test_the_task_shows_them_before_each_row(tiny_base: Base) -> None:
     assert Encoder(tiny_base.tokenizer, task).label_ids == Encoder(tiny_base.tokenizer, TASK).label_ids
 
 
+def test_those_with_special_tokens_are_left_out(tiny_base: Base) -> None:
+    special = Row({"text": "a<eos>"}, 0, " yes")
+    task, shown = with_examples(TASK, [special, ROWS[19]], tiny_base.tokenizer, 256)
+    assert (shown, task.render({"text": "new"})) == (1, "t19: no\n\nnew:")
+    with pytest.raises(SoftPromptError, match="every example holds the text of a special token"):
+        with_examples(TASK, [special], tiny_base.tokenizer, 256)
+
+
 def test_as_many_as_fit_half_of_the_context(tiny_base: Base) -> None:
     assert with_examples(TASK, ROWS, tiny_base.tokenizer, 40)[1] == 2  # of 9 and 10 tokens each
     with pytest.raises(SoftPromptError, match="the first example alone"):

@@ -16,6 +16,7 @@ from typing import Any
 
 from softprompt.errors import SoftPromptError
 from softprompt.tasks.rows import Row
+from softprompt.tasks.special import SpecialTokens
 from softprompt.tasks.task import Task
 
 _BETWEEN = "\n\n"
@@ -47,7 +48,7 @@ def with_examples(task: Task, examples: Sequence[Row], tokenizer: Any, context: 
 
     Args:
         task: the task.
-        examples: labelled rows.
+        examples: labelled rows; those that hold the text of a special token are left out.
         tokenizer: the base's.
         context: the base's context in tokens; None: unbounded.
 
@@ -59,12 +60,18 @@ def with_examples(task: Task, examples: Sequence[Row], tokenizer: Any, context: 
     """
     room = _MOST_TOKENS if context is None else min(_MOST_TOKENS, context // 2)
     shown: list[str] = []
+    special = SpecialTokens(tokenizer)
     for row in examples:
+        # In a template the text of a special token would be that token, which no row's text is.
+        if special.in_values([(value, True) for value in (*row.columns.values(), row.target or "")]):
+            continue
         text = task.render(row.columns) + (row.target or "") + _BETWEEN
         room -= len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         if room < 0:
             break
         shown.append(text)
+    if not shown and room >= 0:
+        raise SoftPromptError("few-shot: every example holds the text of a special token, such as </s>")
     if not shown:
         raise SoftPromptError("few-shot: the first example alone is longer than the room for examples")
     # In a template braces name columns; written twice they are braces.
