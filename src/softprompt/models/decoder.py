@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache, PretrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
 
 from softprompt.errors import SoftPromptError
 
@@ -94,15 +93,14 @@ class Decoder:
         hidden: Tensor = self.run(vectors, tokens, use_cache=cache is not None, **options).last_hidden_state
         return hidden
 
-    def run(self, vectors: Tensor, tokens: Tensor, **options: Any) -> ModelOutput:
+    def run(self, vectors: Tensor, tokens: Tensor, **options: Any) -> Any:
         """All that the module gives, with whatever it keeps; see `__call__`."""
         if self.per_layer:
             # As these bases do with pictures and sounds, a vector that is no word takes the padding token's.
             padding = getattr(self.module.config, "pad_token_id", None) or 0
             known = torch.where(tokens == NO_TOKEN, padding, tokens)
             options["per_layer_inputs"] = self.module.get_per_layer_inputs(known)
-        output: ModelOutput = self.module(inputs_embeds=vectors, **options)
-        return output
+        return self.module(inputs_embeds=vectors, **options)
 
 
 _decoders: weakref.WeakKeyDictionary[PreTrainedModel, Decoder] = weakref.WeakKeyDictionary()
