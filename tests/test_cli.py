@@ -158,7 +158,7 @@ def test_train_prints_its_document(project, base_folder):
     assert found["truncated"] == 0
     assert set(found["validation"]) == set(found["test"]) == CLASSIFICATION_KEYS
     assert (found["validation"]["n"], found["test"]["n"]) == (12, 10)
-    card = SoftPrompt.load(found["prompt"], load_base(base_folder)).card
+    card = SoftPrompt.load(found["prompt"], load_base(base_folder, dtype="float32")).card
     assert card.task == TASK | {"max_new_tokens": 64}
     assert card.base.name == str(base_folder)
     assert card.metrics["validation"] == found["validation"]
@@ -189,7 +189,9 @@ def test_settings_and_a_validation_fraction(project):
 def test_evaluate_prints_its_document(prompt, base_folder):
     found = printed("evaluate", prompt, "test.csv")
     assert set(found) == CLASSIFICATION_KEYS
-    expected = evaluate(load_base(base_folder), SoftPrompt.load(prompt), Task(**TASK), "test.csv").to_json()
+    expected = evaluate(
+        load_base(base_folder, dtype="float32"), SoftPrompt.load(prompt), Task(**TASK), "test.csv"
+    ).to_json()
     assert found | {"seconds": 0} == expected | {"seconds": 0}
 
 
@@ -202,7 +204,7 @@ def test_evaluate_prints_the_figures_of_free_text(text_prompt):
 def test_predict_prints_labels(prompt, base_folder):
     texts = ["nice day", "[bold]a\tbad[/bold] ☔ day"]
     found = printed("predict", prompt, *texts)
-    expected = softprompt.predict(load_base(base_folder), SoftPrompt.load(prompt), Task(**TASK), texts)
+    expected = softprompt.predict(load_base(base_folder, dtype="float32"), SoftPrompt.load(prompt), Task(**TASK), texts)
     assert found == {
         "predictions": [
             {"text": text, "label": one.label, "probabilities": one.probabilities}
@@ -301,7 +303,7 @@ def test_a_prompt_saved_by_peft_needs_base_and_task(prompt, base_folder):
     assert "doesn't say which base it is for: give it with --base" in refused(
         "predict", prompt, "text", "--task", "task.yaml"
     )
-    found = printed("evaluate", prompt, "test.csv", "--task", "task.yaml", "--base", base_folder)
+    found = printed("evaluate", prompt, "test.csv", "--task", "task.yaml", "--base", base_folder, "--dtype", "float32")
     assert found | {"seconds": 0} == expected | {"seconds": 0}
 
 

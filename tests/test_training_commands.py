@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from softprompt import SoftPrompt, calibrate, evaluate, load_base
 from softprompt.tasks import Task, load_rows
 from softprompt.training.growth import LENGTHS
+from softprompt.training.replacing import Replaced
+from softprompt.training.trainer import PromptTrainer
 from tests.conftest import make_base
 from tests.test_cli import TASK, TRAIN_KEYS, make_project, printed, refused, run, save_base
 
@@ -35,7 +39,7 @@ def test_an_automatic_length_is_grown(project: Path, base_folder: Path) -> None:
     tried = [length["num_virtual_tokens"] for length in found["lengths"]]
     assert tried == list(LENGTHS[: len(tried)])
     assert all(length["steps"] == 4 for length in found["lengths"])
-    kept = SoftPrompt.load(found["prompt"], load_base(base_folder))
+    kept = SoftPrompt.load(found["prompt"], load_base(base_folder, dtype="float32"))
     assert kept.num_virtual_tokens == found["num_virtual_tokens"]
     own = Path("runs/mood", f"{found['num_virtual_tokens']}-virtual-tokens")
     assert SoftPrompt.load(own / "prompt").sha256 == kept.sha256
@@ -88,3 +92,82 @@ def test_free_text_is_not_calibrated(project: Path) -> None:
     assert "for tasks with labels" in refused("train", "colours.yaml", "--set", "recipe.calibrate=true")
     prompt = printed("train", "colours.yaml", "--output", "colours")["prompt"]
     assert "generates free text" in refused("evaluate", prompt, "colours.jsonl", "--calibrate", "colours.jsonl")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_auto_was_is_recorded_and_used_again(project: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    monkeypatch.setenv("SOFTPROMPT_DTYPE", dtype)
+    auto = ("--set", "recipe.dtype=auto")
+    result = run("train", "task.yaml", *auto, "--output", "auto")
+    assert result.exit_code == 0
+    lines = result.stderr.splitlines()
+    assert lines.count(f"dtype auto is {dtype}, as SOFTPROMPT_DTYPE says") == 1
+    assert json.loads(Path("auto/run.json").read_text())["base"]["dtype"] == dtype
+    assert json.loads(Path("auto/prompt/card.json").read_text())["recipe"]["dtype"] == dtype
+    expected = printed("evaluate", "auto/prompt", "test.csv")
+    inspected = printed("inspect", "auto/prompt")
+    lengths = ("--set", "prompt.num_virtual_tokens=auto", "--set", "recipe.max_steps=2")
+    assert run("train", "task.yaml", *auto, *lengths, "--output", "grown").exit_code == 0
+
+    monkeypatch.setenv("SOFTPROMPT_DTYPE", "bfloat16" if dtype == "float32" else "float32")  # another machine
+    assert printed("evaluate", "auto/prompt", "test.csv") | {"seconds": 0} == expected | {"seconds": 0}
+    assert printed("inspect", "auto/prompt") == inspected
+    assert run("train", "task.yaml", *auto, "--output", "auto", "--resume").exit_code == 0
+    assert run("train", "task.yaml", *auto, *lengths, "--output", "grown", "--resume").exit_code == 0
+    other = printed("evaluate", "auto/prompt", "test.csv", "--dtype", "auto")
+    assert other["log_loss"] != expected["log_loss"]
+
+
+def test_a_card_of_before_leaves_the_dtype_to_the_machine(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("train", "task.yaml", "--output", "run").exit_code == 0
+    card = Path("run/prompt/card.json")
+    expected = printed("evaluate", "run/prompt", "test.csv")
+    for recipe in ({}, {"dtype": "auto"}):
+        card.write_text(json.dumps(json.loads(card.read_text()) | {"recipe": recipe}))
+        monkeypatch.setenv("SOFTPROMPT_DTYPE", "float32")
+        result = run("evaluate", "run/prompt", "test.csv", "--json")
+        assert result.stderr == "dtype auto is float32, as SOFTPROMPT_DTYPE says\n"
+        assert json.loads(result.stdout) | {"seconds": 0} == expected | {"seconds": 0}
+
+
+def test_what_is_slower_is_said_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from softprompt.models import routes
+
+    monkeypatch.setattr(routes, "_compare", lambda model, route: "too odd" if route == "packed" else "")
+    result = run("train", "task.yaml", "--output", "run")
+    assert result.exit_code == 0
+    warnings = [line for line in result.stderr.splitlines() if not line.startswith("step ")]
+    assert warnings == ["warning: LlamaForCausalLM takes a slower route than packed (too odd)"]
+    assert run("evaluate", "run/prompt", "test.csv").stderr.splitlines() == warnings
+
+
+def test_force_leaves_the_old_run_until_the_new_one_has_begun(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("train", "task.yaml", "--output", "run").exit_code == 0
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+
+    def kept() -> bool:
+        return {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+
+    force = ("train", "task.yaml", "--output", "run", "--force")
+    assert "recipe.report_to: " in refused(*force, "--set", "recipe.report_to=[nothing]")
+    if importlib.util.find_spec("wandb") is None:
+        assert "wandb to be installed" in refused(*force, "--set", "recipe.report_to=[wandb]")
+    assert "can't be shared" in refused(*force, "--set", "recipe.gradient_accumulation_steps=3")
+    assert kept()
+    with monkeypatch.context() as patch:
+        patch.setattr(PromptTrainer, "training_step", Mock(side_effect=MemoryError))
+        assert "out of memory" in refused(*force)
+        assert kept()
+        lengths = ("--set", "prompt.num_virtual_tokens=auto")
+        assert "out of memory" in refused(*force, *lengths)
+        assert kept()
+    with monkeypatch.context() as patch:  # killed before its first step
+        patch.setattr(Replaced, "put_back", Mock())
+        patch.setattr(PromptTrainer, "training_step", Mock(side_effect=MemoryError))
+        refused(*force)
+    assert not Path("run/prompt").exists()
+    refused("train", "task.yaml", "--output", "run")
+    assert kept()
+    assert run(*force, "--set", "recipe.max_steps=4").exit_code == 0
+    assert not Path("run/.replaced").exists()
+    assert json.loads(Path("run/run.json").read_text())["recipe"]["max_steps"] == 4

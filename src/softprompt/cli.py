@@ -5,6 +5,7 @@ Owns their names and order. Nobody imports it.
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -31,6 +32,8 @@ app.add_typer(library_app, name="library")
 
 def main() -> None:
     """The console script `softprompt`."""
+    for variable in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY", "DATASETS_VERBOSITY"):
+        os.environ.setdefault(variable, "error")  # they print what they log, whatever the root logger's level
     app()
 
 

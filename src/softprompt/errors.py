@@ -19,3 +19,7 @@ class WrongBaseError(SoftPromptError):
 
 class UnknownPromptError(SoftPromptError):
     """The library has no prompt of that name, or no such version of it."""
+
+
+class EndedElsewhereError(SoftPromptError):
+    """Of several processes that train together another one says what went wrong: this one ends without a word."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -212,22 +213,40 @@ class TestDtypeAndDevice:
         with pytest.raises(SoftPromptError, match=r"dtype '.*' is not one for weights: use 'auto'"):
             load_base(folder, dtype=dtype)
 
-    @pytest.mark.parametrize(("factor", "fast"), [(8.0, torch.float32), (0.7, torch.float32), (0.5, torch.bfloat16)])
-    def test_auto_is_what_the_cpu_multiplies_fast(self, folder, monkeypatch, factor, fast):
-        seconds = {torch.float32: 1.0, torch.bfloat16: factor}
-        monkeypatch.setattr(base_module, "_seconds", seconds.__getitem__)
-        fast_dtype.cache_clear()
-        try:
-            assert load_base(folder, device="cpu").dtype == fast
-        finally:
-            fast_dtype.cache_clear()
+    @pytest.mark.parametrize("loaded", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+    def test_auto_is_what_the_cpu_has_instructions_for(self, folder, monkeypatch, caplog, machine, loaded):
+        monkeypatch.delenv("SOFTPROMPT_DTYPE", raising=False)
+        monkeypatch.setattr(platform, "machine", lambda: machine)
+        monkeypatch.setattr(sys, "platform", "linux")
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+        has, lacks = (lambda: loaded == torch.bfloat16), (lambda: loaded != torch.bfloat16)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", has if machine == "x86_64" else lacks)
+        # Of x86 oneDNN says yes where it emulates.
+        fake = SimpleNamespace(_is_mkldnn_bf16_supported=lacks if machine == "x86_64" else has)
+        monkeypatch.setattr(torch.ops, "mkldnn", fake)
+        with caplog.at_level("INFO", logger="softprompt"):
+            assert load_base(folder, device="cpu").dtype == loaded
+        assert caplog.messages == [f"dtype auto is {str(loaded)[6:]}, as fits this machine's cpu"]
 
-    def test_the_cpu_is_measured_once(self):
-        fast_dtype.cache_clear()
-        first = fast_dtype(torch.device("cpu"))
-        assert fast_dtype(torch.device("cpu")) == first
-        assert (fast_dtype.cache_info().misses, fast_dtype.cache_info().hits) == (1, 1)
-        assert base_module._seconds(torch.float32) > 0
+    def test_auto_needs_onednn_and_is_float32_on_mps(self, monkeypatch):
+        monkeypatch.delenv("SOFTPROMPT_DTYPE", raising=False)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+        assert fast_dtype(torch.device("cpu")) == fast_dtype(torch.device("mps")) == torch.float32
+
+    @pytest.mark.parametrize("name", ["float32", "bfloat16"])
+    def test_a_variable_says_what_auto_is(self, folder, monkeypatch, caplog, name):
+        monkeypatch.setenv("SOFTPROMPT_DTYPE", name)
+        with caplog.at_level("INFO", logger="softprompt"):
+            assert load_base(folder).dtype == getattr(torch, name)
+            assert load_base(folder, dtype="float16").dtype == torch.float16
+        assert caplog.messages == [f"dtype auto is {name}, as SOFTPROMPT_DTYPE says"]
+
+    def test_a_variable_that_says_something_else_is_refused(self, folder, monkeypatch):
+        monkeypatch.setenv("SOFTPROMPT_DTYPE", "fp16")
+        with pytest.raises(SoftPromptError, match="SOFTPROMPT_DTYPE is 'fp16': set it to float32 or bfloat16"):
+            load_base(folder)
 
     @pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", ""])
     def test_a_device_that_is_not_here_is_refused(self, folder, device):

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from softprompt.commands.opening import load_calibrated, open_prompt
-from softprompt.commands.options import BaseName, Calibrate, Json, PromptFolder, TaskFile
+from softprompt.commands.options import BaseName, Calibrate, Dtype, Json, PromptFolder, TaskFile
 from softprompt.commands.tables import figures_table, labels_table
 from softprompt.commands.terminal import print_result, reporting
 from softprompt.errors import SoftPromptError
@@ -32,6 +32,7 @@ def evaluate(
     ],
     calibrate: Calibrate = None,
     base: BaseName = None,
+    dtype: Dtype = None,
     task: TaskFile = None,
     as_json: Json = False,
 ) -> None:
@@ -41,7 +42,7 @@ def evaluate(
         from softprompt.progress import progress_bar
         from softprompt.tasks import load_rows
 
-        asked, its_task, load = open_prompt(prompt, base, task)
+        asked, its_task, load = open_prompt(prompt, base, dtype, task)
         rows = load_rows(data, its_task)
         asked, loaded = load_calibrated(asked, its_task, load, calibrate)
         with progress_bar(Console(stderr=True), "Evaluating", len(rows)) as advance:
@@ -66,6 +67,7 @@ def predict(
     ] = None,
     calibrate: Calibrate = None,
     base: BaseName = None,
+    dtype: Dtype = None,
     task: TaskFile = None,
     as_json: Json = False,
 ) -> None:
@@ -77,7 +79,7 @@ def predict(
         from softprompt.progress import progress_bar
         from softprompt.tasks import load_rows, rows_from
 
-        asked, its_task, load = open_prompt(prompt, base, task)
+        asked, its_task, load = open_prompt(prompt, base, dtype, task)
         if file is None:
             rows = rows_from(texts or [], its_task)
         elif file == "-":

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from softprompt.commands.opening import base_of, open_prompt
-from softprompt.commands.options import BaseName, Json, PromptFolder, TaskFile
+from softprompt.commands.options import BaseName, Dtype, Json, PromptFolder, TaskFile
 from softprompt.commands.terminal import print_result, reporting
 from softprompt.errors import SoftPromptError
 
@@ -31,6 +31,7 @@ def inspect(
         Path | None, typer.Option(metavar="DIR", help="A library, to compare with its prompts.", show_default=False)
     ] = None,
     base: BaseName = None,
+    dtype: Dtype = None,
     task: TaskFile = None,
     as_json: Json = False,
 ) -> None:
@@ -48,9 +49,9 @@ def inspect(
         rows: list[Row] | None = None
         if data is None:
             asked = SoftPrompt.load(prompt)
-            load = base_of(prompt, asked, base)
+            load = base_of(prompt, asked, base, dtype)
         else:
-            asked, its_task, load = open_prompt(prompt, base, task)
+            asked, its_task, load = open_prompt(prompt, base, dtype, task)
             rows = load_rows(data, its_task)
         loaded = load()
         total = len(rows or []) * (asked.num_virtual_tokens + 1)
@@ -80,6 +81,7 @@ def prune(
     output: Annotated[Path, typer.Option(metavar="DIR", help="The new prompt's folder.", show_default=False)],
     force: Annotated[bool, typer.Option("--force", help="Replace a prompt that is already there.")] = False,
     base: BaseName = None,
+    dtype: Dtype = None,
     task: TaskFile = None,
     as_json: Json = False,
 ) -> None:
@@ -91,7 +93,7 @@ def prune(
         from softprompt.progress import progress_bar
         from softprompt.tasks import load_rows
 
-        asked, its_task, load = open_prompt(prompt, base, task)
+        asked, its_task, load = open_prompt(prompt, base, dtype, task)
         check_keep(keep, asked)
         if output.exists() and not force:  # before the work and not after it
             raise SoftPromptError(f"{output} exists: choose another --output, or replace it with --force")

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from softprompt.tasks import Task
 
 
-def open_prompt(path: Path, base: str | None, task_file: Path | None) -> tuple[SoftPrompt, Task, Callable[[], Base]]:
+def open_prompt(
+    path: Path, base: str | None, dtype: str | None, task_file: Path | None
+) -> tuple[SoftPrompt, Task, Callable[[], Base]]:
     """A prompt, its task and what loads its base. Its card says what the arguments don't."""
     from softprompt.prompts import SoftPrompt
     from softprompt.tasks import Task
@@ -32,7 +34,7 @@ def open_prompt(path: Path, base: str | None, task_file: Path | None) -> tuple[S
         task = Task.from_dict(card.task, f"{path / 'card.json'}: task")
     else:
         raise SoftPromptError(f"{path} doesn't say what its task is: give a task file with --task")
-    return prompt, task, base_of(path, prompt, base)
+    return prompt, task, base_of(path, prompt, base, dtype)
 
 
 def load_calibrated(
@@ -47,8 +49,8 @@ def load_calibrated(
     return (prompt if rows is None else evaluation.calibrate(base, prompt, task, rows)), base
 
 
-def base_of(path: Path, prompt: SoftPrompt, base: str | None) -> Callable[[], Base]:
-    """What loads a prompt's base, which its card names where `base` does not."""
+def base_of(path: Path, prompt: SoftPrompt, base: str | None, dtype: str | None) -> Callable[[], Base]:
+    """What loads a prompt's base, which its card names where `base` and `dtype` do not."""
     from softprompt.models.base import load_base
 
     card = prompt.card
@@ -56,5 +58,5 @@ def base_of(path: Path, prompt: SoftPrompt, base: str | None) -> Callable[[], Ba
         if card.base is None:
             raise SoftPromptError(f"{path} doesn't say which base it is for: give it with --base")
         base = card.base.name
-    # In the dtype that it was trained in, where that was chosen.
-    return partial(load_base, base, dtype=str(card.recipe.get("dtype", "auto")))
+    # A card says in which dtype its prompt was trained; an older one may say "auto", or nothing.
+    return partial(load_base, base, dtype=dtype or str(card.recipe.get("dtype", "auto")))

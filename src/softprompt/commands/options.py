@@ -20,6 +20,10 @@ BaseName = Annotated[
         "--base", metavar="BASE", help="Hub id, folder or GGUF file. Default: the prompt's.", show_default=False
     ),
 ]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="Of the base: auto, float32, bfloat16 or float16. Default: the prompt's.", show_default=False),
+]
 TaskFile = Annotated[
     Path | None,
     typer.Option("--task", metavar="FILE", help="A task file. Default: the prompt's own task.", show_default=False),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from enum import Enum
@@ -90,7 +89,6 @@ def serve(
             raise SoftPromptError(
                 f"there is no library at {folder}: make one with `softprompt library add NAME PROMPT`"
             )
-        logging.disable(logging.NOTSET)  # the log is part of what a server gives
 
         def make_engine() -> Engine:
             settings: dict[str, Any] = {"max_waiting": max_waiting, "time_limit": time_limit}

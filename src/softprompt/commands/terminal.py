@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from softprompt.errors import SoftPromptError
+from softprompt.errors import EndedElsewhereError, SoftPromptError
 
 
 @contextmanager
@@ -31,19 +31,49 @@ def reporting() -> Iterator[TextIO]:
         The real stdout, for the command's result. Whatever else is printed inside goes to stderr.
     """
     out = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - a closed stdout: there is nobody to print to
-    muted = logging.root.manager.disable
     try:
-        logging.disable(logging.WARNING)
-        with redirect_stdout(sys.stderr), warnings.catch_warnings():
+        with redirect_stdout(sys.stderr), warnings.catch_warnings(), _own_log_lines():
             warnings.simplefilter("ignore")
             yield out
     except (typer.BadParameter, BrokenPipeError):  # wrong usage; a reader that has seen enough: typer exits
         raise
+    except EndedElsewhereError:
+        raise typer.Exit(1) from None
     except (Exception, KeyboardInterrupt) as error:
         typer.echo(f"error: {_explain(error)}", err=True)
         raise typer.Exit(1) from None
+
+
+@contextmanager
+def _own_log_lines() -> Iterator[None]:
+    """Within it softprompt's own log lines come on stderr, each once; other libraries tell of errors alone."""
+    ours = logging.getLogger("softprompt")
+    # Of several processes that train together the first one speaks.
+    handler = _Lines() if os.environ.get("RANK", "0") == "0" else logging.NullHandler()
+    before = [(logger, logger.level) for logger in (ours, logging.root)]
+    logging.root.setLevel(logging.ERROR)
+    ours.setLevel(logging.INFO)
+    ours.addHandler(handler)
+    try:
+        yield
     finally:
-        logging.disable(muted)
+        ours.removeHandler(handler)
+        for logger, level in before:
+            logger.setLevel(level)
+
+
+class _Lines(logging.Handler):
+    """Prints each message once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = " ".join(record.getMessage().split())
+        if message not in self._said:
+            self._said.add(message)
+            typer.echo(message if record.levelno < logging.WARNING else f"warning: {message}", err=True)
 
 
 def _explain(error: BaseException) -> str:

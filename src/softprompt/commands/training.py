@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -40,18 +39,23 @@ def train(
         from softprompt.progress import TrainingProgress, progress_bar
         from softprompt.reporting.run_report import REPORT, write_report
         from softprompt.tasks import load_rows, with_validation
-        from softprompt.training import grow, train
-        from softprompt.training.run import RECORD
+        from softprompt.training import grow, processes, train
+        from softprompt.training.run import RECORD, recorded_dtype
         from softprompt.training.screening import choose_start
         from softprompt.training.taskfile import load_task_file
 
         overrides = overrides or []
-        file = load_task_file(task, overrides)
-        folder = output or Path("runs") / file.name
-        # All rows first: a mistake in the test rows is not to come out after the training.
-        rows, validation = with_validation(file.data.train, file.data.validation, file.task, file.recipe.seed)
-        test_rows = [] if file.data.test is None else load_rows(file.data.test, file.task)
-        base = load_base(file.base, dtype=file.recipe.dtype)
+        processes.start()
+        with processes.together():
+            file = load_task_file(task, overrides)
+            folder = output or Path("runs") / file.name
+            # All rows first: a mistake in the test rows is not to come out after the training.
+            rows, validation = with_validation(file.data.train, file.data.validation, file.task, file.recipe.seed)
+            test_rows = [] if file.data.test is None else load_rows(file.data.test, file.task)
+            dtype: str = file.recipe.dtype
+            if resume and dtype == "auto":  # what it was for the run, which another machine may have begun
+                dtype = recorded_dtype(folder) or dtype
+            base = load_base(file.base, dtype=dtype)
         console = Console(stderr=True)
         progress = TrainingProgress(console, file.task.metric, len(validation or []))
         common: dict[str, Any] = {
@@ -79,15 +83,16 @@ def train(
                     run = growth.run
                 else:
                     run = train(base, make(file.prompt.num_virtual_tokens), file.task, **common)
+            if not processes.is_first():  # the first one measures, writes and prints
+                return
             if test_rows:
                 with progress_bar(console, "Testing", len(test_rows)) as advance:
                     test = evaluate(base, run.prompt, file.task, test_rows, progress=advance)
             # Of several lengths each has a run, and so a report, of its own.
             reported = folder if growth is None or growth.folder is None else growth.folder
             report = reported / REPORT
-            if os.environ.get("RANK", "0") == "0":  # of several processes the first one writes it
-                with progress_bar(console, "Writing the report", len(validation or [])) as advance:
-                    write_report(reported, base=base, validation=validation, test=test, progress=advance)
+            with progress_bar(console, "Writing the report", len(validation or [])) as advance:
+                write_report(reported, base=base, validation=validation, test=test, progress=advance)
         except KeyboardInterrupt:
             if not (folder / RECORD).exists():
                 raise

@@ -12,13 +12,13 @@ import json
 import logging
 import mmap
 import os
+import platform
 import struct
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,6 +48,7 @@ from softprompt.prompts.card import BaseIdentity
 
 logger = logging.getLogger(__name__)
 EMBEDDED = "smollm2-135m"
+DTYPE_VARIABLE = "SOFTPROMPT_DTYPE"
 
 _UNPACKED = f"{EMBEDDED}-1"  # counted up when `_unpack` makes something else of the same file
 _SAMPLE = 64  # elements of each weight tensor that the fingerprint looks at
@@ -174,7 +175,8 @@ def load_base(
     Args:
         name: "smollm2-135m" (SmolLM2-135M-Instruct, downloaded once without the hub), a local folder, a GGUF
             file (its weights are dequantised) or a model on the hub; the first of these that it can be.
-        dtype: "auto" (default: see `fast_dtype`), "float32", "bfloat16", "float16" or a torch.dtype.
+        dtype: "auto" (default: see `fast_dtype`; a log line says what it found), "float32", "bfloat16", "float16",
+            "float64" or a torch.dtype.
         device: "auto" (default: CUDA, else MPS, else the CPU), or what torch.device takes.
         trust_remote_code: run the Python code that a folder or a model on the hub brings along (default: refuse).
         revision: the branch, tag or commit of a model on the hub (default: its main branch).
@@ -239,31 +241,34 @@ def _known_ids(model: PreTrainedModel, *stated: int | Sequence[int] | None) -> f
     return frozenset(token for token in ids if 0 <= token < count)
 
 
-@cache
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where `device` multiplies matrices of it fast, else float32.
+    """bfloat16 where `device` has instructions for it, else float32: what the machine is decides, no measurement.
 
-    A GPU's generation says so. CPUs range from 100 times slower in bfloat16 to several times faster, so there it
-    is measured, once per process, in a fifth of a second at most: it has to be at least 1.5 times as fast.
+    A GPU's generation says so; of a CPU, AVX512-BF16 (which AMX comes with) or Arm's BF16. Without them a CPU emulates
+    bfloat16, up to 100 times slower than float32. The environment variable SOFTPROMPT_DTYPE, float32 or bfloat16,
+    says otherwise.
+
+    Raises:
+        SoftPromptError: SOFTPROMPT_DTYPE is something else.
     """
+    forced = os.environ.get(DTYPE_VARIABLE)
+    if forced:
+        if forced not in ("float32", "bfloat16"):
+            raise SoftPromptError(f"{DTYPE_VARIABLE} is {forced!r}: set it to float32 or bfloat16, or not at all")
+        return torch.float32 if forced == "float32" else torch.bfloat16
+    return torch.bfloat16 if _has_bfloat16(device) else torch.float32
+
+
+def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         with torch.cuda.device(device):
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = device.type == "cpu" and _seconds(torch.float32) >= 1.5 * _seconds(torch.bfloat16)
-    return torch.bfloat16 if fast else torch.float32
-
-
-@torch.inference_mode()
-def _seconds(dtype: torch.dtype) -> float:
-    """The time of one matrix multiplication on the CPU: 128 rows by the weights of a small layer."""
-    rows, weights = torch.ones(128, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
-    times = []
-    for _ in range(3):  # the first one is the warm-up, and never the fastest
-        start = time.perf_counter()
-        rows @ weights
-        times.append(time.perf_counter() - start)
-    return min(times)
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # oneDNN has the kernels
+        return False
+    if platform.machine() in ("x86_64", "AMD64"):
+        return bool(torch.cpu._is_avx512_bf16_supported())
+    # oneDNN's own answer for x86 would include emulation.
+    return sys.platform == "linux" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _choose_device(device: str | torch.device) -> torch.device:
@@ -283,10 +288,13 @@ def _choose_device(device: str | torch.device) -> torch.device:
 
 def _choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     if dtype == "auto":
-        return fast_dtype(device)
+        found = fast_dtype(device)
+        why = f"as {DTYPE_VARIABLE} says" if os.environ.get(DTYPE_VARIABLE) else f"as fits this machine's {device.type}"
+        logger.info("dtype auto is %s, %s", str(found).removeprefix("torch."), why)
+        return found
     if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
         return dtype
-    if dtype in ("float32", "bfloat16", "float16"):
+    if dtype in ("float32", "bfloat16", "float16", "float64"):
         chosen: torch.dtype = getattr(torch, str(dtype))
         return chosen
     raise SoftPromptError(

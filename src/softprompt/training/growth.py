@@ -6,8 +6,8 @@ Owns the lengths and the decision. Each length is a run like any other (`run`), 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,9 +24,11 @@ from softprompt.models.base import Base
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.rows import Row, Rows, with_validation
 from softprompt.tasks.task import Task
+from softprompt.training import processes
 from softprompt.training.diagnosis import Diagnosis
 from softprompt.training.recipe import Recipe
-from softprompt.training.run import PROMPT, RECORD, Run, open_run
+from softprompt.training.replacing import Replaced
+from softprompt.training.run import PROMPT, RECORD, Run, check_folder, open_run
 from softprompt.training.run import train as learn
 from softprompt.training.trainer import DivergedError
 
@@ -134,27 +136,34 @@ def grow(
         )
     folder = None if output is None else Path(output)
     start = make(lengths[0])
-    if folder is not None and os.environ.get("RANK", "0") == "0":  # of several processes the first one makes it
-        open_run(folder, {"lengths": list(lengths), "prompt": start.sha256}, resume=resume, force=force)
+    processes.start(base.device)
+    replaced = None if folder is None else Replaced(folder / RECORD)
+    with processes.together():
+        if folder is not None and processes.is_first():
+            about = {"lengths": list(lengths), "prompt": start.sha256}
+            check_folder(folder, about, resume=resume, force=force)
+            if not resume:
+                open_run(folder, about)
     tried: list[Length] = []
     kept: Run | None = None
     scores: NDArray[np.float64] = np.zeros(0)
     for count in lengths:
         own = None if folder is None else folder / f"{count}-virtual-tokens"
         try:
-            run = learn(
-                base,
-                start if kept is None else make(count),
-                task,
-                train=rows,
-                validation=checks,
-                recipe=recipe,
-                output=own,
-                resume=resume and own is not None and (own / RECORD).exists(),
-                callbacks=callbacks,
-                progress=progress,
-                diagnosed=diagnosed,
-            )
+            with nullcontext() if replaced is None else replaced.put_back_on_failure(processes.is_first()):
+                run = learn(
+                    base,
+                    start if kept is None else make(count),
+                    task,
+                    train=rows,
+                    validation=checks,
+                    recipe=recipe,
+                    output=own,
+                    resume=resume and own is not None and (own / RECORD).exists(),
+                    callbacks=[*callbacks, *([] if replaced is None else [replaced])],
+                    progress=progress,
+                    diagnosed=diagnosed,
+                )
         except DivergedError:
             if kept is None:
                 raise
@@ -170,8 +179,9 @@ def grow(
     assert kept is not None, "the first length is kept"
     if folder is None:
         return Growth(kept, tried, None)
-    if os.environ.get("RANK", "0") == "0":
-        kept.prompt.save(folder / PROMPT, force=(folder / PROMPT).exists())
+    with processes.together():
+        if processes.is_first():
+            kept.prompt.save(folder / PROMPT, force=(folder / PROMPT).exists())
     return Growth(replace(kept, folder=folder), tried, kept.folder)
 
 

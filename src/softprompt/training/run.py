@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from softprompt.errors import SoftPromptError
+from softprompt.errors import EndedElsewhereError, SoftPromptError
 from softprompt.evaluation.calibration import calibrate, check_labels, worth_keeping, worth_trying
 from softprompt.evaluation.evaluate import Evaluation, Evaluator, evaluate
 from softprompt.models.base import Base
@@ -33,7 +32,9 @@ from softprompt.tasks.task import Task, shown
 from softprompt.training.diagnosis import Diagnosis, diagnose, special_texts
 from softprompt.training.interruption import Interruption
 from softprompt.training.monitor import Monitor
+from softprompt.training.processes import gather, is_first, start, together
 from softprompt.training.recipe import Recipe
+from softprompt.training.replacing import Replaced
 from softprompt.training.residual import ResidualModel
 from softprompt.training.token_control import token_control
 from softprompt.training.trainer import DivergedError, PromptTrainer, Schedule
@@ -132,46 +133,55 @@ def train(
         WrongBaseError: the prompt was made for another base.
         DivergedError: the loss became NaN or infinite; the last good prompt is kept in `output`.
     """
-    start = time.perf_counter()
+    began = time.perf_counter()
     recipe = recipe or Recipe()
-    prompt.check_base(base)
-    model = _model(base, prompt, recipe)
-    if task.labels is None:
-        find_way(model)  # says now, not after the last step, if the base cannot generate, or only slowly
-    rows, checks = with_validation(train, validation, task, recipe.seed)
-    check_trainable(rows, task)
-    if recipe.calibrate is True:
-        check_labels(task, "recipe.calibrate")
-    limits = [n for n in (recipe.max_length, _room(base, prompt)) if n is not None]
-    encoded = Encoder(base.tokenizer, task, min(limits, default=None)).encode_rows(rows)
-    evaluator = None
-    if checks is not None:
-        evaluator = Evaluator(model, base.tokenizer, task, checks, base.max_positions)
-    about = _describe(base, prompt, task, recipe, encoded, checks)
+    start(base.device)
+    with together():
+        prompt.check_base(base)
+        model = _model(base, prompt, recipe)
+        if task.labels is None:
+            find_way(model)  # says now, not after the last step, if the base cannot generate, or only slowly
+        rows, checks = with_validation(train, validation, task, recipe.seed)
+        check_trainable(rows, task)
+        if recipe.calibrate is True:
+            check_labels(task, "recipe.calibrate")
+        limits = [n for n in (recipe.max_length, _room(base, prompt)) if n is not None]
+        encoded = Encoder(base.tokenizer, task, min(limits, default=None)).encode_rows(rows)
+        evaluator = None
+        if checks is not None:
+            evaluator = Evaluator(model, base.tokenizer, task, checks, base.max_positions)
+        about = _describe(base, prompt, task, recipe, encoded, checks)
+    _check_same(about)
     with ExitStack() as stack:
         if output is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="softprompt-")))
         else:
             folder = Path(output)
-            if os.environ.get("RANK", "0") == "0":  # of several processes the first one makes it
-                open_run(folder, about, resume=resume, force=force)
+            with together():
+                if is_first():
+                    check_folder(folder, about, resume=resume, force=force)
         schedule = Schedule(encoded, recipe.batch_size, recipe.max_steps, recipe.seed)
         monitor = None
         if recipe.monitor:
             steps_per_pass = len(encoded.input_ids) / recipe.batch_size
             monitor = Monitor(base, prompt, recipe.rate, steps_per_pass, folder / MONITOR, diagnosed)
-        interruption = Interruption()
-        trainer = PromptTrainer(
-            model,
-            recipe,
-            schedule,
-            evaluator,
-            task.metric,
-            folder,
-            [*token_control(base, model.prompts, recipe), *callbacks, _Log(folder / LOG), interruption],
-            progress,
-            monitor,
-        )
+        interruption, replaced = Interruption(), Replaced(folder / RECORD)
+        with together():
+            trainer = PromptTrainer(
+                model,
+                recipe,
+                schedule,
+                evaluator,
+                task.metric,
+                folder,
+                [*token_control(base, model.prompts, recipe), *callbacks, _Log(folder / LOG), interruption, replaced],
+                progress,
+                monitor,
+            )
+        # All that can fail before a step has been tried: now a run that is there may go.
+        with together():
+            if output is not None and not resume and is_first():
+                open_run(folder, about)
 
         def finished() -> Run:
             history = trainer.state.log_history
@@ -182,7 +192,7 @@ def train(
             card = prompt.card.replace(
                 base=base.identity.model_dump(),
                 task=task.model_dump(exclude_none=True),
-                recipe=recipe.model_dump() | {"learning_rate": recipe.rate},
+                recipe=recipe.model_dump() | {"learning_rate": recipe.rate, "dtype": _dtype(base)},
                 calibration=None,
             )
             if worth_trying(recipe.calibrate, task, validates=checks is not None):
@@ -190,13 +200,14 @@ def train(
                 checked = None if checks is None else evaluate(base, calibrated, task, checks, progress=progress)
                 if worth_keeping(recipe.calibrate, checked, validated, task.metric):
                     card, validated = calibrated.card, checked
-            seconds = time.perf_counter() - start
+            seconds = time.perf_counter() - began
             metrics: dict[str, Any] = {"steps": steps, "best_step": best_step, "seconds": round(seconds, 3)}
             if validated is not None:
                 metrics["validation"] = validated.to_json()
             learned = SoftPrompt(embeddings, card.replace(metrics=metrics))
-            if output is not None and trainer.is_world_process_zero():
-                learned.save(folder / PROMPT, force=(folder / PROMPT).exists())
+            with together():
+                if output is not None and is_first():
+                    learned.save(folder / PROMPT, force=(folder / PROMPT).exists())
             return Run(
                 prompt=learned,
                 steps=steps,
@@ -219,7 +230,7 @@ def train(
         over = trainer.state.global_step >= recipe.max_steps or trainer.out_of_patience(trainer.state.log_history)
         try:
             if checkpoint is None or not over:
-                with interruption:
+                with replaced.put_back_on_failure(is_first()), interruption:
                     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except DivergedError as error:
             good = trainer.last_checkpoint()
@@ -257,6 +268,20 @@ class _Log(TrainerCallback):
                 raise SoftPromptError(f"{self._path}: the log can't be written: {error.strerror}") from error
 
 
+def recorded_dtype(folder: Path) -> str | None:
+    """The dtype of the base in the run, or the runs of several lengths, in a folder; None where none is recorded."""
+    for record in [folder / RECORD, *sorted(folder.glob(f"*/{RECORD}"))]:
+        try:
+            return str(json.loads(record.read_text(encoding="utf-8"))["base"]["dtype"])
+        except (OSError, ValueError, KeyError, TypeError):  # whoever resumes the run will say what is wrong with it
+            continue
+    return None
+
+
+def _dtype(base: Base) -> str:
+    return str(base.dtype).removeprefix("torch.")
+
+
 def _room(base: Base, prompt: SoftPrompt) -> int | None:
     return None if base.max_positions is None else base.max_positions - prompt.num_virtual_tokens
 
@@ -270,7 +295,7 @@ def _describe(
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     return {
-        "base": base.identity.model_dump() | {"dtype": str(base.dtype).removeprefix("torch.")},
+        "base": base.identity.model_dump() | {"dtype": _dtype(base)},
         "prompt": prompt.sha256,
         "task": task.model_dump(),
         "recipe": recipe.model_dump(exclude={"report_to", "save_every", "log_every", "monitor"}),
@@ -279,31 +304,51 @@ def _describe(
     }
 
 
-def _difference(key: str, before: Any, now: Any) -> str:
-    """What to call something that has changed: with the settings that differ, as they were and as they are."""
-    if not isinstance(before, dict) or not isinstance(now, dict):
-        return key
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return f"{key} ({', '.join(f'{name}: {shown(before.get(name))}, now {shown(now.get(name))}' for name in names)})"
+def _changes(about: dict[str, Any], before: dict[str, Any]) -> str:
+    """In what a run differs from another, such as "recipe (max_steps: 3, now 4), prompt"; "" for nothing."""
+    found = []
+    for key, now in about.items():
+        other = before.get(key)
+        if isinstance(now, dict) and isinstance(other, dict):
+            names = [name for name in {**other, **now} if other.get(name) != now.get(name)]
+            values = [f"{name}: {shown(other.get(name))}, now {shown(now.get(name))}" for name in names]
+            found += [f"{key} ({', '.join(values)})"] if values else []
+        elif other != now:
+            found.append(key)
+    return ", ".join(found)
 
 
-def open_run(folder: Path, about: dict[str, Any], *, resume: bool, force: bool) -> None:
-    """Make the run's folder, or check that it is the one to go on with."""
+def _check_same(about: dict[str, Any]) -> None:
+    """Check that all processes are about to make the same run."""
+    first, *others = gather(about)
+    for rank, other in enumerate(others, 1):
+        if what := _changes(first, other):
+            message = (
+                f"process {rank} has another {what} than process 0: give all the same files, and recipe.dtype where "
+                "their machines differ"
+            )
+            raise SoftPromptError(message) if is_first() else EndedElsewhereError(message)
+
+
+def check_folder(folder: Path, about: dict[str, Any], *, resume: bool, force: bool) -> None:
+    """Check that a run's folder can be made, replaced, or gone on with; what is in it is not changed.
+
+    Raises:
+        SoftPromptError: it can't.
+    """
     record = folder / RECORD
     try:
+        Replaced(record).put_back()  # a run that was to be replaced, by one that was killed before it began
         if resume and record.exists():
             before = json.loads(record.read_text(encoding="utf-8"))
-            changed = [_difference(key, before.get(key), about[key]) for key in about if before.get(key) != about[key]]
-            if changed:
+            if changed := _changes(about, before):
                 raise SoftPromptError(
-                    f"{folder}: the run to resume had another {', '.join(changed)}: resume it as it was, or start "
+                    f"{folder}: the run to resume had another {changed}: resume it as it was, or start "
                     "a new one in another folder"
                 )
-            return
-        if resume:
+        elif resume:
             raise SoftPromptError(f"{folder}: there is no run to resume; leave out --resume to start one")
-        temporary = folder / f".{RECORD}"  # may be there alone, where a run was killed as it began
-        if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - {temporary}):
+        elif _is_taken(folder):
             if not force:
                 raise SoftPromptError(
                     f"{folder} exists: choose another output, --resume its run or --force to replace it"
@@ -312,9 +357,19 @@ def open_run(folder: Path, about: dict[str, Any], *, resume: bool, force: bool) 
                 raise SoftPromptError(
                     f"{folder} is not a run's folder (it has no {RECORD}): --force does not replace it"
                 )
-            # The record goes last: what a kill leaves is still known for a run's folder.
-            for entry in [*(set(folder.iterdir()) - {record}), record]:
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    except OSError as error:
+        raise SoftPromptError(f"{folder}: the run's folder can't be made: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise SoftPromptError(f"{record}: the run's record is damaged: start a new run in another folder") from error
+
+
+def open_run(folder: Path, about: dict[str, Any]) -> None:
+    """Make the folder of a new run, once it is checked and all is ready; a run that is there is put aside."""
+    record = folder / RECORD
+    temporary = _temporary(folder)
+    try:
+        if _is_taken(folder):
+            Replaced(record).put_aside()
         folder.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as file:
             json.dump(about, file, indent=1)
@@ -323,5 +378,12 @@ def open_run(folder: Path, about: dict[str, Any], *, resume: bool, force: bool) 
         os.replace(temporary, record)
     except OSError as error:
         raise SoftPromptError(f"{folder}: the run's folder can't be made: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise SoftPromptError(f"{record}: the run's record is damaged: start a new run in another folder") from error
+
+
+def _temporary(folder: Path) -> Path:
+    return folder / f".{RECORD}"
+
+
+def _is_taken(folder: Path) -> bool:
+    """Whether something is there. The record's beginnings may be, alone, where a run was killed as it began."""
+    return folder.exists() and (not folder.is_dir() or bool(set(folder.iterdir()) - {_temporary(folder)}))

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 
 from softprompt.errors import SoftPromptError
@@ -29,6 +30,7 @@ from softprompt.evaluation.evaluate import Evaluation, Evaluator
 from softprompt.models.prompted import PromptedModel
 from softprompt.tasks.encode import Encoded
 from softprompt.training.monitor import Monitor
+from softprompt.training.processes import count
 from softprompt.training.recipe import Recipe
 
 STATE = "trainer_state.json"
@@ -132,9 +134,11 @@ class PromptTrainer(Trainer):
         self._folder, self._schedule = folder, schedule
         self._writing: Path | None = None
         self._progress = progress
+        args = arguments(recipe, folder, model.base.device, validates=evaluator is not None)
+        _check_trackers(args)
         super().__init__(
             model=model,
-            args=arguments(recipe, folder, model.base.device, validates=evaluator is not None),
+            args=args,
             train_dataset=schedule,
             eval_dataset=None if evaluator is None else evaluator.rows,
             data_collator=collate,
@@ -324,7 +328,7 @@ def arguments(recipe: Recipe, folder: Path, device: torch.device, validates: boo
     Raises:
         SoftPromptError: the batch can't be shared by the processes and the parts of a step.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = count()
     parts = processes * recipe.gradient_accumulation_steps
     if recipe.batch_size % parts:
         raise SoftPromptError(
@@ -358,8 +362,17 @@ def arguments(recipe: Recipe, folder: Path, device: torch.device, validates: boo
         "remove_unused_columns": False,
         "disable_tqdm": True,
         "label_names": ["labels"],
+        "ddp_find_unused_parameters": False,  # each process's part of a batch has a prompt before it
     }
     return TrainingArguments(**settings | changed)
+
+
+def _check_trackers(args: TrainingArguments) -> None:
+    try:
+        for tracker in get_reporting_integration_callbacks(args.report_to):
+            tracker()
+    except (ImportError, RuntimeError, ValueError) as error:  # not installed, or unknown
+        raise SoftPromptError(f"recipe.report_to: {error}") from error
 
 
 def _sync(folder: Path) -> None:

@@ -1,0 +1,120 @@
+"""Two processes through the command line, as torchrun starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import softprompt
+from softprompt import SoftPrompt
+from softprompt.cli import app
+from tests.conftest import make_base
+from tests.test_cli import make_project, save_base
+
+# Rank 1 on a machine, or with files, of its own: its variables are named ONE_..., rank 0's ZERO_...
+PROGRAM = """
+import os
+prefix = ("ZERO_", "ONE_")[int(os.environ["RANK"])]
+os.environ |= {key.removeprefix(prefix): value for key, value in os.environ.items() if key.startswith(prefix)}
+if "FOLDER" in os.environ:
+    os.chdir(os.environ["FOLDER"])
+from softprompt.cli import main
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    make_project(folder, save_base(make_base(), folder / "base"))
+    (folder / "program.py").write_text(PROGRAM)
+    return folder
+
+
+def run_two(project: Path, *arguments: str, **environment: str) -> tuple[int, str, list[str]]:
+    """The exit code, stdout, and what is on stderr besides progress and what torchrun itself says."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "program.py"]
+    done = subprocess.run(
+        [*launch, "train", "task.yaml", *arguments],
+        cwd=project,
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(softprompt.__file__).parents[1])}
+        | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    ours = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "warning: ", "dtype "))]
+    return done.returncode, done.stdout, ours
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, said = run_two(project, "--output", "two", "--json")
+    assert (code, said) == (0, [])
+    found = json.loads(out)  # one document: the first process prints
+    assert (found["prompt"], found["steps"], found["test"]["n"]) == ("two/prompt", 12, 10)
+    assert (project / "two" / "report.html").is_file()
+    monkeypatch.chdir(project)
+    assert CliRunner().invoke(app, ["train", "task.yaml", "--output", "one"]).exit_code == 0
+    one, two = (SoftPrompt.load(project / name / "prompt") for name in ("one", "two"))
+    assert torch.allclose(one.embeddings, two.embeddings, atol=2e-4)
+
+    code, out, said = run_two(project, "--output", "two")  # and what only the first one notices ends both
+    assert (code, out) == (1, "")
+    assert said == ["error: two exists: choose another output, --resume its run or --force to replace it"]
+
+
+@pytest.mark.slow
+def test_two_processes_grow_a_prompt(project: Path) -> None:
+    settings = ("prompt.num_virtual_tokens=auto", "recipe.max_steps=4")
+    code, out, said = run_two(project, *(w for s in settings for w in ("--set", s)), "--output", "grown", "--json")
+    assert (code, said) == (0, [])
+    assert json.loads(out)["prompt"] == "grown/prompt"
+    assert (project / "grown" / "prompt" / "card.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "environment", "line"),
+    [
+        (
+            ["recipe.dtype=auto"],
+            {"ZERO_SOFTPROMPT_DTYPE": "float32", "ONE_SOFTPROMPT_DTYPE": "bfloat16"},
+            "error: process 1 has another base.dtype, prompt than process 0: give all the same files, and "
+            "recipe.dtype where their machines differ",
+        ),
+        ([], {"ONE_FOLDER": "/"}, "error: process 1 of 2: task.yaml: no such file"),
+        (
+            ["recipe.batch_size=5"],
+            {},
+            "error: recipe.batch_size 5 can't be shared by 2 processes in 1 parts each: choose a multiple of 2",
+        ),
+    ],
+)
+def test_one_line_ends_both(project: Path, settings: list[str], environment: dict[str, str], line: str) -> None:
+    options = [word for setting in settings for word in ("--set", setting)]
+    code, out, said = run_two(project, *options, "--output", "refused", **environment)
+    assert (code, out) == (1, "")
+    assert [one for one in said if not one.startswith("dtype")] == [line]
+    assert not (project / "refused").exists()
+
+
+def test_one_process_instead_of_several_is_said(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `accelerate launch --num_processes 2` leaves in the environment where there is no GPU."""
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    result = CliRunner().invoke(app, ["train", "task.yaml", "--output", str(tmp_path / "run")])
+    assert result.exit_code == 0
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("warning")]
+    assert "asked for several processes but started one" in line
+    assert "torchrun --nproc_per_node" in line
