@@ -1,4 +1,4 @@
-.PHONY: install quickstart test test-long test-vllm lint bench screenshots notebooks clean
+.PHONY: install quickstart test test-long test-newest test-vllm lint bench screenshots notebooks clean
 
 install:  ## set up .venv; does nothing where it is up to date
 	@scripts/install.sh
@@ -11,6 +11,9 @@ test: install  ## layout, lint, types and the tests
 
 test-long: install  ## the tests that take longer than a minute
 	@.venv/bin/python -m pytest -m long
+
+test-newest:  ## the tests against today's releases of what softprompt requires, in an environment of their own
+	@scripts/test_newest.sh
 
 test-vllm:  ## the tests of the vLLM engine, in an environment of their own
 	@scripts/test_vllm.sh

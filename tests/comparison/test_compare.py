@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,14 +148,16 @@ def test_every_trained_method_is_calibrated_as_the_recipe_says(
     project: Path, jobs: list[Any], base_folder: Path
 ) -> None:
     methods = ("zero-shot", "prompt", "lora", "full")
-    plain = run(project, *methods, output=project / "plain")
-    found = run(project, *methods, overrides=["recipe.calibrate=true"])
+    dtype = "recipe.dtype=float32"
+    plain = run(project, *methods, output=project / "plain", overrides=[dtype])
+    found = run(project, *methods, overrides=[dtype, "recipe.calibrate=true"])
     same = [one["test"]["log_loss"] == two["test"]["log_loss"] for one, two in zip(plain.rows, found.rows, strict=True)]
     assert same == [True, False, False, False]
     file = task_file(project)
     for method, (name, _) in zip(methods[2:], jobs[2:4], strict=True):
         learned = artifact(project / "out", name)
-        model = open_peer(method, load_base(base_folder, dtype="float32"), learned, load_base)
+        load = partial(load_base, dtype="float32")
+        model = open_peer(method, load(base_folder), learned, load)
         rows = load_rows(file.data.train, file.task)
         expected = measure_priors(model, make_base().tokenizer, file.task, rows, None)
         assert json.loads((learned / "priors.json").read_text()) == pytest.approx(expected, rel=1e-4)

@@ -355,6 +355,31 @@ def test_gradient_checkpointing_stays_with_its_model():
     assert not any(module.training for module in model.modules())
 
 
+# Numbers that are not finite
+
+
+@pytest.mark.parametrize("kernel", ["matmul", "sdpa"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_numbers_that_are_not_finite_stay_with_their_prompt(route, kernel, monkeypatch):
+    """Shorter rows and prompts are padded; what padding stands for must not come from the other prompt's rows."""
+    monkeypatch.setattr(attention, "choose_kernel", lambda device, scores: kernel)
+    model = make_model("llama")
+    example = make_example([9, 4, 12, 7, 5], [6, 3], [0, 1, 0, 1, 1], label_share=1.0)
+    bad, good = example.parameters(torch.float32)
+    bad.data.fill_(float("nan"))
+    answer = PromptedModel(model, [bad, good], route=route)(**example.batch)
+    answer.loss.backward()
+    alone = example.rows(example.prompt_index == 1)
+    other = nn.Parameter(good.detach().clone())
+    batch = {**alone.batch, "prompt_index": torch.zeros(3, dtype=torch.long)}
+    count = int((example.labels != -100).sum())
+    expected = PromptedModel(model, [other], route="concatenated")(**batch, num_items_in_batch=count)
+    expected.loss.backward()
+    assert not answer.row_loss[example.prompt_index == 0].isfinite().any()
+    torch.testing.assert_close(answer.row_loss[example.prompt_index == 1], expected.row_loss)
+    torch.testing.assert_close(good.grad, other.grad)
+
+
 # Dropout and the base
 
 

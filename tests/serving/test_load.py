@@ -8,11 +8,15 @@ import random
 import httpx
 import pytest
 
+from softprompt.models.base import Base
 from softprompt.models.prompted import PromptedModel
 from softprompt.models.scoring import score
+from softprompt.prompts import SoftPrompt
 from softprompt.prompts.library import PromptLibrary
 from softprompt.serving.local import LocalEngine
 from softprompt.tasks import Encoder
+from tests.conftest import make_base
+from tests.models.families import make_model
 from tests.serving.conftest import MOOD, living, make_prompt
 
 PROMPTS, TEXTS = 200, ["so so", "never again, I say", "joy"]
@@ -41,6 +45,30 @@ def test_two_hundred_prompts_under_load(base, tmp_path):
     assert set(statuses) == {200, 404}  # a 404 names a version that is not loaded at this moment
     assert statuses[404] < statuses[200]
     assert page["refused"] == []
+
+
+def test_a_prompt_without_finite_numbers_is_an_error_of_its_own(tmp_path):
+    """500 that names it, 409 where it is loaded; the others are answered as before."""
+    model = make_model("gpt2", vocab_size=258, n_positions=200)
+    base = Base(model, make_base().tokenizer, "tiny-gpt2")
+    library = PromptLibrary(tmp_path / "library")
+    library.add("good", make_prompt(base, 5, MOOD))
+    bad = make_prompt(base, 7, MOOD)
+    library.add("bad", SoftPrompt(bad.embeddings.sign() * 3.3e38, bad.card.replace(sha256="")))
+    with living(LocalEngine(base, state_bytes=200_000, max_waiting=4), library) as live:
+        before = live.post("/v1/classify", json={"model": "good", "input": TEXTS}).json()["data"]
+        for path, body in (("completions", {"prompt": "a"}), ("classify", {"input": "a"})):
+            answer = live.post(f"/v1/{path}", json={"model": "bad", **body})
+            assert answer.status_code == 500
+            assert answer.json()["error"]["message"].startswith("bad@1: the prompt gives numbers that are not finite")
+        assert live.post("/v1/prompts/load", json={"name": "bad"}).status_code == 409
+        assert live.engine.figures()["states_resident"] == 1
+        assert live.post("/v1/classify", json={"model": "good", "input": TEXTS}).json()["data"] == before
+        # More at once than ever may wait is no matter of trying again.
+        for path, body in (("completions", {"prompt": ["a"] * 5}), ("classify", {"input": ["a"] * 5})):
+            answer = live.post(f"/v1/{path}", json={"model": "good", **body})
+            assert answer.status_code == 400
+            assert "at most 4 wait on this server (--max-waiting)" in answer.json()["error"]["message"]
 
 
 async def storm(url: str, expected: dict[str, list[list[float]]], requests: int = 800) -> dict[int, int]:

@@ -14,7 +14,7 @@ from softprompt.errors import SoftPromptError, WrongBaseError
 from softprompt.models.generation import generate
 from softprompt.models.prompted import PromptedModel
 from softprompt.models.scoring import score
-from softprompt.serving.engine import QueueFullError, Sampling, StoppedError, TimeLimitError
+from softprompt.serving.engine import NotFiniteError, QueueFullError, Sampling, StoppedError, TimeLimitError
 from softprompt.serving.local import LocalEngine
 from softprompt.serving.sampling import Chooser
 from tests.conftest import make_base
@@ -411,23 +411,103 @@ def test_a_full_queue_refuses(tiny_base):
     assert found == [greedy(tiny_base, None, [3], 2)] * 4
 
 
-def test_a_request_over_its_time_is_ended(tiny_base):
+def test_time_counts_from_when_a_request_runs_and_what_is_there_is_delivered(tiny_base):
     async def ask():
         async with running(tiny_base, time_limit=0.2) as engine:
             held = Held(engine)
-            first = asyncio.create_task(answer(engine, None, [3], max_tokens=20))
+            sampling = Sampling(max_tokens=20, ignore_eos=True)
+            first = asyncio.create_task(anext(engine.generate(None, [3], sampling)))
             while not engine.figures()["requests_running"]:
                 await asyncio.sleep(0.01)
             waiting = asyncio.create_task(engine.classify(None, [3], LABELS))
             await asyncio.sleep(0.4)
             held.let_go()
-            found = await asyncio.gather(first, waiting, return_exceptions=True)
-            return found, await answer(engine, None, [3], max_tokens=2), engine.figures()
+            return await first, await waiting, await answer(engine, None, [3], max_tokens=2), engine.figures()
 
-    found, later, figures = asyncio.run(ask())
-    assert [type(one) for one in found] == [TimeLimitError] * 2
+    first, waited, later, figures = asyncio.run(ask())
+    assert (first.id, first.finish) == (greedy(tiny_base, None, [3], 1)[0], "length")
+    assert waited == pytest.approx(likelihoods(tiny_base, None, [3]), rel=1e-4)
     assert later == greedy(tiny_base, None, [3], 2)
     assert figures["requests_running"] == 0
+
+
+def test_a_text_that_takes_all_the_time_is_ended(tiny_base):
+    async def ask():
+        async with running(tiny_base, time_limit=0.2, max_batch_tokens=3) as engine:
+            held = Held(engine)
+            requests = [
+                asyncio.create_task(answer(engine, None, ids_of(9), max_tokens=20)),
+                asyncio.create_task(engine.classify(None, ids_of(9), LABELS)),
+            ]
+            while not engine.figures()["requests_running"]:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.4)
+            held.let_go()
+            first = (await asyncio.gather(*requests, return_exceptions=True))[0]
+            return first, await answer(engine, None, [3], max_tokens=2), engine.figures()
+
+    ended, later, figures = asyncio.run(ask())
+    assert isinstance(ended, TimeLimitError)
+    assert "--time-limit" in str(ended)
+    assert later == greedy(tiny_base, None, [3], 2)
+    assert figures["requests_running"] == 0
+
+
+def test_no_more_run_at_once_than_end_in_time(tiny_base):
+    """At a second a row and step, two of 25 tokens fit a limit of 60 s; whoever waits is answered in full."""
+
+    async def ask():
+        async with running(tiny_base) as engine:
+            engine._pace.note = lambda rows, seconds: most.append(len(engine._running))
+            engine._pace._each = 1.0
+            sampling = {"max_tokens": 25, "ignore_eos": True}
+            return await asyncio.gather(*(answer(engine, None, [3 + i], **sampling) for i in range(6)))
+
+    most: list[int] = []
+    found = asyncio.run(ask())
+    assert max(most) == 2
+    assert [len(one) for one in found] == [25] * 6
+
+
+def test_one_that_cannot_end_in_time_even_alone_is_answered_too(tiny_base):
+    async def ask():
+        async with running(tiny_base) as engine:
+            engine._pace.note = lambda rows, seconds: None
+            engine._pace._each = 10.0
+            return await asyncio.gather(*(answer(engine, None, [3], max_tokens=8, ignore_eos=True) for _ in range(3)))
+
+    assert [len(one) for one in asyncio.run(ask())] == [8] * 3
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "gpt2"])  # a root mean square norm would make the numbers finite
+def test_numbers_that_are_not_finite_stay_with_their_prompt(tiny_tokenizer, family):
+    """The pool is so small that the bad prompt has filled all places before the good one gets them."""
+    base = sp.Base(
+        make_model(family, vocab_size=258, max_position_embeddings=200, n_positions=200), tiny_tokenizer, "b"
+    )
+    width = base.hidden_size
+    good, signs = make_prompt(base, 6), torch.randn(40, width, generator=torch.Generator().manual_seed(1)).sign()
+    bad = sp.SoftPrompt(signs * 3.3e38)
+
+    async def ask():
+        per_place = LocalEngine(base)._pool.bytes_per_place
+        async with running(base, state_bytes=64 * per_place) as engine:
+            errors = await asyncio.gather(
+                answer(engine, bad, [3], max_tokens=8),
+                engine.classify(bad, [3], LABELS),
+                engine.warm(bad),
+                return_exceptions=True,
+            )
+            kept = engine.figures()["states_resident"]
+            texts = [ids_of(1 + i % 5, i) for i in range(16)]
+            found = await asyncio.gather(*(answer(engine, good, ids, max_tokens=4) for ids in texts))
+            return errors, kept, texts, found
+
+    errors, kept, texts, found = asyncio.run(ask())
+    assert [type(error) for error in errors] == [NotFiniteError] * 3
+    assert "not finite on this base in float32" in str(errors[0])
+    assert kept == 0
+    assert found == [greedy(base, good, ids, 4) for ids in texts]
 
 
 def test_a_client_that_goes_away_frees_its_place(tiny_base):

@@ -419,7 +419,7 @@ class TestQueue:
             asked = (tiny.answer(None, [5, 6], max_tokens=3, ignore_eos=True) for _ in range(5))
             return await asyncio.gather(*asked, return_exceptions=True)
 
-        with changed(tiny.engine, _max_waiting=3):
+        with changed(tiny.engine, max_waiting=3):
             found = tiny.run(ask())
         refused = [one for one in found if isinstance(one, QueueFullError)]
         assert len(refused) == 2

@@ -89,8 +89,8 @@ def test_two_processes_grow_a_prompt(project: Path) -> None:
         (
             ["recipe.dtype=auto"],
             {"ZERO_SOFTPROMPT_DTYPE": "float32", "ONE_SOFTPROMPT_DTYPE": "bfloat16"},
-            "error: process 1 has another base.dtype, prompt than process 0: give all the same files, and "
-            "recipe.dtype where their machines differ",
+            "error: process 1 has another base (dtype: 'bfloat16', now 'float32'), prompt than process 0: give all the "
+            "same files, and recipe.dtype where their machines differ",
         ),
         ([], {"ONE_FOLDER": "/"}, "error: process 1 of 2: task.yaml: no such file"),
         (

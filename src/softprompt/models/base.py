@@ -211,6 +211,9 @@ def load_base(
     except (RuntimeError, ValueError) as error:
         raise SoftPromptError(f"base {name!r} cannot be moved to {place}: {_first_line(error)}") from error
     model.requires_grad_(False)
+    if dtype == "auto":
+        why = f"as {DTYPE_VARIABLE} says" if os.environ.get(DTYPE_VARIABLE) else f"as fits this machine's {place.type}"
+        logger.info("dtype auto is %s, %s", str(precision).removeprefix("torch."), why)
     context = reach(model.config)
     if context.reason:
         logger.warning("base %r is used up to %s tokens: %s", name, f"{context.positions:,}", context.reason)
@@ -288,10 +291,7 @@ def _choose_device(device: str | torch.device) -> torch.device:
 
 def _choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     if dtype == "auto":
-        found = fast_dtype(device)
-        why = f"as {DTYPE_VARIABLE} says" if os.environ.get(DTYPE_VARIABLE) else f"as fits this machine's {device.type}"
-        logger.info("dtype auto is %s, %s", str(found).removeprefix("torch."), why)
-        return found
+        return fast_dtype(device)
     if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
         return dtype
     if dtype in ("float32", "bfloat16", "float16", "float64"):

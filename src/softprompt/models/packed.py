@@ -102,7 +102,7 @@ class Plan:
         width, group = block.keys.shape[1], heads // key_heads
         device = positions.device
         seen = block.seen & (block.keys >= 0)[:, None, :]
-        queries, keys = block.queries.clamp(min=0), block.keys.clamp(min=0)
+        queries, keys = _own_places(block.queries), _own_places(block.keys)
         if window is not None:
             seen = seen & (positions[queries][:, :, None] - key_positions[keys][:, None, :] < window)
         # A padding query looks at everything, so that its softmax stays finite; its answer is never read.
@@ -199,6 +199,14 @@ def build_layout(
         before = torch.ones(len(rows), width, prefix.shape[1], dtype=torch.bool)
         blocks.append(Block(own, torch.cat([prefix, own], 1), torch.cat([before, seen], 2)))
     return Layout(torch.cat(positions), blocks)
+
+
+def _own_places(places: Tensor) -> Tensor:
+    """`[R, L]` places, with padding replaced by a place of its own row (of a row that is nothing else, by the first).
+
+    What is masked is multiplied by nothing, which only numbers that are finite take: it must not be another text's.
+    """
+    return torch.where(places < 0, places.amax(1, keepdim=True).clamp(min=0), places)
 
 
 def _places(starts: Sequence[int], lengths: Sequence[int]) -> Tensor:

@@ -104,11 +104,9 @@ class StatePool:
         if self.capacity < 1:
             raise SoftPromptError(f"{memory:,} bytes hold no token's state: one takes {self.bytes_per_place:,}")
         like = torch.empty(0, dtype=model.dtype, device=model.device)
-        # Empty, so that memory is taken when it is first used. Padding reads place 0, whose NaN times nothing were NaN.
+        # Empty, so that memory is taken when it is first used. A row reads places that it or its past has filled only.
         self._keys = [like.new_empty(self.capacity, *key) for key, _ in shapes]
         self._values = [like.new_empty(self.capacity, *value) for _, value in shapes]
-        for kept in (*self._keys, *self._values):
-            kept[0] = 0
         self._positions = torch.zeros(self.capacity, dtype=torch.long, device=model.device)
         self._free = list(range(self.capacity))
         self._states: OrderedDict[str, State] = OrderedDict()

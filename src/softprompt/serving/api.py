@@ -23,7 +23,8 @@ from softprompt.errors import SoftPromptError
 from softprompt.serving import completions, metrics, schemas
 from softprompt.serving.catalogue import Served
 from softprompt.serving.classification import Classifier, Question
-from softprompt.serving.completions import ReadyService, check_count, problems, run_long
+from softprompt.serving.completions import ReadyService, check_count, check_queue, problems, run_long
+from softprompt.serving.engine import NotFiniteError
 from softprompt.serving.gate import Gate
 from softprompt.serving.playground import ABSENT, Before, Playground, Within, is_installed
 from softprompt.serving.playground_desk import Places
@@ -202,6 +203,13 @@ def _describe(service: Service, served: Served) -> schemas.Model:
     )
 
 
+async def _likelihoods(service: Service, served: Served, question: Question) -> list[float]:
+    try:
+        return await service.engine.classify(served.prompt, question.ids, question.continuations)
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{served.id}: {error}") from None
+
+
 @_tasks.post(
     "/v1/classify",
     summary="Classify texts, by one or many tasks",
@@ -229,10 +237,8 @@ async def classify(body: schemas.ClassifyRequest, request: Request, service: Rea
         for index in range(len(inputs))
         for (served, classifier), questions in zip(tasks, by_task, strict=True)
     ]
-    works = [
-        partial(service.engine.classify, served.prompt, question.ids, question.continuations)
-        for _, served, _, question in asked
-    ]
+    check_queue(service, len(asked))
+    works = [partial(_likelihoods, service, served, question) for _, served, _, question in asked]
     found = await unless_gone(request.receive, together(works))
     answers = []
     for (index, served, classifier, question), likelihoods in zip(asked, found, strict=True):

@@ -116,10 +116,13 @@ class Catalogue:
             raise UnknownPromptError(f"the library has no prompt {shown(name)}") from None
         except SoftPromptError as error:
             # Where the library is on this machine is not for everybody.
-            reason = str(error).replace(f"{self._library.folder}/", "")
-            self.refused[name] = reason
-            raise RefusedPromptError(f"prompt {name} is refused: {reason}") from None
+            raise self.refuse(name, str(error).replace(f"{self._library.folder}/", "")) from None
         return served
+
+    def refuse(self, name: str, reason: str) -> RefusedPromptError:
+        """Note why a prompt cannot be served; the error to raise."""
+        self.refused[name] = reason
+        return RefusedPromptError(f"prompt {name} is refused: {reason}")
 
     def add(self, served: Served) -> None:
         """Serve it from now on, in place of another version."""

@@ -18,7 +18,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from softprompt.errors import SoftPromptError
 from softprompt.serving import schemas
 from softprompt.serving.catalogue import Served
-from softprompt.serving.engine import Sampling
+from softprompt.serving.engine import NotFiniteError, Sampling
 from softprompt.serving.logs import LOGGER
 from softprompt.serving.problems import ProblemError, find_problem
 from softprompt.serving.service import Service
@@ -81,6 +81,20 @@ def check_count(count: int, what: str, param: str) -> None:
             400,
             f"{what} are {count} answers, but one request has at most {schemas.MOST_ANSWERS}: split it",
             param=param,
+        )
+
+
+def check_queue(service: Service, count: int) -> None:
+    """Refuse a request that could never be taken as a whole.
+
+    Raises:
+        ProblemError: it has more answers than may wait.
+    """
+    most = service.engine.max_waiting
+    if count > max(most, 1):
+        raise ProblemError(
+            400,
+            f"the request asks for {count} answers, but at most {most} wait on this server (--max-waiting): split it",
         )
 
 
@@ -208,6 +222,7 @@ class _Answers:
         self._stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
         n = body.n or 1
         self._asked = [(ids, one) for ids in texts for one in choices(sampling, n)]
+        check_queue(service, len(self._asked))
         self._prefixes = dict(enumerate(prefix for prefix in prefixes for _ in range(n)))
         self._stream = bool(body.stream)
         self._with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
@@ -246,6 +261,8 @@ class _Answers:
                     yield replace(piece, text=self._prefixes.pop(piece.choice, "") + piece.text)
             seconds = time.perf_counter() - self._start
             metrics.finished(name, self._request.scope["route"].path, seconds, self._text_tokens, self._new_tokens)
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{self._served.id}: {error}") from None
         finally:
             self._request.state.record.update(
                 model=self._served.id, text_tokens=self._text_tokens, new_tokens=self._new_tokens

@@ -31,6 +31,10 @@ class TimeLimitError(SoftPromptError):
     """A request took longer than it may."""
 
 
+class NotFiniteError(SoftPromptError):
+    """A prompt, or a text behind it, gives numbers that are not finite, so that there is no answer."""
+
+
 class StoppedError(SoftPromptError):
     """The engine is stopping, or its worker has failed."""
 
@@ -108,10 +112,12 @@ class Engine(Protocol):
 
     Attributes:
         name: "local" or "vllm".
+        max_waiting: requests that may wait; one more is refused.
         base: the frozen base; of an engine that loads the weights itself, its tokenizer and identity are used.
     """
 
     name: str
+    max_waiting: int
     base: Base
 
     async def start(self) -> None:
@@ -124,7 +130,7 @@ class Engine(Protocol):
         """New tokens after `[prompt | ids]`, as they come. Closing the iterator cancels the request.
 
         Raises (when first advanced):
-            QueueFullError, TimeLimitError, StoppedError: see there.
+            QueueFullError, TimeLimitError, NotFiniteError, StoppedError: see there.
             SoftPromptError: prompt, text and answer don't fit the context, or there is nothing to predict from.
         """
 

@@ -28,7 +28,14 @@ from softprompt.models.routes import logits
 from softprompt.models.scoring import Branches, check_tokens
 from softprompt.models.state import Span, State, StatePool
 from softprompt.prompts.prompt import SoftPrompt
-from softprompt.serving.engine import QueueFullError, Sampling, StoppedError, TimeLimitError, Token
+from softprompt.serving.engine import (
+    NotFiniteError,
+    QueueFullError,
+    Sampling,
+    StoppedError,
+    TimeLimitError,
+    Token,
+)
 from softprompt.serving.sampling import Chooser
 
 # Tokens of one step. So many keep a CPU's matrix products busy; more would only make everyone wait longer.
@@ -50,11 +57,12 @@ class _Request:
         places: the pool's places for them and what follows, while it runs.
         state: its prompt's state, while it runs.
         given_up: whether nobody waits for the answer any more.
+        deadline: until when it may run, by the monotonic clock; infinite while it waits.
     """
 
     prompt: SoftPrompt | None
     ids: list[int]
-    deadline: float
+    deadline: float = float("inf")
     sampling: Sampling | None = None
     chooser: Chooser | None = None
     branches: Branches | None = None
@@ -85,6 +93,16 @@ class _Request:
         return self.text_length + after + (0 if self.sampling is None else self.sampling.max_tokens - 1)
 
     @property
+    def begun(self) -> bool:
+        """Whether there is a part of a generated answer."""
+        return self.sampling is not None and len(self.ids) > self.text_length
+
+    @property
+    def tokens_left(self) -> int:
+        """Tokens that it may still generate."""
+        return 0 if self.sampling is None else self.sampling.max_tokens - (len(self.ids) - self.text_length)
+
+    @property
     def length(self) -> int:
         """Positions in the context that prompt, text and the longest answer take."""
         if self.branches is not None:
@@ -106,6 +124,22 @@ class _Request:
         return value
 
 
+class _Pace:
+    """How long a step of one token for each of some rows takes, as it was of late; nothing is known at first."""
+
+    def __init__(self) -> None:
+        self._each = 0.0
+
+    def note(self, rows: int, seconds: float) -> None:
+        """A step of that many rows has taken so long."""
+        each = seconds / rows
+        self._each += (each - self._each) * (0.2 if self._each else 1.0)
+
+    def seconds(self, tokens: int, rows: int) -> float:
+        """For so many tokens each of so many rows; at most, as a step grows slower than its rows."""
+        return tokens * rows * self._each
+
+
 class LocalEngine:
     """Answers requests on a base in this process; see `Engine` for the methods that take requests.
 
@@ -113,7 +147,8 @@ class LocalEngine:
         base: the frozen base, whose family allows the packed row. The engine is its only user while it runs.
         state_bytes: memory for keys and values, of the prompts' states and of the texts being answered.
         max_waiting: requests that may wait; one more is refused.
-        time_limit: seconds that a request may take, waiting included.
+        time_limit: seconds that a request may run; waiting does not count. An answer that is not through then ends
+            where it is, as one of `max_tokens` does.
         max_batch_tokens: about how many tokens one step computes; default 512 on a CPU, else 8192.
 
     Raises:
@@ -139,7 +174,8 @@ class LocalEngine:
                 raise SoftPromptError(f"{key} is {value}: it must be above 0")
         self.base = base
         self._pool = StatePool(base.model, state_bytes)
-        self._max_waiting, self._time_limit, self._step_tokens = max_waiting, time_limit, max_batch_tokens
+        self.max_waiting, self._time_limit, self._step_tokens = max_waiting, time_limit, max_batch_tokens
+        self._pace = _Pace()
         self._suppressed = suppressed_ids(base.model)
         self._waiting: deque[_Request] = deque()
         self._running: list[_Request] = []
@@ -164,7 +200,7 @@ class LocalEngine:
 
     async def generate(self, prompt: SoftPrompt | None, ids: Sequence[int], sampling: Sampling) -> AsyncIterator[Token]:
         chooser = Chooser(sampling, self.base.end_ids, self.base.device, self._suppressed)
-        request = _Request(prompt, list(ids), self._deadline(), sampling=sampling, chooser=chooser)
+        request = _Request(prompt, list(ids), sampling=sampling, chooser=chooser)
         self._submit(request)
         try:
             while True:
@@ -182,7 +218,7 @@ class LocalEngine:
             raise SoftPromptError("a classification needs continuations, each of at least one token")
         check_tokens("continuation", continuations, self.base.vocab_size)
         branches = _branches(tuple(tuple(continuation) for continuation in continuations))
-        request = _Request(prompt, list(ids), self._deadline(), branches=branches)
+        request = _Request(prompt, list(ids), branches=branches)
         self._submit(request)
         try:
             likelihoods: list[float] = await request.wait()
@@ -191,7 +227,7 @@ class LocalEngine:
             request.given_up = True
 
     async def warm(self, prompt: SoftPrompt) -> None:
-        request = _Request(prompt, [], self._deadline())
+        request = _Request(prompt, [])
         self._submit(request)
         try:
             await request.wait()
@@ -211,9 +247,6 @@ class LocalEngine:
             "states_resident": self._pool.resident,
             "state_bytes": self._pool.state_bytes,
         }
-
-    def _deadline(self) -> float:
-        return time.monotonic() + self._time_limit
 
     def _submit(self, request: _Request) -> None:
         """Check a request and let it wait."""
@@ -237,7 +270,7 @@ class LocalEngine:
         with self._changed:
             if self._stopping or self._worker is None:
                 raise StoppedError("the engine is not running")
-            if len(self._waiting) >= self._max_waiting:
+            if len(self._waiting) >= self.max_waiting:
                 raise QueueFullError(f"{len(self._waiting)} requests wait: try again later", retry_after=1.0)
             self._waiting.append(request)
             self._changed.notify()
@@ -264,11 +297,17 @@ class LocalEngine:
             raise
 
     def _leave(self) -> None:
-        """Let go of requests that nobody waits for or whose time is up."""
+        """Let go of requests that nobody waits for, and of those whose time is up before there is a token."""
         now = time.monotonic()
-        for request in [*self._running, *self._waiting]:
-            if now > request.deadline and not request.given_up:
-                self._finish(request, TimeLimitError(f"the request took more than {self._time_limit:g} s"))
+        for request in list(self._running):
+            if now > request.deadline and not request.given_up and not request.begun:
+                self._finish(
+                    request,
+                    TimeLimitError(
+                        f"the request ran for more than {self._time_limit:g} s, the server's --time-limit, without a "
+                        "token of its answer: shorten the text"
+                    ),
+                )
         for request in [request for request in self._running if request.given_up]:
             self._finish(request)
         if any(request.given_up for request in self._waiting):
@@ -298,7 +337,7 @@ class LocalEngine:
             room -= count
         while self._waiting and room > 0 and len(self._running) < _MOST_RUNNING:
             request = self._waiting[0]
-            if not self._admit(request):
+            if not self._in_time(request) or not self._admit(request):
                 break
             self._waiting.popleft()
             if request.state is not None and request.state.last is None:
@@ -307,6 +346,17 @@ class LocalEngine:
             plan.append((request, count))
             room -= count + (0 if request.tree is None else len(request.tree.tokens))
         return plan
+
+    def _in_time(self, request: _Request) -> bool:
+        """Whether this request and those that run would end in time beside each other, at the pace so far.
+
+        More at once would only mean that all are cut; the oldest go first, and whoever waits loses no time.
+        """
+        now, rows = time.monotonic(), len(self._running) + 1
+        others = all(self._pace.seconds(one.tokens_left, rows) <= one.deadline - now for one in self._running)
+        alone = self._pace.seconds(request.tokens_left, 1)
+        # One that could not end in time even alone is cut whenever it runs.
+        return others and self._pace.seconds(request.tokens_left, rows) <= max(self._time_limit, alone)
 
     def _admit(self, request: _Request) -> bool:
         """Give a request its places and its prompt's state; False where there is no room now."""
@@ -319,11 +369,13 @@ class LocalEngine:
                 self._pool.drop(state)
             return False
         request.state, request.places = state, places
+        request.deadline = time.monotonic() + self._time_limit
         self._running.append(request)
         return True
 
     def _attempt(self, plan: Sequence[tuple[_Request, int]]) -> None:
         """Compute a step. If it fails, each request is tried alone, so that one harms no other."""
+        start = time.monotonic()
         try:
             ended = self._compute(plan)
         except Exception as error:
@@ -332,6 +384,9 @@ class LocalEngine:
             for entry in plan if len(plan) > 1 else ():
                 self._attempt([entry])
             return
+        if plan and all(count == 1 for _, count in plan):
+            self._pace.note(len(plan), time.monotonic() - start)
+        ended = [entry for entry in ended if not self._is_lost(*entry)]
         for request in [request for request, _ in ended if request.sampling is None and request.branches is None]:
             self._finish(request, True)
         for answer, kind in ((self._go_on, "chooser"), (self._score, "branches")):
@@ -366,7 +421,8 @@ class LocalEngine:
                 spans.append(Span(inputs, past, request.places[done : done + count + nodes], tree))
         hidden = self._pool.compute(spans) if spans else []
         for state, states in zip(fresh, hidden, strict=False):  # what follows belongs to the texts
-            state.last = states[-1].clone()
+            if states[-1].isfinite().all():  # without it, the state leaves with the last who holds it
+                state.last = states[-1].clone()
         ended = []
         for (request, count), i in zip(plan, at, strict=True):
             own = self.base.embed(_NOWHERE).to(self.base.dtype) if i is None else hidden[i]
@@ -380,11 +436,24 @@ class LocalEngine:
                 ended.append((request, own))
         return ended
 
+    def _is_lost(self, request: _Request, hidden: Tensor) -> bool:
+        """Whether a request has no answer, as its prompt or its text has led to numbers that are not finite."""
+        if request.state is not None and request.state.last is None:
+            reason = "the prompt gives"
+        elif not hidden.isfinite().all():
+            reason = "the text behind the prompt gives" if request.virtual else "the text gives"
+        else:
+            return False
+        dtype = str(self.base.dtype).removeprefix("torch.")
+        self._finish(request, NotFiniteError(f"{reason} numbers that are not finite on this base in {dtype}"))
+        return True
+
     @torch.inference_mode()
     def _go_on(self, ended: Sequence[tuple[_Request, Tensor]]) -> None:
         """Choose the next token of each generation."""
         if not ended:
             return
+        now = time.monotonic()
         scores = logits(self.base.model, torch.stack([hidden[0] for _, hidden in ended]))
         likeliest = scores.argmax(-1).tolist()
         for i, (request, _) in enumerate(ended):
@@ -403,7 +472,7 @@ class LocalEngine:
             finish: Literal["stop", "length"] | None = None
             if chosen in self.base.end_ids and not request.sampling.ignore_eos:
                 finish = "stop"
-            elif len(request.ids) - request.text_length == request.sampling.max_tokens:
+            elif not request.tokens_left or now > request.deadline:
                 finish = "length"
             token = Token(chosen, logprob, top, finish)
             if finish is None:

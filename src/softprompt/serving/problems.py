@@ -15,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 
 from softprompt.errors import SoftPromptError, UnknownPromptError
 from softprompt.serving.catalogue import RefusedPromptError, UnknownModelError
-from softprompt.serving.engine import QueueFullError, StoppedError, TimeLimitError
+from softprompt.serving.engine import NotFiniteError, QueueFullError, StoppedError, TimeLimitError
 from softprompt.serving.writer import ContextError
 from softprompt.tasks.task import shown
 
@@ -77,6 +77,8 @@ def find_problem(error: Exception) -> ProblemError:
         return busy(str(error), "queue_full", error.retry_after)
     if isinstance(error, TimeLimitError):
         return ProblemError(504, str(error), kind="timeout_error", code="time_limit")
+    if isinstance(error, NotFiniteError):
+        return ProblemError(500, str(error), kind="server_error", code="not_finite")
     if isinstance(error, StoppedError):
         return ProblemError(503, str(error), kind="server_error", code="not_ready", headers={"Retry-After": "5"})
     if isinstance(error, UnknownModelError):

@@ -11,7 +11,7 @@ from typing import Literal
 from softprompt.errors import SoftPromptError
 from softprompt.prompts.library import PromptLibrary
 from softprompt.serving.catalogue import Catalogue, Served
-from softprompt.serving.engine import Engine, StoppedError
+from softprompt.serving.engine import Engine, NotFiniteError, StoppedError
 from softprompt.serving.logs import LOGGER
 from softprompt.serving.metrics import Metrics
 from softprompt.serving.writer import Writer
@@ -96,7 +96,10 @@ class Service:
         """
         served = await asyncio.to_thread(self.catalogue.read, name)
         if served.prompt is not None:
-            await self.engine.warm(served.prompt)
+            try:
+                await self.engine.warm(served.prompt)
+            except NotFiniteError as error:
+                raise self.catalogue.refuse(name, str(error)) from None
         self.catalogue.add(served)
         return served
 

@@ -98,7 +98,7 @@ class VllmEngine:
         for key, value in {"max_waiting": max_waiting, "time_limit": time_limit}.items():
             if not value > 0:
                 raise SoftPromptError(f"{key} is {value}: it must be above 0")
-        self._max_waiting, self._time_limit = max_waiting, time_limit
+        self.max_waiting, self._time_limit = max_waiting, time_limit
         _check_flags(flags)
         options = {key: flags[key] for key in ("revision", "trust_remote_code") if key in flags}
         # The identity rounds weights to bfloat16, so that this halves the memory and changes nothing.
@@ -233,7 +233,7 @@ class VllmEngine:
         if engine is None or self._stopping:
             raise StoppedError("the engine is not running")
         self._check(request, to_follow, engine.model_config.max_model_len)
-        if len(self._waiting) >= self._max_waiting:
+        if len(self._waiting) >= self.max_waiting:
             raise QueueFullError(f"{len(self._waiting)} requests wait: try again later", retry_after=1.0)
         self._waiting.add(request)
         self._quiet.clear()
