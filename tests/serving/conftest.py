@@ -18,6 +18,7 @@ from softprompt.prompts import SoftPrompt
 from softprompt.prompts.library import PromptLibrary
 from softprompt.serving.api import make_app
 from softprompt.serving.engine import Engine
+from softprompt.serving.gate import Access
 from softprompt.serving.local import LocalEngine
 from softprompt.serving.server import Server, bind, run
 from softprompt.serving.service import Service
@@ -89,7 +90,8 @@ def living(
 
     async def main() -> None:
         service = Service(engine, library)
-        app = make_app(service, **settings)
+        playground = settings.pop("playground", None)
+        app = make_app(service, Access(**settings), playground=playground)
         found["server"] = Server(app, service, patience=5)
         with bind("127.0.0.1", 0) as bound:
             found["url"] = f"http://127.0.0.1:{bound.getsockname()[1]}"

@@ -33,6 +33,7 @@ class PlainEngine:
     def __init__(self, base: Base, *, pause: float = 0.0, max_waiting: int = 1024, time_limit: float = 60.0) -> None:
         self.base = base
         self.pause, self.max_waiting, self.time_limit = pause, max_waiting, time_limit
+        self.failed = asyncio.Event()
         self.cancelled = 0
         self.warmed: list[str] = []
         self._counts = dict.fromkeys(

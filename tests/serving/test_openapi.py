@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from softprompt.serving import schemas
+from softprompt.serving.gate import Access
 from softprompt.serving.local import LocalEngine
 from softprompt.serving.service import Service
 from tests.serving.conftest import living, make_app
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def page(base, library):
-    return make_app(Service(PlainEngine(base), library), api_keys=["a"]).openapi()
+    return make_app(Service(PlainEngine(base), library), Access(api_keys=["a"])).openapi()
 
 
 def operations(page):

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from softprompt.cli import app
 from softprompt.errors import SoftPromptError
 from softprompt.prompts.library import PromptLibrary
+from softprompt.serving.gate import Access
 from softprompt.serving.server import bind, serve
 from softprompt.serving.service import Service
 from tests.conftest import make_base
@@ -35,7 +36,7 @@ def refuse(make_engine=None, library=None, **settings):
         serve(
             make_engine or pytest.fail,
             library,
-            **{"host": "127.0.0.1", "port": 0, "ready": pytest.fail, "body_limit": 1, "patience": 1, **settings},
+            **{"host": "127.0.0.1", "port": 0, "ready": pytest.fail, "access": Access(), "patience": 1, **settings},
         )
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -52,12 +53,12 @@ class TestAddress:
             raise SoftPromptError("so far, so good")
 
         assert refuse(make_engine, host=host) == "so far, so good"
-        for more in ({"api_keys": ["a"]}, {"allow_no_key": True}):
+        for more in ({"access": Access(api_keys=["a"])}, {"allow_no_key": True}):
             assert refuse(make_engine, host="0.0.0.0", **more) == "so far, so good"
 
     @pytest.mark.parametrize("keys", [[""], ["a", " "]])
     def test_an_empty_key(self, keys):
-        assert "empty" in refuse(api_keys=keys)
+        assert "empty" in refuse(access=Access(api_keys=keys))
 
     def test_a_port_in_use(self):
         with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -128,7 +129,7 @@ class TestStart:
         thread = threading.Thread(target=stop)
         thread.start()
         before = signal.getsignal(signal.SIGTERM)
-        settings = {"host": "127.0.0.1", "port": 0, "ready": pytest.fail, "body_limit": 1, "patience": 1}
+        settings = {"host": "127.0.0.1", "port": 0, "ready": pytest.fail, "access": Access(), "patience": 1}
         serve(lambda: Never(base), library, **settings)
         thread.join()
         assert stopped
@@ -244,16 +245,25 @@ class TestCommand:
         assert self.run(*words).exit_code == 0
         settings = {"max_waiting": 1024, "time_limit": 60.0}
         assert called["engine"] == ("local", (("b", "auto"),), {"state_bytes": 1 << 30, **settings})
-        assert called["api_keys"] == ["one", "two"]
-        assert (called["host"], called["port"], called["requests_per_minute"]) == ("127.0.0.1", 8000, None)
+        assert called["access"] == Access(api_keys=["one", "two"], hosts=["127.0.0.1"], origins=[])
+        assert (called["host"], called["port"], called["base_name"]) == ("127.0.0.1", 8000, None)
         more = ["--host", "::1", "--port", 9, "--api-key", "a", "--api-key", "b", "--allow-no-key", "--body-limit", 7]
+        more += ["--allowed-host", "box", "--cors-origin", "https://a.example", "--served-model-name", "m"]
+        more += ["--no-log-probes"]
         limits = ["--rate-limit", 5, "--time-limit", 3, "--max-waiting", 4, "--state-memory", 2, "--dtype", "float32"]
         assert self.run(*words, *more, *limits).exit_code == 0
         settings = {"max_waiting": 4, "time_limit": 3.0}
         assert called["engine"] == ("local", (("b", "float32"),), {"state_bytes": 2 << 20, **settings})
-        expected = {"host": "::1", "port": 9, "api_keys": ["a", "b"], "allow_no_key": True, "body_limit": 7}
+        expected = {"host": "::1", "port": 9, "allow_no_key": True, "patience": 3.0, "base_name": "m"}
         assert expected.items() <= called.items()
-        assert (called["requests_per_minute"], called["patience"]) == (5, 3.0)
+        assert called["access"] == Access(
+            api_keys=["a", "b"],
+            requests_per_minute=5,
+            body_limit=7,
+            hosts=["::1", "box"],
+            origins=["https://a.example"],
+            log_probes=False,
+        )
 
     def test_vllms_flags(self, library, called):
         words = ("--base", "b", "--library", library.folder, "--engine", "vllm")

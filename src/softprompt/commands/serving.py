@@ -56,6 +56,34 @@ def serve(
         int | None,
         typer.Option(min=1, metavar="N", help="Requests a minute for each key, or address.", show_default="none"),
     ] = None,
+    hosts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allowed-host",
+            metavar="NAME",
+            help="A name under which to answer without a key, beside localhost, addresses and --host; may come again.",
+            show_default=False,
+        ),
+    ] = None,
+    origins: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cors-origin",
+            metavar="ORIGIN",
+            help="A web page's origin, such as https://example.org, that may read answers; may come again.",
+            show_default=False,
+        ),
+    ] = None,
+    base_name: Annotated[
+        str | None,
+        typer.Option(
+            "--served-model-name",
+            metavar="NAME",
+            help="The base's name for clients. Default: its own, or that of its folder or file.",
+            show_default=False,
+        ),
+    ] = None,
+    log_probes: Annotated[bool, typer.Option(help="Log requests for /health and /ready too.")] = True,
     playground: Annotated[
         bool | None,
         typer.Option(
@@ -80,6 +108,7 @@ def serve(
     keys = api_keys or [key.strip() for key in os.environ.get("SOFTPROMPT_API_KEY", "").split(",") if key.strip()]
     with reporting() as out:
         from softprompt.prompts.library import PromptLibrary
+        from softprompt.serving.gate import Access
         from softprompt.serving.playground import check_installed, is_installed
         from softprompt.serving.server import serve
 
@@ -105,7 +134,7 @@ def serve(
             refused = service.catalogue.refused
             document = {
                 "url": url,
-                "base": service.engine.base.name,
+                "base": service.catalogue.base_name,
                 "engine": service.engine.name,
                 "prompts": [served.id for served in service.catalogue.prompts],
                 "refused": refused,
@@ -120,10 +149,16 @@ def serve(
             host=host,
             port=port,
             ready=tell,
-            api_keys=keys,
+            access=Access(
+                api_keys=keys,
+                requests_per_minute=rate_limit,
+                body_limit=body_limit,
+                hosts=[host, *(hosts or [])],
+                origins=origins or [],
+                log_probes=log_probes,
+            ),
             allow_no_key=allow_no_key,
-            body_limit=body_limit,
-            requests_per_minute=rate_limit,
+            base_name=base_name,
             patience=time_limit,
             runs=runs if playground or (playground is None and is_installed()) else None,
         )

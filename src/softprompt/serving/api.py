@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from importlib.metadata import version
@@ -17,22 +17,22 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.security import HTTPBearer
 
 from softprompt.errors import SoftPromptError
+from softprompt.prompts.card import Card
 from softprompt.serving import completions, metrics, schemas
 from softprompt.serving.catalogue import Served
 from softprompt.serving.classification import Classifier, Question
 from softprompt.serving.completions import ReadyService, check_count, check_queue, problems, run_long
 from softprompt.serving.engine import NotFiniteError
-from softprompt.serving.gate import Gate
+from softprompt.serving.gate import Access, Gate
 from softprompt.serving.playground import ABSENT, Before, Playground, Within, is_installed
 from softprompt.serving.playground_desk import Places
 from softprompt.serving.problems import ProblemError, find_problem
 from softprompt.serving.service import Service
 from softprompt.serving.streams import together, unless_gone
-
-BODY_LIMIT = 10_000_000
 
 _DESCRIPTION = """\
 One frozen language model behind any number of soft prompts. `model` names the prompt that a request is answered
@@ -55,24 +55,16 @@ _tasks = APIRouter(tags=["Tasks"])
 _prompts = APIRouter(tags=["Prompts"])
 
 
-def make_app(
-    service: Service,
-    *,
-    api_keys: Sequence[str] = (),
-    body_limit: int = BODY_LIMIT,
-    requests_per_minute: int | None = None,
-    playground: Places | None = None,
-) -> FastAPI:
+def make_app(service: Service, access: Access | None = None, *, playground: Places | None = None) -> FastAPI:
     """The ASGI app. Its lifespan starts and stops the service; until it has started, requests get a 503.
 
     Args:
         service: what answers.
-        api_keys: each opens all endpoints; none at all: no key is needed.
-        body_limit: the largest body in bytes.
-        requests_per_minute: for each key, or for each address where no key is needed; None: any number.
+        access: who may come in; default: everybody.
         playground: what the playground at `/` shows; None: there is no playground.
     """
-    page = None if playground is None else Playground(service, playground, body_limit=body_limit)
+    access = access or Access()
+    page = None if playground is None else Playground(service, playground, body_limit=access.body_limit)
 
     @asynccontextmanager
     async def live(_: FastAPI) -> AsyncIterator[None]:
@@ -100,17 +92,19 @@ def make_app(
     # The one that is added last is the first that a request passes.
     if page is not None:
         app.add_middleware(Within, page=page)
-    app.add_middleware(
-        Gate,
-        metrics=service.metrics,
-        keys=api_keys,
-        body_limit=body_limit,
-        requests_per_minute=requests_per_minute,
-    )
+    app.add_middleware(Gate, metrics=service.metrics, access=access)
     if page is not None:
         app.add_middleware(Before, page=page)
+    if access.origins:  # before the gate, as a browser asks without a key whether it may ask
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(access.origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After", "X-Request-Id"],
+        )
     # Only for the OpenAPI page: it is the gate that asks for the key.
-    locked: list[Any] = [Depends(HTTPBearer(auto_error=False, description="An API key."))] if api_keys else []
+    locked: list[Any] = [Depends(HTTPBearer(auto_error=False, description="An API key."))] if access.api_keys else []
     for router in (_models, completions.router, _tasks, _prompts, _figures):
         app.include_router(router, dependencies=locked)
     app.include_router(_open)
@@ -133,12 +127,15 @@ async def _tell(_: Request, error: Exception) -> Response:
     return find_problem(error).response
 
 
-@_open.get("/health", summary="Whether the process lives", response_model=schemas.Status)
-async def health() -> schemas.Status:
-    """Needs no key."""
+@_open.head("/health", include_in_schema=False)
+@_open.get("/health", summary="Whether the process lives", response_model=schemas.Status, responses=problems(503))
+async def health(service: AnyService) -> schemas.Status:
+    """A 503 once the engine has failed, after which the process ends. Needs no key."""
+    service.check_engine()
     return schemas.Status(status="ok")
 
 
+@_open.head("/ready", include_in_schema=False)
 @_open.get("/ready", summary="Whether requests are answered", response_model=schemas.Status, responses=problems(503))
 async def ready(service: AnyService) -> schemas.Status:
     """A 503 while the server starts or stops. Needs no key."""
@@ -192,15 +189,22 @@ async def get_model(model: str, service: AnyService) -> schemas.Model:
 def _describe(service: Service, served: Served) -> schemas.Model:
     base = service.engine.base
     return schemas.Model(
-        id=served.id,
+        id=served.name,
         created=served.loaded,
         name=served.name,
         version=served.version,
-        parent=None if served.prompt is None else base.name,
+        parent=None if served.prompt is None else service.catalogue.base_name,
         num_virtual_tokens=served.virtual,
-        max_model_len=base.max_positions,
-        card=None if served.prompt is None else served.prompt.card,
+        max_model_len=None if base.max_positions is None else base.max_positions - served.virtual,
+        card=None if served.prompt is None else _shown_card(service, served.prompt.card),
     )
+
+
+def _shown_card(service: Service, card: Card) -> Card:
+    """Without the name that the base has on this machine, which may be a path."""
+    if card.base is None:
+        return card
+    return card.model_copy(update={"base": card.base.model_copy(update={"name": service.catalogue.base_name})})
 
 
 async def _likelihoods(service: Service, served: Served, question: Question) -> list[float]:

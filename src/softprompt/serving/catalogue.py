@@ -5,6 +5,7 @@ Owns what a name stands for, and what a prompt must be to be served on a base. K
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 
@@ -15,6 +16,11 @@ from softprompt.prompts.names import split_name
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.serving.classification import Classifier
 from softprompt.tasks.task import Task, shown
+
+
+def is_path(name: str) -> bool:
+    """Whether a base's name is that of a folder or file here."""
+    return os.path.exists(os.path.expanduser(name))
 
 
 class UnknownModelError(SoftPromptError):
@@ -57,14 +63,20 @@ class Catalogue:
     Args:
         base: the base.
         library: where prompts are loaded from.
+        base_name: by which the base is asked; None: its own, or that of its folder or file.
 
     Attributes:
+        base_name: of the base.
         refused: prompts of the library that could not be loaded and why, by "name" or "name@version".
     """
 
-    def __init__(self, base: Base, library: PromptLibrary) -> None:
+    def __init__(self, base: Base, library: PromptLibrary, base_name: str | None = None) -> None:
         self._base, self._library = base, library
-        self._bare = Served(base.name, base.name)
+        # Where it lies on this machine is nobody's business.
+        self.base_name = base_name or (
+            os.path.basename(os.path.abspath(base.name)) if is_path(base.name) else base.name
+        )
+        self._bare = Served(self.base_name, self.base_name)
         self._prompts: dict[str, Served] = {}
         self.refused: dict[str, str] = {}
 

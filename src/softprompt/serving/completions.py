@@ -10,7 +10,8 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -23,8 +24,8 @@ from softprompt.serving.logs import LOGGER
 from softprompt.serving.problems import ProblemError, find_problem
 from softprompt.serving.service import Service
 from softprompt.serving.shapes import DONE, ChatShape, Shape, TextShape
-from softprompt.serving.streams import EventStream, merged, unless_gone
-from softprompt.serving.writer import Piece, choices
+from softprompt.serving.streams import EventStream, merged, together, unless_gone
+from softprompt.serving.writer import Piece, Scored, choices
 
 _T = TypeVar("_T")
 
@@ -126,8 +127,8 @@ async def complete(body: schemas.CompletionRequest, request: Request, service: R
         texts = given
     if body.best_of not in (None, n):
         raise ProblemError(400, "best_of is not supported: leave it out, or set it to n", param="best_of")
-    if body.echo and body.logprobs is not None:
-        raise ProblemError(400, "echo is not supported together with logprobs", param="echo")
+    if body.max_tokens == 0 and not body.echo:
+        raise ProblemError(400, "max_tokens is 0: with echo only, which then gives the text alone", param="max_tokens")
     check_count(len(texts) * n, f"{len(texts)} texts times n = {n}", "prompt")
 
     def encode() -> list[list[int]]:
@@ -138,10 +139,17 @@ async def complete(body: schemas.CompletionRequest, request: Request, service: R
         if not isinstance(text, str):
             writer.check_ids(ids)
     rooms = [room for ids in encoded if (room := writer.room(served.prompt, ids)) is not None]
-    sampling = _sampling(body, service, body.max_tokens or min([_TEXT_TOKENS, *rooms]), body.logprobs)
-    prefixes = [text if isinstance(text, str) else writer.decode(text) for text in texts] if body.echo else []
-    shape = TextShape(served.id, body.logprobs is not None)
-    return await _Answers(request, service, served, encoded, sampling, body, prefixes).respond(shape)
+    most = min([_TEXT_TOKENS, *rooms]) if body.max_tokens is None else body.max_tokens
+    sampling = _sampling(body, service, max(most, 1), body.logprobs)
+    echoes: list[Echo] = []
+    if body.echo:
+        echoes = [Echo(text if isinstance(text, str) else writer.decode(text)) for text in texts]
+    answers = _Answers(request, service, served, encoded, sampling, body, echoes)
+    if body.echo and body.logprobs is not None:
+        await unless_gone(request.receive, answers.weigh(body.logprobs))
+    if body.max_tokens == 0:
+        answers.leave_out()
+    return await answers.respond(TextShape(served.id, body.logprobs is not None))
 
 
 @router.post(
@@ -180,14 +188,14 @@ async def chat(body: schemas.ChatRequest, request: Request, service: ReadyServic
 def _sampling(
     body: schemas.CompletionRequest | schemas.ChatRequest, service: Service, max_tokens: int, logprobs: int | None
 ) -> Sampling:
-    if body.stream_options is not None and not body.stream:
-        raise ProblemError(400, "stream_options needs stream: true", param="stream_options")
+    if body.stream_options is not None and body.stream_options.include_usage and not body.stream:
+        raise ProblemError(400, "stream_options.include_usage needs stream: true", param="stream_options")
     temperature = 1.0 if body.temperature is None else body.temperature
     return Sampling(
         max_tokens=max_tokens,
         temperature=temperature if temperature >= _COLDEST else 0.0,
         top_p=1.0 if body.top_p is None else body.top_p,
-        top_k=body.top_k or 0,
+        top_k=max(body.top_k or 0, 0),
         seed=body.seed,
         repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
         no_repeat_ngram_size=body.no_repeat_ngram_size or 0,
@@ -197,12 +205,20 @@ def _sampling(
     )
 
 
+@dataclass
+class Echo:
+    """What stands before an answer: the text that was sent, and its tokens' log-probabilities if asked for."""
+
+    text: str
+    scored: list[Scored] = field(default_factory=list)
+
+
 class _Answers:
     """The answers to one request, while they come.
 
     Args:
         texts: the texts' token ids; each is answered `n` times.
-        prefixes: what to put before the answers to each text; empty: nothing.
+        echoes: what to put before the answers to each text; empty: nothing.
     """
 
     def __init__(
@@ -213,7 +229,7 @@ class _Answers:
         texts: Sequence[list[int]],
         sampling: Sampling,
         body: schemas.CompletionRequest | schemas.ChatRequest,
-        prefixes: Sequence[str],
+        echoes: Sequence[Echo],
     ) -> None:
         self._start = time.perf_counter()
         self._request, self._service, self._served = request, service, served
@@ -223,7 +239,9 @@ class _Answers:
         n = body.n or 1
         self._asked = [(ids, one) for ids in texts for one in choices(sampling, n)]
         check_queue(service, len(self._asked))
-        self._prefixes = dict(enumerate(prefix for prefix in prefixes for _ in range(n)))
+        self._texts, self._echoes = texts, list(echoes)
+        self._before = dict(enumerate(echo for echo in self._echoes for _ in range(n)))
+        self._answered = True
         self._stream = bool(body.stream)
         self._with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         self._text_tokens, self._new_tokens = sum(map(len, texts)), 0
@@ -238,6 +256,21 @@ class _Answers:
         first = await unless_gone(self._request.receive, _next(pieces))
         return EventStream(self._events(first, pieces, shape))
 
+    async def weigh(self, top: int) -> None:
+        """Give the echoed texts their tokens' log-probabilities."""
+        writer, prompt = self._service.writer, self._served.prompt
+        works = [partial(writer.weigh, prompt, ids, top) for ids in self._texts]
+        try:
+            found = await together(works)
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{self._served.id}: {error}") from None
+        for echo, scored in zip(self._echoes, found, strict=True):
+            echo.scored = scored
+
+    def leave_out(self) -> None:
+        """Answer nothing: the echoed texts alone are asked for."""
+        self._answered = False
+
     @property
     def _usage(self) -> schemas.Usage:
         return schemas.Usage(
@@ -250,20 +283,26 @@ class _Answers:
         metrics, name = self._service.metrics, self._served.name
         streams = [
             self._service.writer.write(number, self._served.prompt, ids, sampling, self._stops)
+            if self._answered
+            else _nothing(number)
             for number, (ids, sampling) in enumerate(self._asked)
         ]
+        shifts = {number: len(echo.text) for number, echo in self._before.items()}
         try:
             async with aclosing(merged(streams)) as pieces:
                 async for piece in pieces:
-                    if not self._new_tokens:
+                    if not self._new_tokens and piece.new_tokens:
                         metrics.first_text(name, time.perf_counter() - self._start)
                     self._new_tokens += piece.new_tokens
-                    yield replace(piece, text=self._prefixes.pop(piece.choice, "") + piece.text)
-            seconds = time.perf_counter() - self._start
-            metrics.finished(name, self._request.scope["route"].path, seconds, self._text_tokens, self._new_tokens)
+                    echo = self._before.pop(piece.choice, Echo(""))
+                    shift = shifts.get(piece.choice, 0)
+                    scored = [replace(one, offset=one.offset + shift) for one in piece.scored]
+                    yield replace(piece, text=echo.text + piece.text, scored=[*echo.scored, *scored])
         except NotFiniteError as error:
             raise NotFiniteError(f"{self._served.id}: {error}") from None
         finally:
+            seconds = time.perf_counter() - self._start
+            metrics.finished(name, self._request.scope["route"].path, seconds, self._text_tokens, self._new_tokens)
             self._request.state.record.update(
                 model=self._served.id, text_tokens=self._text_tokens, new_tokens=self._new_tokens
             )
@@ -295,11 +334,17 @@ class _Answers:
         except Exception as error:  # too late for a status: the error is the last event
             if not isinstance(error, SoftPromptError):
                 LOGGER.error("stream failed", exc_info=error)
-            yield f"data: {find_problem(error).json}\n\n"
+            problem = find_problem(error)
+            self._request.state.record.update(status=problem.status_code, error=problem.body["error"]["code"])
+            yield f"data: {problem.json}\n\n"
             return
         if self._with_usage:
             yield shape.event([], self._usage)
         yield DONE
+
+
+async def _nothing(choice: int) -> AsyncGenerator[Piece, None]:
+    yield Piece(choice, "", 0, finish="length")
 
 
 async def _next(pieces: AsyncGenerator[Piece, None]) -> Piece:

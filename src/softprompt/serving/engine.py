@@ -6,6 +6,7 @@ Knows nothing of names, templates, texts or HTTP.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -112,11 +113,13 @@ class Engine(Protocol):
 
     Attributes:
         name: "local" or "vllm".
+        failed: set once the engine has failed for good.
         max_waiting: requests that may wait; one more is refused.
         base: the frozen base; of an engine that loads the weights itself, its tokenizer and identity are used.
     """
 
     name: str
+    failed: asyncio.Event
     max_waiting: int
     base: Base
 
@@ -140,6 +143,17 @@ class Engine(Protocol):
         """Log-likelihood of each continuation after `[prompt | ids]`. Cancelling the task cancels the request.
 
         Raises: as `generate`.
+        """
+
+    async def weigh(
+        self, prompt: SoftPrompt | None, ids: Sequence[int], top: int
+    ) -> list[tuple[float | None, tuple[tuple[int, float], ...]]]:
+        """Log-probability of each token of a text, as `[prompt | ids]` goes on, and the `top` likeliest at its place.
+
+        The first token of a text without a prompt has None. Cancelling the task cancels the request.
+
+        Raises: as `generate`.
+            SoftPromptError: this engine does not tell.
         """
 
     async def warm(self, prompt: SoftPrompt) -> None:

@@ -12,7 +12,10 @@ import secrets
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 from fastapi.datastructures import Headers
@@ -21,6 +24,7 @@ from softprompt.serving.logs import LOGGER
 from softprompt.serving.metrics import Metrics
 from softprompt.serving.problems import ProblemError, busy, find_problem
 from softprompt.serving.streams import ClientGoneError
+from softprompt.tasks.task import shown
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 # Whoever may see whether the server lives, and how it is spoken to.
 OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
 
+_PROBES = ("/health", "/ready")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _CLIENT_GONE = 499  # in the log; nginx's
@@ -35,6 +40,57 @@ _BODY_SECONDS = 60.0
 # What is read of a body that is too large, so that its sender sees the answer and not a connection that breaks.
 _MOST_DRAINED = 200_000_000
 _DRAIN_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may come in, how much they may bring, and what is noted of it.
+
+    Attributes:
+        api_keys: each opens all endpoints; none at all: no key is needed.
+        requests_per_minute: for each key, or for each address where no key is needed; None: any number.
+        body_limit: the largest body in bytes.
+        hosts: names beside `localhost` and addresses under which the server answers without a key; None: under any.
+            A page of the web could otherwise reach it by a name of its own that leads here (DNS rebinding).
+        origins: of web pages that may read answers (CORS); "*" is any.
+        log_probes: whether requests for /health and /ready get a line in the log.
+    """
+
+    api_keys: Sequence[str] = ()
+    requests_per_minute: int | None = None
+    body_limit: int = 10_000_000
+    hosts: Sequence[str] | None = None
+    origins: Sequence[str] = ()
+    log_probes: bool = True
+
+    def check_host(self, header: str | None) -> None:
+        """Refuse a name that is not one of this server's.
+
+        Raises:
+            ProblemError: it isn't.
+        """
+        if self.api_keys or self.hosts is None or header is None:
+            return
+        try:
+            name = urlsplit(f"//{header}").hostname or ""
+        except ValueError:
+            name = ""
+        if name in ("localhost", *(host.lower() for host in self.hosts)) or _is_address(name):
+            return
+        raise ProblemError(
+            403,
+            f"this server does not answer as {shown(header)}: start it with --allowed-host NAME, or with an API key",
+            kind="permission_error",
+            code="host_not_allowed",
+        )
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 class RateLimit:
@@ -72,23 +128,13 @@ class Gate:
     Args:
         app: what is behind it.
         metrics: where requests are counted.
-        keys: each opens all endpoints; none at all: no key is needed.
-        body_limit: bytes.
-        requests_per_minute: for each key, or each address where there are none; None: any number.
+        access: who may come in.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        metrics: Metrics,
-        keys: Sequence[str] = (),
-        body_limit: int,
-        requests_per_minute: int | None = None,
-    ) -> None:
-        self._app, self._metrics, self._body_limit = app, metrics, body_limit
-        self._keys = [key.encode() for key in keys]
-        self._rate = None if requests_per_minute is None else RateLimit(requests_per_minute)
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, access: Access) -> None:
+        self._app, self._metrics, self._access, self._body_limit = app, metrics, access, access.body_limit
+        self._keys = [key.encode() for key in access.api_keys]
+        self._rate = None if access.requests_per_minute is None else RateLimit(access.requests_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -111,6 +157,7 @@ class Gate:
 
         self._metrics.running.inc()
         try:
+            self._access.check_host(headers.get("host"))
             if scope["path"] not in OPEN_PATHS:
                 self._admit(scope, headers)
             await self._app(scope, self._limited(headers, receive), send_marked)
@@ -126,6 +173,8 @@ class Gate:
         finally:
             self._metrics.running.dec()
             route = getattr(scope.get("route"), "path", "unknown")
+            # A stream that ended in an error began with 200: what counts is how it ended.
+            status = record.get("status", status)
             self._metrics.answered(route, status)
             fields = {
                 "request_id": request_id,
@@ -135,7 +184,8 @@ class Gate:
                 "seconds": round(time.perf_counter() - start, 4),
                 "client": (scope.get("client") or ("",))[0],
             }
-            LOGGER.info("request", extra={"fields": fields | record})
+            if self._access.log_probes or route not in _PROBES:
+                LOGGER.info("request", extra={"fields": fields | record})
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
         scheme, _, given = headers.get("authorization", "").partition(" ")

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
@@ -36,20 +37,27 @@ from softprompt.serving.engine import (
     TimeLimitError,
     Token,
 )
+from softprompt.serving.logs import LOGGER
 from softprompt.serving.sampling import Chooser
 
 # Tokens of one step. So many keep a CPU's matrix products busy; more would only make everyone wait longer.
 _STEP_TOKENS = {"cpu": 512}
 _STEP_TOKENS_ELSEWHERE = 8192
 _MOST_RUNNING = 256
+_WEIGHED_AT_ONCE = 128  # tokens whose likelihoods are worked out at a time: so many rows of the vocabulary are held
 _NOWHERE = torch.zeros(0, dtype=torch.long)
 
 _branches = lru_cache(maxsize=1024)(Branches)
 
 
+Weight = tuple[float | None, tuple[tuple[int, float], ...]]  # of a text's token; the likeliest at its place
+
+
 @dataclass(eq=False)
 class _Request:
-    """A request and how far it is. A generation has a chooser, a classification branches, a warm-up neither.
+    """A request and how far it is.
+
+    A generation has a chooser, a classification branches, a text to be weighed a number of tops, a warm-up none.
 
     Attributes:
         ids: the text and, in a generation, the answer so far.
@@ -66,6 +74,7 @@ class _Request:
     sampling: Sampling | None = None
     chooser: Chooser | None = None
     branches: Branches | None = None
+    tops: int | None = None
     computed: int = 0
     places: Tensor = field(default_factory=lambda: _NOWHERE)
     state: State | None = None
@@ -75,6 +84,7 @@ class _Request:
         self.text_length = len(self.ids)
         self._loop = asyncio.get_running_loop()
         self._answers: asyncio.Queue[Any] = asyncio.Queue()
+        self.weighed: list[Weight] = []
 
     @property
     def virtual(self) -> int:
@@ -173,6 +183,7 @@ class LocalEngine:
             if not value > 0:
                 raise SoftPromptError(f"{key} is {value}: it must be above 0")
         self.base = base
+        self.failed = asyncio.Event()
         self._pool = StatePool(base.model, state_bytes)
         self.max_waiting, self._time_limit, self._step_tokens = max_waiting, time_limit, max_batch_tokens
         self._pace = _Pace()
@@ -188,6 +199,7 @@ class LocalEngine:
     async def start(self) -> None:
         if self._worker is not None:
             raise StoppedError("this engine has been started before: make a new one")
+        self._loop = asyncio.get_running_loop()
         self._worker = threading.Thread(target=self._work, name="softprompt-engine", daemon=True)
         self._worker.start()
 
@@ -223,6 +235,15 @@ class LocalEngine:
         try:
             likelihoods: list[float] = await request.wait()
             return likelihoods
+        finally:
+            request.given_up = True
+
+    async def weigh(self, prompt: SoftPrompt | None, ids: Sequence[int], top: int) -> list[Weight]:
+        request = _Request(prompt, list(ids), tops=top)
+        self._submit(request)
+        try:
+            weighed: list[Weight] = await request.wait()
+            return weighed
         finally:
             request.given_up = True
 
@@ -288,13 +309,15 @@ class LocalEngine:
                     plan = self._plan()
                 self._attempt(plan)
         except Exception as error:  # a defect: nobody may wait forever for a thread that is gone
+            LOGGER.error("engine failed", exc_info=error)
+            with suppress(RuntimeError):  # the loop has been closed
+                self._loop.call_soon_threadsafe(self.failed.set)
             with self._changed:
                 self._stopping = True
                 for request in (*self._waiting, *self._running):
                     request.answer(StoppedError(f"the engine has failed: {type(error).__name__}: {error}"))
                 self._waiting.clear()
                 self._running.clear()
-            raise
 
     def _leave(self) -> None:
         """Let go of requests that nobody waits for, and of those whose time is up before there is a token."""
@@ -388,7 +411,7 @@ class LocalEngine:
             self._pace.note(len(plan), time.monotonic() - start)
         ended = [entry for entry in ended if not self._is_lost(*entry)]
         for request in [request for request, _ in ended if request.sampling is None and request.branches is None]:
-            self._finish(request, True)
+            self._finish(request, True if request.tops is None else request.weighed)
         for answer, kind in ((self._go_on, "chooser"), (self._score, "branches")):
             members = [(request, hidden) for request, hidden in ended if getattr(request, kind) is not None]
             try:
@@ -426,6 +449,8 @@ class LocalEngine:
         ended = []
         for (request, count), i in zip(plan, at, strict=True):
             own = self.base.embed(_NOWHERE).to(self.base.dtype) if i is None else hidden[i]
+            if request.tops is not None:
+                self._weigh(request, own[:count], request.tops)
             request.computed += count
             self._text_tokens += count
             if request.computed == len(request.ids):
@@ -435,6 +460,23 @@ class LocalEngine:
                     own = torch.cat([request.state.last[None], own])
                 ended.append((request, own))
         return ended
+
+    def _weigh(self, request: _Request, hidden: Tensor, top: int) -> None:
+        """Note how likely the tokens are that follow those just computed, `[n, H]`; first of all, the text's first."""
+        start = request.computed
+        del request.weighed[start + 1 if start else 0 :]  # of a step that failed
+        if not start:
+            last = None if request.state is None else request.state.last
+            hidden = hidden if last is None else torch.cat([last[None], hidden])
+            if last is None:
+                request.weighed.append((None, ()))
+        following = request.ids[len(request.weighed) :][: len(hidden)]
+        for some, tokens in zip(hidden.split(_WEIGHED_AT_ONCE), _parts(following, _WEIGHED_AT_ONCE), strict=False):
+            logprobs = logits(self.base.model, some[: len(tokens)]).log_softmax(-1)
+            own = logprobs[torch.arange(len(tokens)), torch.tensor(tokens)].tolist()
+            values, ids = logprobs.topk(min(top, logprobs.shape[-1]))
+            tops = zip(ids.tolist(), values.tolist(), strict=True)
+            request.weighed += [(one, tuple(zip(*pair, strict=True))) for one, pair in zip(own, tops, strict=True)]
 
     def _is_lost(self, request: _Request, hidden: Tensor) -> bool:
         """Whether a request has no answer, as its prompt or its text has led to numbers that are not finite."""
@@ -491,6 +533,10 @@ class LocalEngine:
             likelihoods = branches.likelihoods(self.base.model, torch.stack([hidden for _, hidden in members]))
             for (request, _), row in zip(members, likelihoods.tolist(), strict=True):
                 self._finish(request, row)
+
+
+def _parts(tokens: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [tokens[i : i + size] for i in range(0, len(tokens), size)]
 
 
 def _failed(error: Exception) -> StoppedError:

@@ -22,6 +22,8 @@ from softprompt.tasks.task import shown
 # What pydantic calls the members of a union stands among the keys of an error's place. The others, such as "list[str]",
 # are no identifiers.
 _SCALARS = {"bool", "dict", "float", "int", "str"}
+_MOST_FAULTS = 10
+_LONGEST_NAME = 64
 
 
 class ProblemError(HTTPException):
@@ -104,25 +106,35 @@ def _of_framework(status: int, headers: Mapping[str, str] | None) -> ProblemErro
 
 
 def _invalid(faults: Sequence[Any]) -> ProblemError:
-    """One line for what pydantic found: for each field what is wrong with it."""
+    """One line for what pydantic found: for each field what is wrong with it, of the first ones."""
     by_field: dict[str, str] = {}
-    for field, members in _by_field(faults).items():
+    found = _by_field(faults)
+    for field, members in list(found.items())[:_MOST_FAULTS]:
         # Of a union's members, those that fit furthest are what was meant.
         furthest = max(_depth(fault) for fault in members)
         meant = [fault for fault in members if _depth(fault) == furthest]
         messages = " or ".join(dict.fromkeys(map(_explain, meant))).replace(" or should be ", " or ")
         if messages.startswith("should"):
             messages += f", not {shown(meant[0]['input'])}"
-        by_field[_place(meant[0]) or field] = messages
+        by_field[_short(_place(meant[0]) or field)] = messages
     lines = [f"{place}: {messages}" if place else messages for place, messages in by_field.items()]
+    if len(found) > _MOST_FAULTS:
+        lines.append(f"and {len(found) - _MOST_FAULTS} more")
     return ProblemError(400, " ".join("; ".join(lines).split()), param=next(iter(by_field)) or None)
 
 
 def _by_field(faults: Sequence[Any]) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for fault in faults:
-        found.setdefault(str(fault["loc"][1]) if len(fault["loc"]) > 1 else "", []).append(fault)
+        place = fault["loc"]
+        # Of a body that is no JSON the place is a character's number.
+        name = str(place[1]) if len(place) > 1 and fault["type"] != "json_invalid" else ""
+        found.setdefault(name, []).append(fault)
     return found
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
 
 
 def _depth(fault: Any) -> tuple[list[int], int]:
@@ -131,6 +143,8 @@ def _depth(fault: Any) -> tuple[list[int], int]:
 
 def _place(fault: Any) -> str:
     """The path to the field, such as "messages.0.content"."""
+    if fault["type"] == "json_invalid":
+        return ""
     keys = (part for part in fault["loc"][1:] if part not in _SCALARS)
     parts = [part for part in keys if isinstance(part, int) or part.isidentifier()]
     return ".".join(map(str, parts))

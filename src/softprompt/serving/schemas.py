@@ -1,14 +1,29 @@
 """What the API's requests and answers look like: OpenAI's shapes, and those of classification and of the prompts.
 
-Owns the fields, their limits and their descriptions, from which the OpenAPI page is made. A field of OpenAI's that is
-not supported is either unknown here, or takes the one value that means nothing. Knows nothing of engines or prompts.
+Owns the fields, their limits and their descriptions, from which the OpenAPI page is made. A field of OpenAI's or vLLM's
+that is not supported is either unknown here, or takes the values that mean nothing; null is absence. A wrong request
+fails at its first fault in a list, before the rest is looked at. Knows nothing of engines or prompts.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    FailFast,
+    Field,
+    GetCoreSchemaHandler,
+    Tag,
+    TypeAdapter,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError, core_schema
 
 from softprompt.prompts.card import Card
 from softprompt.tasks.task import Text
@@ -17,6 +32,9 @@ from softprompt.tasks.task import Text
 MOST_ANSWERS = 2048
 MOST_STOPS = 16
 MOST_BAD_WORDS = 256
+_MOST_FIELDS = 128  # of an object
+_MOST_IDS = 1 << 20
+_MOST_MESSAGES = 4096
 
 _ModelName = Annotated[
     str,
@@ -38,24 +56,95 @@ _Natural = Annotated[int, Field(ge=0), _IsWhole]
 _Positive = Annotated[int, Field(ge=1), _IsWhole]
 _Few = Annotated[int, Field(ge=1, le=128), _IsWhole]
 _Tops = Annotated[int, Field(ge=0, le=20), _IsWhole]
-_Zero = Annotated[float, Field(ge=0, le=0)]
+
+
+class _FirstFault(FailFast):
+    """pydantic's own, which a union cannot have, as it has no hash."""
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+
+_FIRST_FAULT = _FirstFault()
 _Stop = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(TypeAdapter(Text).validate_python)]
-_Stops = Annotated[list[_Stop], Field(max_length=MOST_STOPS)]
-_Ids = Annotated[list[_Natural], Field(min_length=1)]
+_Stops = Annotated[list[_Stop], _FIRST_FAULT, Field(max_length=MOST_STOPS)]
+_Ids = Annotated[list[_Natural], _FIRST_FAULT, Field(min_length=1, max_length=_MOST_IDS)]
+_Texts = Annotated[list[Text], _FIRST_FAULT, Field(min_length=1, max_length=MOST_ANSWERS)]
+_Columns = Annotated[dict[str, Text], Field(max_length=_MOST_FIELDS)]
+
+
+_KINDS: dict[type, str] = {
+    int: "token ids",
+    float: "token ids",
+    list: "lists of token ids",
+    dict: "many rows",
+}
+
+
+def _kind(value: Any) -> str:
+    """What a value that may be one text or many is meant to be, by its first element."""
+    if isinstance(value, list):
+        first = value[0] if value else None
+        return _KINDS.get(type(first), "many texts")
+    return "one text"
+
+
+class _Only:
+    """Of a field that is not supported: the values that mean nothing. What would change the answer is refused.
+
+    Args:
+        values: as JSON has them.
+    """
+
+    def __init__(self, *values: Any) -> None:
+        self._values = values
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: Any) -> dict[str, Any]:
+        return {"enum": list(self._values)}
+
+    def _check(self, value: Any) -> Any:
+        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in self._values):
+            words = " or ".join(json.dumps(one) for one in self._values)
+            raise PydanticCustomError(
+                "not_supported", "is not supported: leave it out, or send {words}", {"words": words}
+            )
+        return value
+
+
+_WITHOUT_EFFECT = "Without effect."
+_NOT_SUPPORTED = "Not supported."
 
 
 class _Request(BaseModel):
-    """Unknown fields are refused, numbers in quotes are no numbers, and neither NaN nor infinity is one."""
+    """Unknown fields are refused, numbers in quotes are no numbers, and neither NaN nor infinity is one.
+
+    Null is absence, as in what OpenAI's clients make of an answer.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        given = {name: value for name, value in fields.items() if value is not None}
+        if len(given) > _MOST_FIELDS:
+            raise PydanticCustomError(
+                "too_many_fields",
+                "has {count} fields: at most {most} can be",
+                {"count": len(given), "most": _MOST_FIELDS},
+            )
+        return given
 
 
 class StreamOptions(_Request):
     include_usage: bool | None = Field(None, description="Send the counts of tokens as the last event.")
-
-
-class ResponseFormat(_Request):
-    type: Literal["text"]
+    continuous_usage_stats: Annotated[Any, _Only(False)] = Field(None, description=_NOT_SUPPORTED)
+    include_obfuscation: bool | None = Field(None, description=_WITHOUT_EFFECT)
 
 
 class _GenerationRequest(_Request):
@@ -69,7 +158,9 @@ class _GenerationRequest(_Request):
     top_p: float | None = Field(
         None, gt=0, le=1, description="Sample from the likeliest tokens that together have this probability. Default 1."
     )
-    top_k: _Natural | None = Field(None, description="Sample from this many likeliest tokens; 0, the default: all.")
+    top_k: Annotated[int, Field(ge=-1), _IsWhole] | None = Field(
+        None, description="Sample from this many likeliest tokens; 0, the default, and -1: all."
+    )
     n: _Few | None = Field(None, description="How many choices for each text. Default 1.")
     seed: Annotated[int, _IsWhole] | None = Field(
         None, description="The same seed and request give the same answer; choice `i` of `n` has a seed of its own."
@@ -85,16 +176,27 @@ class _GenerationRequest(_Request):
     no_repeat_ngram_size: _Natural | None = Field(
         None, description="No run of this many tokens comes twice in text and answer; 0, the default: off."
     )
-    bad_words: list[_Stop] | None = Field(
+    bad_words: Annotated[list[_Stop], _FIRST_FAULT] | None = Field(
         None, max_length=MOST_BAD_WORDS, description="Words that never come, at the start of a word or within."
     )
     ignore_eos: bool | None = Field(None, description="Go on after the end-of-text token, up to `max_tokens`.")
-    frequency_penalty: _Zero | None = Field(None, description="Not supported: 0.")
-    presence_penalty: _Zero | None = Field(None, description="Not supported: 0.")
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = Field(
-        None, description="Not supported: empty."
+    frequency_penalty: Annotated[Any, _Only(0)] = Field(None, description=_NOT_SUPPORTED)
+    presence_penalty: Annotated[Any, _Only(0)] = Field(None, description=_NOT_SUPPORTED)
+    min_p: Annotated[Any, _Only(0)] = Field(None, description=_NOT_SUPPORTED)
+    min_tokens: Annotated[Any, _Only(0)] = Field(None, description=_NOT_SUPPORTED)
+    logit_bias: Annotated[Any, _Only({})] = Field(None, description=_NOT_SUPPORTED)
+    best_of: _Few | None = Field(None, description="Not supported: as `n`.")
+    user: str | None = Field(None, description=_WITHOUT_EFFECT)
+    metadata: Annotated[dict[str, str], Field(max_length=_MOST_FIELDS)] | None = Field(
+        None, description="Without effect: nothing is stored."
     )
-    user: str | None = Field(None, description="Without effect.")
+    store: Annotated[Any, _Only(False)] = Field(None, description="Not supported: nothing is stored.")
+    service_tier: Annotated[Any, _Only("auto", "default")] = Field(None, description=_WITHOUT_EFFECT)
+    prompt_cache_key: str | None = Field(None, description=_WITHOUT_EFFECT)
+    safety_identifier: str | None = Field(None, description=_WITHOUT_EFFECT)
+
+
+_PROMPT_KINDS = "should be a text, a list of texts, a list of token ids, or a list of such lists"
 
 
 class CompletionRequest(_GenerationRequest):
@@ -113,15 +215,25 @@ class CompletionRequest(_GenerationRequest):
         }
     )
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1)] | _Ids | Annotated[list[_Ids], Field(min_length=1)] = (
-        Field(description="A text, texts, a text's token ids, or several texts' token ids.")
+    prompt: Annotated[
+        Annotated[Text, Tag("one text")]
+        | Annotated[_Texts, Tag("many texts")]
+        | Annotated[_Ids, Tag("token ids")]
+        | Annotated[list[_Ids], _FIRST_FAULT, Field(min_length=1, max_length=MOST_ANSWERS), Tag("lists of token ids")],
+        Discriminator(_kind, custom_error_type="prompt", custom_error_message=_PROMPT_KINDS),
+    ] = Field(description="A text, texts, a text's token ids, or several texts' token ids.")
+    max_tokens: _Natural | None = Field(
+        None,
+        description="The most new tokens of a choice. Default: 16, less where the context has less room; 0 only with "
+        "`echo`.",
     )
     logprobs: _Tops | None = Field(
-        None, description="How many of the likeliest tokens to name with each new one. Default: none."
+        None,
+        description="How many of the likeliest tokens to name with each new one, and with `echo` with each of "
+        "the text. Default: none.",
     )
-    echo: bool | None = Field(None, description="Put the text before the answer. Not together with `logprobs`.")
-    best_of: _Few | None = Field(None, description="Not supported: as `n`.")
-    suffix: Literal[""] | None = Field(None, description="Not supported: empty.")
+    echo: bool | None = Field(None, description="Put the text before the answer.")
+    suffix: Annotated[Any, _Only("")] = Field(None, description=_NOT_SUPPORTED)
 
 
 class ContentPart(_Request):
@@ -133,9 +245,16 @@ class Message(_Request):
     role: Literal["system", "developer", "user", "assistant"] = Field(
         description="`developer` is another word for `system`."
     )
-    content: Text | Annotated[list[ContentPart], Field(min_length=1)] = Field(
-        description="A text, or parts that are put together."
-    )
+    content: Annotated[
+        Annotated[Text, Tag("one text")]
+        | Annotated[
+            list[ContentPart], _FIRST_FAULT, Field(min_length=1, max_length=_MOST_MESSAGES), Tag("content parts")
+        ],
+        Discriminator(lambda value: "content parts" if isinstance(value, list) else "one text"),
+    ] = Field(description="A text, or parts that are put together.")
+    name: str | None = Field(None, description=_WITHOUT_EFFECT)
+    tool_calls: Annotated[Any, _Only([])] = Field(None, description=_NOT_SUPPORTED)
+    annotations: Annotated[Any, _Only([])] = Field(None, description=_NOT_SUPPORTED)
 
 
 class ChatRequest(_GenerationRequest):
@@ -149,7 +268,7 @@ class ChatRequest(_GenerationRequest):
         }
     )
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], _FIRST_FAULT] = Field(min_length=1, max_length=_MOST_MESSAGES)
     max_tokens: _Positive | None = Field(
         None, description="The most new tokens of a choice. Default: 256, less where the context has less room."
     )
@@ -158,11 +277,20 @@ class ChatRequest(_GenerationRequest):
     top_logprobs: _Tops | None = Field(
         None, description="How many of the likeliest tokens to name with each. Only with `logprobs`."
     )
-    response_format: ResponseFormat | None = Field(None, description="Not supported: text.")
-    tools: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="Not supported: empty.")
-    tool_choice: Literal["none", "auto"] | None = Field(None, description="Without effect, as there are no tools.")
-    metadata: dict[str, str] | None = Field(None, description="Without effect: nothing is stored.")
-    store: Literal[False] | None = Field(None, description="Not supported: false.")
+    response_format: Annotated[Any, _Only({"type": "text"})] = Field(None, description=_NOT_SUPPORTED)
+    tools: Annotated[Any, _Only([])] = Field(None, description=_NOT_SUPPORTED)
+    tool_choice: Annotated[Any, _Only("none", "auto")] = Field(
+        None, description="Without effect, as there are no tools."
+    )
+    parallel_tool_calls: bool | None = Field(None, description="Without effect, as there are no tools.")
+    functions: Annotated[Any, _Only([])] = Field(None, description=_NOT_SUPPORTED)
+    function_call: Annotated[Any, _Only("none", "auto")] = Field(
+        None, description="Without effect, as there are no functions."
+    )
+    modalities: Annotated[Any, _Only(["text"])] = Field(None, description=_NOT_SUPPORTED)
+
+
+_INPUT_KINDS = "should be a text, a list of texts, or a list of rows, each an object of the template's columns"
 
 
 class ClassifyRequest(_Request):
@@ -178,14 +306,19 @@ class ClassifyRequest(_Request):
         }
     )
 
-    model: _ModelName | Annotated[list[_ModelName], Field(min_length=1)] = Field(
-        description="One or many prompts whose cards hold a classification task."
-    )
-    input: Text | Annotated[list[Text], Field(min_length=1)] | Annotated[list[dict[str, Text]], Field(min_length=1)] = (
-        Field(
-            description="A text, texts, or the columns of the task's template for each row. "
-            f"Texts times tasks are at most {MOST_ANSWERS}."
-        )
+    model: Annotated[
+        Annotated[_ModelName, Tag("one text")]
+        | Annotated[list[_ModelName], _FIRST_FAULT, Field(min_length=1, max_length=MOST_ANSWERS), Tag("many texts")],
+        Discriminator(lambda value: "many texts" if isinstance(value, list) else "one text"),
+    ] = Field(description="One or many prompts whose cards hold a classification task.")
+    input: Annotated[
+        Annotated[Text, Tag("one text")]
+        | Annotated[_Texts, Tag("many texts")]
+        | Annotated[list[_Columns], _FIRST_FAULT, Field(min_length=1, max_length=MOST_ANSWERS), Tag("many rows")],
+        Discriminator(_kind, custom_error_type="input", custom_error_message=_INPUT_KINDS),
+    ] = Field(
+        description="A text, texts, or the columns of the task's template for each row. "
+        f"Texts times tasks are at most {MOST_ANSWERS}."
     )
     truncate: bool | None = Field(
         None, description="Cut texts that are too long, as in training, instead of refusing them. Default: false."
@@ -221,8 +354,10 @@ class TextLogprobs(BaseModel):
     """Log-probabilities, before temperature and other processing, of the tokens whose text is in the answer."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None] = Field(
+        description="Null for the first token of an echoed text that has nothing before it."
+    )
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int] = Field(description="Where each token's text begins in the choice's text, in characters.")
 
 
@@ -323,7 +458,7 @@ class Classification(BaseModel):
 class Model(BaseModel):
     """The base or a prompt that is loaded."""
 
-    id: str = Field(description="`name@version`, or the base's name.")
+    id: str = Field(description="The prompt's name, which stays whatever version is loaded, or the base's name.")
     object: Literal["model"] = "model"
     created: int = Field(description="When it was loaded here, in seconds since 1970.")
     owned_by: Literal["softprompt"] = "softprompt"
@@ -331,7 +466,7 @@ class Model(BaseModel):
     version: int | None = Field(description="Null for the base.")
     parent: str | None = Field(description="The base's name; null for the base itself.")
     num_virtual_tokens: int
-    max_model_len: int | None = Field(description="The context in tokens, virtual ones included.")
+    max_model_len: int | None = Field(description="The tokens of text and answer that fit the context.")
     card: Card | None = Field(description="What the prompt's file says of itself; null for the base.")
 
 

@@ -9,7 +9,7 @@ import asyncio
 import ipaddress
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -19,6 +19,7 @@ from softprompt.errors import SoftPromptError
 from softprompt.prompts.library import PromptLibrary
 from softprompt.serving.api import make_app
 from softprompt.serving.engine import Engine
+from softprompt.serving.gate import Access
 from softprompt.serving.logs import logging_to_stderr
 from softprompt.serving.playground_desk import Places
 from softprompt.serving.service import Service
@@ -33,12 +34,11 @@ def serve(
     host: str,
     port: int,
     ready: Callable[[str, Service], None],
-    api_keys: Sequence[str] = (),
+    access: Access,
     allow_no_key: bool = False,
-    body_limit: int,
-    requests_per_minute: int | None = None,
     patience: float,
     runs: Path | None = None,
+    base_name: str | None = None,
 ) -> None:
     """Serve a library until SIGTERM or SIGINT; requests that run then are finished.
 
@@ -48,32 +48,25 @@ def serve(
         host: address or name to listen at.
         port: 0 takes a free one.
         ready: called once requests are answered, with the server's URL.
-        api_keys: each opens all endpoints.
+        access: who may come in.
         allow_no_key: listen to other machines without any key.
-        body_limit: the largest body in bytes.
-        requests_per_minute: for each key, or for each address where no key is needed; None: any number.
         patience: seconds that requests may still take after SIGTERM.
         runs: where the playground at `/` looks for training runs; None: there is no playground.
+        base_name: by which the base is asked; None: its own, or that of its folder or file.
 
     Raises:
         SoftPromptError: the address cannot be had, or would be open to everybody; the engine cannot start.
     """
-    if not (api_keys or allow_no_key or _is_loopback(host)):
+    if not (access.api_keys or allow_no_key or _is_loopback(host)):
         raise SoftPromptError(
             f"--host {host} lets other machines in without a key: give --api-key (or SOFTPROMPT_API_KEY), or "
             "--allow-no-key where something else keeps strangers out"
         )
-    if not all(map(str.strip, api_keys)):
+    if not all(map(str.strip, access.api_keys)):
         raise SoftPromptError("an API key is empty")
     with bind(host, port) as bound:
-        service = Service(make_engine(), library)
-        app = make_app(
-            service,
-            api_keys=api_keys,
-            body_limit=body_limit,
-            requests_per_minute=requests_per_minute,
-            playground=None if runs is None else Places(library, runs),
-        )
+        service = Service(make_engine(), library, base_name)
+        app = make_app(service, access, playground=None if runs is None else Places(library, runs))
         with logging_to_stderr():
             asyncio.run(run(Server(app, service, patience), bound, lambda: ready(_url(host, bound), service)))
 
@@ -117,20 +110,26 @@ async def run(server: Server, bound: socket.socket, ready: Callable[[], None]) -
     """Serve at the socket `bound` until `server.should_exit`, and call `ready` once requests are answered.
 
     Raises:
+        SoftPromptError: the engine has failed.
         Exception: whatever has kept the service from starting.
     """
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     starting = asyncio.create_task(server.service.started())
+    failing = asyncio.create_task(server.service.engine.failed.wait())
     try:
         await asyncio.wait([serving, starting], return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             await starting
             ready()
+            await asyncio.wait([serving, failing], return_when=asyncio.FIRST_COMPLETED)
+        if failing.done():
+            raise SoftPromptError("the engine has failed, and its log says why: start the server again")
     except Exception:
         server.should_exit = True
         raise
     finally:
         starting.cancel()
+        failing.cancel()
         await serving
 
 

@@ -23,16 +23,17 @@ class Service:
     Args:
         engine: not started yet.
         library: its prompts are loaded at the start, each in its current version.
+        base_name: by which the base is asked, see `Catalogue`.
 
     Attributes:
         engine, catalogue, metrics, writer: see there.
         status: "starting"; "ready"; "stopping", in which requests that still come are answered; "stopped"; or "failed",
-            where it could not start.
+            where it could not start, or its engine has ended.
     """
 
-    def __init__(self, engine: Engine, library: PromptLibrary) -> None:
+    def __init__(self, engine: Engine, library: PromptLibrary, base_name: str | None = None) -> None:
         self.engine, self._library = engine, library
-        self.catalogue = Catalogue(engine.base, library)
+        self.catalogue = Catalogue(engine.base, library, base_name)
         self.metrics = Metrics(engine.figures, self.catalogue.serves, lambda: len(self.catalogue.prompts))
         self.writer = Writer(engine)
         self.status: Literal["starting", "ready", "stopping", "stopped", "failed"] = "starting"
@@ -83,8 +84,19 @@ class Service:
         Raises:
             StoppedError: it isn't.
         """
+        self.check_engine()
         if self.status not in statuses:
             raise StoppedError(f"the server is not ready ({self.status}): try again later")
+
+    def check_engine(self) -> None:
+        """Check that the engine has not failed for good.
+
+        Raises:
+            StoppedError: it has.
+        """
+        if self.engine.failed.is_set():
+            self.status = "failed"
+            raise StoppedError("the engine has failed, and its log says why: start the server again")
 
     async def load(self, name: str) -> Served:
         """Serve a prompt of the library, "name" or "name@version", in place of the version that is loaded.

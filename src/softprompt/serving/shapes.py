@@ -76,8 +76,11 @@ class TextShape(Shape):
         )
 
     def _scores(self, scored: Sequence[Scored]) -> schemas.TextLogprobs:
-        tops: list[dict[str, float]] = []
+        tops: list[dict[str, float] | None] = []
         for one in scored:
+            if one.logprob is None:
+                tops.append(None)
+                continue
             top: dict[str, float] = {}
             for text, logprob in [*one.top, (one.text, one.logprob)]:
                 top.setdefault(text, logprob)  # of several tokens that read alike, the likeliest
@@ -94,6 +97,10 @@ class ChatShape(Shape):
     """Of /v1/chat/completions."""
 
     prefix = "chatcmpl"
+
+    def __init__(self, model: str, logprobs: bool) -> None:
+        super().__init__(model, logprobs)
+        self._begun: set[int] = set()
 
     def whole(self, choices: Sequence[Piece], usage: schemas.Usage) -> schemas.ChatCompletion:
         return schemas.ChatCompletion(
@@ -121,7 +128,7 @@ class ChatShape(Shape):
             choices=[
                 schemas.ChunkChoice(
                     index=piece.choice,
-                    delta=schemas.Delta(role="assistant", content=piece.text),
+                    delta=self._delta(piece),
                     logprobs=self._scores(piece.scored) if self._logprobs else None,
                     finish_reason=piece.finish,
                 )
@@ -130,12 +137,19 @@ class ChatShape(Shape):
             **({} if usage is None else {"usage": usage}),
         )
 
+    def _delta(self, piece: Piece) -> schemas.Delta:
+        """Who speaks is told once: clients put the parts of a message together."""
+        if piece.choice in self._begun:
+            return schemas.Delta(content=piece.text)
+        self._begun.add(piece.choice)
+        return schemas.Delta(role="assistant", content=piece.text)
+
     def _scores(self, scored: Sequence[Scored]) -> schemas.ChatLogprobs:
         return schemas.ChatLogprobs(
             content=[
                 schemas.TokenLogprob(
                     token=one.text,
-                    logprob=one.logprob,
+                    logprob=one.logprob or 0.0,
                     bytes=_bytes(one.text),
                     top_logprobs=[
                         schemas.TopLogprob(token=text, logprob=logprob, bytes=_bytes(text)) for text, logprob in one.top

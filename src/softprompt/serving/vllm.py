@@ -98,6 +98,7 @@ class VllmEngine:
         for key, value in {"max_waiting": max_waiting, "time_limit": time_limit}.items():
             if not value > 0:
                 raise SoftPromptError(f"{key} is {value}: it must be above 0")
+        self.failed = asyncio.Event()
         self.max_waiting, self._time_limit = max_waiting, time_limit
         _check_flags(flags)
         options = {key: flags[key] for key in ("revision", "trust_remote_code") if key in flags}
@@ -203,6 +204,11 @@ class VllmEngine:
                     task.cancel()
         logprobs = {edge: value for part in weighed for edge, value in part.items()}
         return [sum(logprobs[tuple(c[: i + 1])] for i in range(len(c))) for c in continuations]
+
+    async def weigh(
+        self, prompt: SoftPrompt | None, ids: Sequence[int], top: int
+    ) -> list[tuple[float | None, tuple[tuple[int, float], ...]]]:
+        raise SoftPromptError("echo with logprobs is not supported by the vLLM engine: use --engine local")
 
     async def warm(self, prompt: SoftPrompt) -> None:
         with self._admit(prompt, [], 1) as (request, engine):
@@ -334,10 +340,12 @@ class VllmEngine:
                 if output.finished:
                     return
         except asyncio.TimeoutError:
-            raise TimeLimitError(f"the request took more than {self._time_limit:g} s") from None
+            raise TimeLimitError(f"the request took more than {self._time_limit:g} s (--time-limit)") from None
         except VLLMClientError as error:
             raise SoftPromptError(str(error)) from error
         except VLLMServerError as error:
+            if engine.errored:
+                self.failed.set()
             raise StoppedError(f"vLLM has failed, and its log says why: {error}") from error
         finally:
             await stream.aclose()

@@ -30,13 +30,13 @@ class Scored:
     Attributes:
         text: what it reads.
         offset: where its text begins in the answer, in characters.
-        logprob: before all processing.
+        logprob: before all processing; None for a text's first token where nothing stands before it.
         top: the likeliest tokens at its place: text and log-probability, the likeliest first.
     """
 
     text: str
     offset: int
-    logprob: float
+    logprob: float | None
     top: list[tuple[str, float]]
 
 
@@ -136,8 +136,8 @@ class Writer:
         room = context - virtual - len(ids)
         if room < 1:
             raise ContextError(
-                f"the text has {len(ids)} tokens, but the context has {context}, {virtual} of them virtual, and the "
-                "answer takes at least one: shorten the text"
+                f"This model's maximum context length is {context - virtual} tokens ({context} less {virtual} virtual "
+                f"ones), but the text has {len(ids)} tokens and the answer takes at least one: shorten the text"
             )
         return room
 
@@ -154,9 +154,22 @@ class Writer:
         if room is not None and max_tokens > room:
             virtual = 0 if prompt is None else prompt.num_virtual_tokens
             raise ContextError(
-                f"the text has {len(ids)} tokens and max_tokens is {max_tokens}, but the context has "
-                f"{self._base.max_positions}, {virtual} of them virtual: at most {room} new tokens fit"
+                f"This model's maximum context length is {room + len(ids)} tokens ({self._base.max_positions} less "
+                f"{virtual} virtual ones), but the text has {len(ids)} tokens and max_tokens is {max_tokens}: at most "
+                f"{room} new tokens fit"
             )
+
+    async def weigh(self, prompt: SoftPrompt | None, ids: Sequence[int], top: int) -> list[Scored]:
+        """The log-probabilities of a text's own tokens.
+
+        Raises: as `Engine.weigh`.
+        """
+        decoder, decoded, found = Detokenizer(self._base.tokenizer), 0, []
+        for token, (logprob, tops) in zip(ids, await self._engine.weigh(prompt, ids, top), strict=True):
+            named = [(self._token_texts[other], one) for other, one in tops]
+            found.append(Scored(self._token_texts[token], decoded, logprob, named))
+            decoded += len(decoder.add(token))
+        return found
 
     async def write(
         self, choice: int, prompt: SoftPrompt | None, ids: Sequence[int], sampling: Sampling, stops: Sequence[str]
