@@ -1,4 +1,4 @@
-.PHONY: install quickstart test test-long test-newest test-vllm lint bench screenshots notebooks clean
+.PHONY: install quickstart test test-long test-newest test-clients test-vllm lint bench screenshots notebooks clean
 
 install:  ## set up .venv; does nothing where it is up to date
 	@scripts/install.sh
@@ -14,6 +14,9 @@ test-long: install  ## the tests that take longer than a minute
 
 test-newest:  ## the tests against today's releases of what softprompt requires, in an environment of their own
 	@scripts/test_newest.sh
+
+test-clients:  ## the server asked by the clients that people have, in an environment of their own
+	@scripts/test_clients.sh
 
 test-vllm:  ## the tests of the vLLM engine, in an environment of their own
 	@scripts/test_vllm.sh

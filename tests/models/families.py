@@ -124,10 +124,12 @@ AWKWARD: dict[str, Callable[[], PreTrainedConfig]] = {
 }
 PACKED = [
     *("llama", "gpt2", "gpt_neox", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"),
-    *("mistral", "phi", "phi3", "opt", "granite", "cohere", "gptj"),
+    *("mistral", "phi", "phi3", "opt", "granite", "cohere"),
 ]
 SHARED_PREFIX = ["falcon", "falcon_alibi", "bloom", "gpt_oss"]
 CONCATENATED = ["mamba"]
+# It came to Transformers' attention interface after 5.19.
+(PACKED if tf.GPTJForCausalLM._can_set_attn_implementation() else SHARED_PREFIX).append("gptj")
 
 
 def make_model(family: str, dtype: torch.dtype = torch.float32, **changes: object) -> PreTrainedModel:
