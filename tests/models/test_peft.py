@@ -671,3 +671,18 @@ def test_sft_trainer_has_the_same_log(tmp_path: Path, completion_only: bool, req
         for name, value in theirs.items():
             if not name.endswith(("runtime", "per_second", "flos")):
                 assert ours[name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_training_with_neftune_is_pefts_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its noise depends on how long a padded row is, which a packed one does not know."""
+
+    def train(model: PeftModelForCausalLM) -> list[float]:
+        settings = {"max_steps": 3, "logging_steps": 1, "report_to": "none", "use_cpu": True, "save_strategy": "no"}
+        arguments = TrainingArguments(tmp_path, neftune_noise_alpha=5.0, disable_tqdm=True, seed=1, **settings)
+        trainer = Trainer(model, arguments, train_dataset=ROWS, data_collator=collate)
+        trainer.train()
+        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+    expected = train(make_peft())
+    assert train(accelerate_peft(make_peft())) == expected
+    assert "NEFTune's noise" in caplog.text

@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from softprompt.errors import SoftPromptError
@@ -353,6 +354,57 @@ def test_gradient_checkpointing_stays_with_its_model():
     other(**MIXED.batch).loss.backward()
     assert distance([p.grad for p in other.prompts], MIXED.reference(model).grads) < 1e-9
     assert not any(module.training for module in model.modules())
+
+
+# float16
+
+
+@pytest.mark.parametrize("count", [128, 512, 2048])
+@pytest.mark.parametrize("max_tokens", [None, 400])
+def test_float16_loses_no_gradient_to_the_number_of_labels(count, max_tokens):
+    rows = count // 32
+    example = make_example([32] * rows, [6], label_share=1.0)
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        (prompt,) = example.parameters(torch.float32)
+        model = make_model("llama", dtype, vocab_size=30_000)  # so that a word's share is small
+        PromptedModel(model, [prompt], max_tokens=max_tokens)(**example.batch).loss.backward()
+        found.append(prompt.grad)
+    assert distance([found[1]], [found[0]]) < 0.008
+
+
+# What is kept of it
+
+
+def test_its_state_is_the_prompts():
+    model = make_model("gpt2", tie_word_embeddings=True)
+    prompted_model = PromptedModel(model, MIXED.parameters(torch.float32))
+    state = prompted_model.state_dict()
+    assert list(state) == ["prompts.0", "prompts.1"]
+    other = PromptedModel(model, [nn.Parameter(torch.zeros_like(p)) for p in prompted_model.prompts])
+    assert str(other.load_state_dict(state)) == "<All keys matched successfully>"
+    assert all(torch.equal(a, b) for a, b in zip(other.prompts, prompted_model.prompts, strict=True))
+    with pytest.raises(RuntimeError, match=r"Unexpected key"):
+        other.load_state_dict({**state, "prompts.9": state["prompts.0"]})
+
+
+def test_a_trainer_of_it_keeps_and_resumes_the_prompts_alone(tmp_path):
+    """Tied weights would end the first checkpoint, and others would be written whole."""
+    model = make_model("gpt2", tie_word_embeddings=True)
+    rows = [{name: value[0] for name, value in MIXED.rows(torch.tensor([0])).batch.items()} for _ in range(8)]
+
+    def train(steps, resume=None):
+        settings = {"max_steps": steps, "save_steps": 2, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+        arguments = TrainingArguments(tmp_path, per_device_train_batch_size=2, learning_rate=0.1, **settings)
+        prompted_model = PromptedModel(model, MIXED.parameters(torch.float32))
+        Trainer(prompted_model, arguments, train_dataset=rows).train(resume_from_checkpoint=resume)
+        return [prompt.detach().clone() for prompt in prompted_model.prompts]
+
+    whole = train(4)
+    (file,) = (tmp_path / "checkpoint-2").glob("*.safetensors")
+    assert sum(tensor.numel() for tensor in load_file(file).values()) == sum(p.numel() for p in MIXED.prompts)
+    resumed = train(4, str(tmp_path / "checkpoint-2"))
+    assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
 
 
 # Numbers that are not finite

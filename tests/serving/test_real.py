@@ -22,7 +22,7 @@ def test_the_official_client(tmp_path):
     library.add("other", sp.SoftPrompt.from_text(base, "Answer in French:", num_virtual_tokens=8))
     with living(LocalEngine(base, state_bytes=1 << 27), library) as live:
         client = live.client()
-        assert [model.id for model in client.models.list()] == ["smollm2-135m", "other@1", "sentiment@1"]
+        assert [model.id for model in client.models.list()] == ["smollm2-135m", "other", "sentiment"]
         for model in ("sentiment", "other", "smollm2-135m"):
             answer = client.completions.create(
                 model=model, prompt="The capital of France is", max_tokens=4, temperature=0

@@ -205,6 +205,9 @@ class AcceleratedPeftModel(PeftModelForCausalLM):
         for name in ("output_attentions", "output_hidden_states", "output_router_logits"):
             if getattr(self.base_model.config, name, False):
                 return f"{name} in the base's config"
+        embedding = self.base_model.get_input_embeddings()
+        if embedding.training and getattr(embedding, "neftune_noise_alpha", None):
+            return "NEFTune's noise, which is as large as a row is long"
         if self.base_model.loss_function is not ForCausalLMLoss:
             return "a loss of the base's own"
         if others.get("fused_lm_head") and (labels is None or not self._has_fused_head()):

@@ -6,7 +6,7 @@ the loss. Knows nothing of tasks, files or optimisers; `routes.py` computes the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -147,7 +147,12 @@ class PromptedModel(nn.Module):
         if labels is None:
             raise SoftPromptError("labels are needed: the ids to predict, -100 at every other place")
         batch, targets, places = self._read(input_ids, attention_mask, labels, prompt_index)
+        count = len(targets) if num_items_in_batch is None else num_items_in_batch
         vectors = self.vectors()
+        # In float16 a gradient that is divided before it goes through the base loses what becomes too small for it.
+        divided_after = self.base.dtype == torch.float16 and not return_logits
+        if divided_after:
+            vectors = [_DivideGradient.apply(vector, count) for vector in vectors]  # type: ignore[no-untyped-call]
         parts = list(_split(batch, targets, self.max_tokens))
         if len(parts) == 1:
             losses, scores = self.losses(vectors, *parts[0], return_logits)
@@ -158,12 +163,30 @@ class PromptedModel(nn.Module):
                 self, parts, return_logits, with_grad, *vectors
             )
         row_loss = losses.detach().new_zeros(len(batch.lengths)).index_add_(0, batch.rows, losses.detach())
-        count = len(targets) if num_items_in_batch is None else num_items_in_batch
+        loss = _DivideValue.apply(total, count) if divided_after else total / count  # type: ignore[no-untyped-call]
         return PromptedOutput(
-            loss=total / count,
+            loss=loss,
             row_loss=row_loss,
             logits=scores if return_logits else None,
             places=places if return_logits else None,
+        )
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The prompts alone: the base never changes, and is not this module's to keep."""
+        found: dict[str, Any] = super().state_dict(*args, **kwargs)
+        base = f"{kwargs.get('prefix', '')}base."
+        for name in [name for name in found if name.startswith(base)]:
+            del found[name]
+        return found
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take the prompts from what `state_dict` gives; the base stays.
+
+        Raises:
+            RuntimeError: with `strict`, other names than the prompts', as of any module.
+        """
+        return self.prompts.load_state_dict(
+            {name.removeprefix("prompts."): value for name, value in state_dict.items()}, strict, assign
         )
 
     def vectors(self) -> list[Tensor]:
@@ -346,6 +369,31 @@ class PromptedModel(nn.Module):
                 del vars(layer)["forward"]
                 if forward is not None:
                     vars(layer)["forward"] = forward
+
+
+class _DivideValue(torch.autograd.Function):
+    """A number divided, and its gradient not: that is left to `_DivideGradient`."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, count: Tensor | int) -> Tensor:
+        return value / count
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class _DivideGradient(torch.autograd.Function):
+    """A prompt as it is, whose gradient is divided."""
+
+    @staticmethod
+    def forward(ctx: Any, prompt: Tensor, count: Tensor | int) -> Tensor:
+        ctx.count = count
+        return prompt.view_as(prompt)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad / ctx.count, None
 
 
 class _InTurns(torch.autograd.Function):
