@@ -445,6 +445,16 @@ class TestFiles:
         assert line in read(page)
 
 
+def test_the_file_tab_begins_with_a_prompt_that_has_a_task(base, library, tmp_path):
+    async def act(desk: Desk, _: Service) -> Any:
+        return desk.first_task()
+
+    assert at_desk(base, library, act) == "colour"  # "bare" comes before it
+    own = PromptLibrary(tmp_path / "library")
+    own.add("bare", library.get("bare"))
+    assert at_desk(base, own, act) is None
+
+
 class TestLibrary:
     def show(self, base: Any, library: PromptLibrary) -> tuple[str, list[str], list[str]]:
         async def act(desk: Desk, _: Service) -> Any:

@@ -171,7 +171,7 @@ class PromptedModel(nn.Module):
             places=places if return_logits else None,
         )
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # no overloads
         """The prompts alone: the base never changes, and is not this module's to keep."""
         found: dict[str, Any] = super().state_dict(*args, **kwargs)
         base = f"{kwargs.get('prefix', '')}base."

@@ -72,6 +72,12 @@ class Desk:
         """The names of the prompts that are loaded."""
         return [served.name for served in self._service.catalogue.prompts]
 
+    def first_task(self) -> str | None:
+        """The name to begin with where a task is needed: that of the first prompt whose card holds one."""
+        prompts = self._service.catalogue.prompts
+        with_task = (one.name for one in prompts if one.prompt is not None and one.prompt.card.task is not None)
+        return next(with_task, None)
+
     def versions(self) -> list[str]:
         """Every version in the library, as "name@version"; none where it cannot be read."""
         try:

@@ -118,7 +118,7 @@ def make_page(desk: Desk) -> Blocks:
         ) -> AsyncGenerator[list[Any], None]:
             names = desk.models()
             kept = [name for name in chosen or [] if name in names] or names[:1]
-            one = of_file if of_file in names else next(iter(names), None)
+            one = of_file if of_file in names else desk.first_task()
             yield [desk.greeting(texts), offer(names, chosen, kept), offer(names, of_file, one)]
 
         async def show_boxes(texts: Texts, chosen: list[str] | None) -> AsyncGenerator[list[Any], None]:

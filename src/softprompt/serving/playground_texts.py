@@ -12,7 +12,7 @@ Texts = Mapping[str, str]
 TEXTS: Mapping[str, Texts] = {
     "en": {
         "title": "softprompt playground",
-        "served": "{base} answers behind {count} soft prompts.",
+        "served": "Base model: {base}. Prompts loaded: {count}.",
         "nothing_served": "{base} answers, but no soft prompt is loaded yet: add one with "
         "`softprompt library add NAME PROMPT` and load it.",
         "try": "Try",
@@ -56,7 +56,7 @@ TEXTS: Mapping[str, Texts] = {
         "probability": "probability",
         "cut_rows": "{count} texts were cut to fit the model's context.",
         "library": "Library",
-        "library_help": "The soft prompts in the library, and what each one's file says of itself.",
+        "library_help": "The prompts in the library: versions, tasks, bases, settings and figures.",
         "library_caption": "The prompts in the library",
         "library_empty": "The library is empty. Train a prompt, then add it: `softprompt library add NAME PROMPT`.",
         "refresh": "Refresh",
@@ -113,7 +113,7 @@ TEXTS: Mapping[str, Texts] = {
     },
     "es": {
         "title": "softprompt: zona de pruebas",
-        "served": "{base} responde con {count} soft prompts.",
+        "served": "Modelo base: {base}. Prompts cargados: {count}.",
         "nothing_served": "{base} responde, pero aún no hay ningún soft prompt cargado: añada uno con "
         "`softprompt library add NOMBRE PROMPT` y cárguelo.",
         "try": "Probar",
@@ -159,7 +159,7 @@ TEXTS: Mapping[str, Texts] = {
         "probability": "probabilidad",
         "cut_rows": "{count} textos se han recortado para que quepan en el contexto del modelo.",
         "library": "Biblioteca",
-        "library_help": "Los soft prompts de la biblioteca y lo que el archivo de cada uno dice de sí mismo.",
+        "library_help": "Los prompts de la biblioteca: versiones, tareas, bases, ajustes y cifras.",
         "library_caption": "Los prompts de la biblioteca",
         "library_empty": "La biblioteca está vacía. Entrene un prompt y añádalo: "
         "`softprompt library add NOMBRE PROMPT`.",
