@@ -6,6 +6,7 @@ Owns binding, who may be let in from outside, and the way down at SIGTERM. Knows
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import signal
 import socket
@@ -120,6 +121,7 @@ async def run(server: Server, bound: socket.socket, ready: Callable[[], None]) -
         await asyncio.wait([serving, starting], return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             await starting
+            gc.freeze()  # else each large body has all that was imported looked through, again and again
             ready()
             await asyncio.wait([serving, failing], return_when=asyncio.FIRST_COMPLETED)
         if failing.done():
