@@ -6,6 +6,7 @@ Owns their names and order. Nobody imports it.
 from __future__ import annotations
 
 import os
+import signal
 from typing import Annotated
 
 import typer
@@ -34,7 +35,11 @@ def main() -> None:
     """The console script `softprompt`."""
     for variable in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY", "DATASETS_VERBOSITY"):
         os.environ.setdefault(variable, "error")  # they print what they log, whatever the root logger's level
-    app()
+    try:
+        app()
+    finally:
+        # All is done and told: another Ctrl-C while the interpreter is taken down would end in a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _print_version(wanted: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 
 import httpx
 import pytest
@@ -11,6 +12,7 @@ import torch
 from fastapi.testclient import TestClient
 
 from softprompt.errors import SoftPromptError
+from softprompt.serving import server as serving_server
 from softprompt.serving.api import make_app
 from softprompt.serving.engine import TimeLimitError
 from softprompt.serving.local import LocalEngine
@@ -274,6 +276,29 @@ def test_an_engine_that_fails_ends_the_server(base, library, caplog):
     assert answers == [503]
     (record,) = [record for record in caplog.records if record.message == "engine failed"]
     assert json.loads(JsonFormatter().format(record))["error"] == "ValueError"
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nHost: local"])
+@pytest.mark.parametrize("before", [False, True])
+def test_headers_that_never_end_are_not_waited_for(base, library, monkeypatch, sent, before):
+    monkeypatch.setattr(serving_server, "_HEADER_SECONDS", 0.3)
+    with living(PlainEngine(base), library) as live:
+        host, port = live.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            if before and sent:  # a whole request on the same connection
+                connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert b"200" in connection.recv(4096)
+            connection.sendall(sent)
+            while connection.recv(4096):  # the rest of the answer, then the end
+                pass
+        assert live.get("/health").status_code == 200
+
+
+def test_a_slow_answer_is_no_slow_request(base, library, monkeypatch):
+    monkeypatch.setattr(serving_server, "_HEADER_SECONDS", 0.2)
+    with living(PlainEngine(base, pause=0.1), library) as live:
+        answer = live.post("/v1/completions", json={**TEXT, "max_tokens": 6, "ignore_eos": True})
+        assert answer.json()["usage"]["completion_tokens"] == 6
 
 
 def test_a_failed_engine_is_neither_alive_nor_ready(base, library):

@@ -8,13 +8,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import ipaddress
+import logging
 import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from softprompt.errors import SoftPromptError
 from softprompt.prompts.library import PromptLibrary
@@ -26,6 +29,7 @@ from softprompt.serving.playground_desk import Places
 from softprompt.serving.service import Service
 
 _BACKLOG = 2048
+_HEADER_SECONDS = 30.0  # for a request's headers
 
 
 def serve(
@@ -72,6 +76,32 @@ def serve(
             asyncio.run(run(Server(app, service, patience), bound, lambda: ready(_url(host, bound), service)))
 
 
+class _Protocol(H11Protocol):
+    """uvicorn's own, but for connections whose headers never come to an end: they are closed after a while."""
+
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's is as narrow
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._waiting is not None and self.conn.their_state is not h11.IDLE:
+            self._waiting.cancel()
+            self._waiting = None
+        elif self._waiting is None and self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        self._waiting = self.loop.call_later(_HEADER_SECONDS, self.transport.close)
+
+
 class Server(uvicorn.Server):
     """uvicorn, but for the signals: after them the process ends with 0, since all requests were finished.
 
@@ -86,7 +116,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,  # type: ignore[arg-type]  # uvicorn's types and Starlette's differ
                 loop="asyncio",
-                http="h11",
+                http=_Protocol,
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -103,6 +133,8 @@ class Server(uvicorn.Server):
         """Stop accepting and finish what runs; at a second Ctrl-C, stop at once."""
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit = True
+            # What is broken off on purpose is no news: uvicorn would log each request's and its own cancellation.
+            logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
         self.service.close()
         self.should_exit = True
 
