@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
-    document = describe("benchmarks.soak", sys.argv[1:], torch.device("cpu"))
+    document = describe("soak", sys.argv[1:], torch.device("cpu"))
     found = asyncio.run(soak(options.seconds, options.clients))
     document["soak"] = found
     quarter = max(1, len(found["memory_mb"]) // 4)
