@@ -43,6 +43,25 @@ def test_the_official_stream_helper_names_the_role_once(client, n):
     assert [c.message.content for c in whole.choices] == [c.message.content for c in plain.choices]
 
 
+def test_choices_begin_in_their_order(base, library):
+    """Whichever the engine answers first."""
+
+    class Late(PlainEngine):
+        asked = 0
+
+        async def generate(self, prompt, ids, sampling):
+            self.asked += 1
+            await asyncio.sleep(0.2 if self.asked == 1 else 0)
+            async for token in super().generate(prompt, ids, sampling):
+                yield token
+
+    with living(Late(base), library) as live, live.client() as client:
+        parts = list(client.chat.completions.create(**CHAT, n=3, stream=True, extra_body={"ignore_eos": True}))
+    indices = [part.choices[0].index for part in parts]
+    assert list(dict.fromkeys(indices)) == [0, 1, 2]
+    assert len({indices.count(choice) for choice in range(3)}) == 1
+
+
 def test_what_the_server_sends_it_takes_back(client):
     body = stopping(client)
     first = client.chat.completions.create(**body).choices[0].message

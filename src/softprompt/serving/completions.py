@@ -251,7 +251,7 @@ class _Answers:
         if not self._stream:
             found = await unless_gone(self._request.receive, self._collect())
             return Response(shape.whole(found, self._usage).model_dump_json(), media_type="application/json")
-        pieces = self._pieces()
+        pieces = self._in_order()
         # An error before the first piece still has a status of its own.
         first = await unless_gone(self._request.receive, _next(pieces))
         return EventStream(self._events(first, pieces, shape))
@@ -306,6 +306,22 @@ class _Answers:
             self._request.state.record.update(
                 model=self._served.id, text_tokens=self._text_tokens, new_tokens=self._new_tokens
             )
+
+    async def _in_order(self) -> AsyncGenerator[Piece, None]:
+        """The pieces, of which no choice's first comes before the one's before: OpenAI's own client relies on it."""
+        begun, held = 0, dict[int, list[Piece]]()
+        async with aclosing(self._pieces()) as pieces:
+            async for piece in pieces:
+                if piece.choice > begun:
+                    held.setdefault(piece.choice, []).append(piece)
+                    continue
+                yield piece
+                if piece.choice == begun:
+                    begun += 1
+                    while begun in held:
+                        for one in held.pop(begun):
+                            yield one
+                        begun += 1
 
     async def _collect(self) -> list[Piece]:
         parts: list[list[Piece]] = [[] for _ in self._asked]
