@@ -61,11 +61,13 @@ class Decoder:
     Attributes:
         module: takes `inputs_embeds` and gives `last_hidden_state`.
         cache_name: what its forward calls its cache: "cache", or "past_key_values" before Transformers 5.24.
+        takes_positions: whether its forward takes `position_ids`.
         per_layer: whether each layer also reads an embedding of the token's id (Gemma 3n, Gemma 4 E2B).
     """
 
     module: Any
     cache_name: str
+    takes_positions: bool
     per_layer: bool
 
     @staticmethod
@@ -122,5 +124,6 @@ def _find(model: PreTrainedModel) -> Decoder:
     return Decoder(
         module,
         "cache" if "cache" in taken else "past_key_values",
+        "position_ids" in taken,
         "per_layer_inputs" in taken and bool(getattr(config, "hidden_size_per_layer_input", 0)),
     )

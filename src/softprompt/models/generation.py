@@ -18,7 +18,6 @@ import logging
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
-from inspect import signature
 from typing import Any
 
 import torch
@@ -206,7 +205,7 @@ class _Cached(Way):
     def _compute(self, vectors: Tensor, tokens: list[list[int]]) -> Tensor:
         decoder = Decoder.of(self._model)
         positions = {}
-        if "position_ids" in signature(decoder.module.forward).parameters:  # Bamba's own would begin at 0 at each step
+        if decoder.takes_positions:  # Bamba's own would begin at 0 at each step
             steps = torch.arange(self._length, self._length + vectors.shape[1], device=vectors.device)
             positions = {"position_ids": steps.expand(len(vectors), -1)}
         ids = torch.tensor(tokens, dtype=torch.long, device=vectors.device)

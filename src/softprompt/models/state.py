@@ -313,9 +313,18 @@ def bytes_per_place(model: PreTrainedModel) -> int:
     return model.dtype.itemsize * sum(heads * width for pair in _shapes(model) for heads, width in pair)
 
 
-@torch.no_grad()
+_known_shapes: weakref.WeakKeyDictionary[PreTrainedModel, list[_Shape]] = weakref.WeakKeyDictionary()
+
+
 def _shapes(model: PreTrainedModel) -> list[_Shape]:
-    """Heads and width of the keys and of the values that each layer keeps for one token."""
+    """Heads and width of the keys and of the values that each layer keeps for one token; found once for each model."""
+    if model not in _known_shapes:
+        _known_shapes[model] = _find_shapes(model)
+    return _known_shapes[model]
+
+
+@torch.no_grad()
+def _find_shapes(model: PreTrainedModel) -> list[_Shape]:
     cache: Any = DynamicCache(config=model.config)
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     Decoder.of(model)(model.get_input_embeddings()(token), token, cache)

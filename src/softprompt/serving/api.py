@@ -26,7 +26,7 @@ from softprompt.serving import completions, metrics, schemas
 from softprompt.serving.catalogue import Served
 from softprompt.serving.classification import Classifier, Question
 from softprompt.serving.completions import ReadyService, check_count, check_queue, problems, run_long
-from softprompt.serving.engine import NotFiniteError
+from softprompt.serving.engine import naming
 from softprompt.serving.gate import Access, Gate
 from softprompt.serving.playground import ABSENT, Before, Playground, Within, is_installed
 from softprompt.serving.playground_desk import Places
@@ -208,10 +208,8 @@ def _shown_card(service: Service, card: Card) -> Card:
 
 
 async def _likelihoods(service: Service, served: Served, question: Question) -> list[float]:
-    try:
+    with naming(served.id):
         return await service.engine.classify(served.prompt, question.ids, question.continuations)
-    except NotFiniteError as error:
-        raise NotFiniteError(f"{served.id}: {error}") from None
 
 
 @_tasks.post(

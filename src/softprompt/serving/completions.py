@@ -19,7 +19,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from softprompt.errors import SoftPromptError
 from softprompt.serving import schemas
 from softprompt.serving.catalogue import Served
-from softprompt.serving.engine import NotFiniteError, Sampling
+from softprompt.serving.engine import Sampling, naming
 from softprompt.serving.logs import LOGGER
 from softprompt.serving.problems import ProblemError, find_problem
 from softprompt.serving.service import Service
@@ -260,10 +260,8 @@ class _Answers:
         """Give the echoed texts their tokens' log-probabilities."""
         writer, prompt = self._service.writer, self._served.prompt
         works = [partial(writer.weigh, prompt, ids, top) for ids in self._texts]
-        try:
+        with naming(self._served.id):
             found = await together(works)
-        except NotFiniteError as error:
-            raise NotFiniteError(f"{self._served.id}: {error}") from None
         for echo, scored in zip(self._echoes, found, strict=True):
             echo.scored = scored
 
@@ -289,17 +287,16 @@ class _Answers:
         ]
         shifts = {number: len(echo.text) for number, echo in self._before.items()}
         try:
-            async with aclosing(merged(streams)) as pieces:
-                async for piece in pieces:
-                    if not self._new_tokens and piece.new_tokens:
-                        metrics.first_text(name, time.perf_counter() - self._start)
-                    self._new_tokens += piece.new_tokens
-                    echo = self._before.pop(piece.choice, Echo(""))
-                    shift = shifts.get(piece.choice, 0)
-                    scored = [replace(one, offset=one.offset + shift) for one in piece.scored]
-                    yield replace(piece, text=echo.text + piece.text, scored=[*echo.scored, *scored])
-        except NotFiniteError as error:
-            raise NotFiniteError(f"{self._served.id}: {error}") from None
+            with naming(self._served.id):
+                async with aclosing(merged(streams)) as pieces:
+                    async for piece in pieces:
+                        if not self._new_tokens and piece.new_tokens:
+                            metrics.first_text(name, time.perf_counter() - self._start)
+                        self._new_tokens += piece.new_tokens
+                        echo = self._before.pop(piece.choice, Echo(""))
+                        shift = shifts.get(piece.choice, 0)
+                        scored = [replace(one, offset=one.offset + shift) for one in piece.scored]
+                        yield replace(piece, text=echo.text + piece.text, scored=[*echo.scored, *scored])
         finally:
             seconds = time.perf_counter() - self._start
             metrics.finished(name, self._request.scope["route"].path, seconds, self._text_tokens, self._new_tokens)

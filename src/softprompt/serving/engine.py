@@ -7,7 +7,8 @@ Knows nothing of names, templates, texts or HTTP.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -34,6 +35,15 @@ class TimeLimitError(SoftPromptError):
 
 class NotFiniteError(SoftPromptError):
     """A prompt, or a text behind it, gives numbers that are not finite, so that there is no answer."""
+
+
+@contextmanager
+def naming(model: str) -> Iterator[None]:
+    """Within it a `NotFiniteError`, of which the engine knows no name, gets that of the model that was asked."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{model}: {error}") from None
 
 
 class StoppedError(SoftPromptError):
@@ -105,6 +115,10 @@ class Token:
     finish: Literal["stop", "length"] | None = None
 
 
+# Of a text's token: its log-probability, None where nothing stands before it, and the likeliest tokens at its place.
+Weight = tuple[float | None, tuple[tuple[int, float], ...]]
+
+
 class Engine(Protocol):
     """Answers requests on one base, each behind a prompt of its own or none.
 
@@ -145,9 +159,7 @@ class Engine(Protocol):
         Raises: as `generate`.
         """
 
-    async def weigh(
-        self, prompt: SoftPrompt | None, ids: Sequence[int], top: int
-    ) -> list[tuple[float | None, tuple[tuple[int, float], ...]]]:
+    async def weigh(self, prompt: SoftPrompt | None, ids: Sequence[int], top: int) -> list[Weight]:
         """Log-probability of each token of a text, as `[prompt | ids]` goes on, and the `top` likeliest at its place.
 
         The first token of a text without a prompt has None. Cancelling the task cancels the request.

@@ -36,6 +36,7 @@ from softprompt.serving.engine import (
     StoppedError,
     TimeLimitError,
     Token,
+    Weight,
 )
 from softprompt.serving.logs import LOGGER
 from softprompt.serving.sampling import Chooser
@@ -48,9 +49,6 @@ _WEIGHED_AT_ONCE = 128  # tokens whose likelihoods are worked out at a time: so 
 _NOWHERE = torch.zeros(0, dtype=torch.long)
 
 _branches = lru_cache(maxsize=1024)(Branches)
-
-
-Weight = tuple[float | None, tuple[tuple[int, float], ...]]  # of a text's token; the likeliest at its place
 
 
 @dataclass(eq=False)
@@ -230,28 +228,21 @@ class LocalEngine:
             raise SoftPromptError("a classification needs continuations, each of at least one token")
         check_tokens("continuation", continuations, self.base.vocab_size)
         branches = _branches(tuple(tuple(continuation) for continuation in continuations))
-        request = _Request(prompt, list(ids), branches=branches)
-        self._submit(request)
-        try:
-            likelihoods: list[float] = await request.wait()
-            return likelihoods
-        finally:
-            request.given_up = True
+        likelihoods: list[float] = await self._ask(_Request(prompt, list(ids), branches=branches))
+        return likelihoods
 
     async def weigh(self, prompt: SoftPrompt | None, ids: Sequence[int], top: int) -> list[Weight]:
-        request = _Request(prompt, list(ids), tops=top)
-        self._submit(request)
-        try:
-            weighed: list[Weight] = await request.wait()
-            return weighed
-        finally:
-            request.given_up = True
+        weighed: list[Weight] = await self._ask(_Request(prompt, list(ids), tops=top))
+        return weighed
 
     async def warm(self, prompt: SoftPrompt) -> None:
-        request = _Request(prompt, [])
+        await self._ask(_Request(prompt, []))
+
+    async def _ask(self, request: _Request) -> Any:
+        """The one answer to a request, which is given up with its caller."""
         self._submit(request)
         try:
-            await request.wait()
+            return await request.wait()
         finally:
             request.given_up = True
 

@@ -26,7 +26,7 @@ from softprompt.errors import SoftPromptError
 from softprompt.models.base import fast_dtype, load_base, suppressed_ids
 from softprompt.models.scoring import check_tokens
 from softprompt.prompts.prompt import SoftPrompt
-from softprompt.serving.engine import QueueFullError, Sampling, StoppedError, TimeLimitError, Token
+from softprompt.serving.engine import QueueFullError, Sampling, StoppedError, TimeLimitError, Token, Weight
 
 # The smallest blocks that vLLM's attention takes: what a prompt doesn't fill is computed for every request.
 _BLOCK = {"cpu": 32}
@@ -205,9 +205,7 @@ class VllmEngine:
         logprobs = {edge: value for part in weighed for edge, value in part.items()}
         return [sum(logprobs[tuple(c[: i + 1])] for i in range(len(c))) for c in continuations]
 
-    async def weigh(
-        self, prompt: SoftPrompt | None, ids: Sequence[int], top: int
-    ) -> list[tuple[float | None, tuple[tuple[int, float], ...]]]:
+    async def weigh(self, prompt: SoftPrompt | None, ids: Sequence[int], top: int) -> list[Weight]:
         raise SoftPromptError("echo with logprobs is not supported by the vLLM engine: use --engine local")
 
     async def warm(self, prompt: SoftPrompt) -> None:
