@@ -90,8 +90,8 @@ def living(
 
     async def main() -> None:
         service = Service(engine, library)
-        playground = settings.pop("playground", None)
-        app = make_app(service, Access(**settings), playground=playground)
+        playground, root_path = settings.pop("playground", None), settings.pop("root_path", "")
+        app = make_app(service, Access(**settings), playground=playground, root_path=root_path)
         found["server"] = Server(app, service, patience=5)
         with bind("127.0.0.1", 0) as bound:
             found["url"] = f"http://127.0.0.1:{bound.getsockname()[1]}"

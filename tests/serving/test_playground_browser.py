@@ -93,6 +93,16 @@ def test_two_tasks_answer_beside_the_base(live, base, places, page):
     assert page.locator("#answer img, #answer script").count() == 0
 
 
+def test_behind_a_prefix(base, places, new_page):
+    with living(LocalEngine(base), places.library, playground=places, root_path="/llm") as server:
+        page = new_page()
+        visit(page, f"{server.url}/llm/")
+        ask(page, "a joy to watch")
+        page.locator("#answer .best, #answer .said").first.wait_for()
+        page.goto(f"{server.url}/llm/docs")
+        page.get_by_text("/v1/classify", exact=True).wait_for()
+
+
 def test_generated_text_and_a_second_box(live, page):
     visit(page, live.url)
     choose(page, "tasks", "topic")

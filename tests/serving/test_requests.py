@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 
 import httpx
@@ -221,6 +222,30 @@ def test_web_pages_of_a_named_origin_may_read_answers(base, library):
         assert "access-control-allow-origin" not in other.headers
     with living(PlainEngine(base), library) as live:
         assert "access-control-allow-origin" not in live.get("/health", headers=page).headers
+
+
+@pytest.mark.parametrize("prefix", ["", "/llm"], ids=["the proxy takes the prefix off", "the proxy leaves it"])
+def test_behind_a_proxy_that_puts_a_prefix_before_every_path(base, library, prefix):
+    with living(PlainEngine(base), library, root_path="/llm", api_keys=["k"]) as live:
+        key = {"Authorization": "Bearer k"}
+        assert live.get(f"{prefix}/health").status_code == 200
+        assert live.get(f"{prefix}/v1/models").status_code == 401
+        assert live.get(f"{prefix}/v1/models", headers=key).status_code == 200
+        assert live.get(f"{prefix}/openapi.json").json()["servers"] == [{"url": "/llm"}]
+        page = live.get(f"{prefix}/docs").text
+        links = re.findall(r'(?:src|href)="([^"]+)"', page)
+        assert links
+        for link in [*links, "/llm/openapi.json"]:
+            assert link.startswith("/llm/")
+            assert live.get(prefix + link.removeprefix("/llm")).status_code == 200
+        assert live.get("/llmm/v1/models", headers=key).status_code == 404
+
+
+def test_the_page_of_the_api_needs_no_network(server):
+    page = server.get("/docs").text
+    assert "http" not in re.sub(r"<!--.*?-->", "", page).replace("http-equiv", "")
+    for link in re.findall(r'(?:src|href)="([^"]+)"', page):
+        assert server.get(link).status_code == 200
 
 
 def test_head_of_the_probes(server):

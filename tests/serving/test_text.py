@@ -58,6 +58,14 @@ class TestDetokenizer:
         assert decoder.add(ids[1]) == " dog"
 
 
+    @pytest.mark.parametrize("letters", ["é", "🙂", "a\u0301", "日本"])
+    def test_a_character_that_the_context_begins_comes_whole(self, letters):
+        ids = encode(f"a{letters}b")
+        for cut_at in range(1, len(ids)):
+            given = decode(ids[:cut_at]).rstrip("\ufffd")
+            assert given + "".join(pieces(ids[cut_at:], ids[:cut_at])) == f"a{letters}b"
+
+
 class TestStopStrings:
     @pytest.mark.parametrize(
         ("stops", "text", "expected"),
@@ -98,6 +106,18 @@ class TestTokenTexts:
         dog = sentencepiece_like("big dog")["input_ids"][1]
         assert TokenTexts(sentencepiece_like)[dog] == " dog"
 
+    @pytest.mark.parametrize("text", ["a", " ", "é", "🙂", "日"])
+    def test_the_bytes_of_its_tokens_are_those_of_a_character(self, text):
+        texts = TokenTexts(TOKENIZER)
+        assert bytes(byte for token in encode(text) for byte in texts.bytes_of(token)).decode() == text
+
+    def test_bytes_in_a_vocabulary_of_pieces(self, sentencepiece_like):
+        texts = TokenTexts(sentencepiece_like)
+        byte, dog, unknown = sentencepiece_like.convert_tokens_to_ids(["<0xE6>", "▁dog", "�"])
+        assert texts.bytes_of(byte) == [0xE6]
+        assert texts.bytes_of(dog) == list(b" dog")
+        assert texts.bytes_of(unknown) is None
+
 
 @pytest.fixture
 def sentencepiece_like():
@@ -105,8 +125,8 @@ def sentencepiece_like():
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {word: number for number, word in enumerate(["<unk>", "▁a", "▁big", "▁dog"])}
+    vocabulary = {word: number for number, word in enumerate(["<unk>", "▁a", "▁big", "▁dog", "<0xE6>", "�"])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")

@@ -428,10 +428,18 @@ class TestQueue:
         assert tiny.run(tiny.answer(None, [5, 6], max_tokens=3)) == tiny.greedy(None, [5, 6], 3)
 
     def test_a_request_that_takes_too_long(self, tiny):
-        with changed(tiny.engine, _time_limit=0.02):
-            with pytest.raises(TimeLimitError, match=r"more than 0\.02 s"):
-                tiny.run(tiny.answer(None, [5, 6], max_tokens=250, ignore_eos=True))
-            with changed(tiny.engine, _time_limit=1e-9), pytest.raises(TimeLimitError):
+        async def finishes(**sampling: Any) -> list[str | None]:
+            asked = tiny.engine.generate(None, [5, 6], Sampling(ignore_eos=True, **sampling))
+            return [token.finish async for token in asked]
+
+        with changed(tiny.engine, _time_limit=0.05):
+            found = tiny.run(finishes(max_tokens=250))
+            assert len(found) < 250
+            assert found == [None] * (len(found) - 1) + ["length"]
+        with changed(tiny.engine, _time_limit=1e-9):
+            with pytest.raises(TimeLimitError, match="--time-limit"):
+                tiny.run(finishes(max_tokens=2))
+            with pytest.raises(TimeLimitError):
                 tiny.run(tiny.engine.classify(None, [5, 6], LABELS))
         tiny.run(asyncio.sleep(0.1))
         assert self.unfinished(tiny) == 0
@@ -478,6 +486,7 @@ class TestOneEngineEach:
             for _ in range(2):
                 with pytest.raises(StoppedError):
                     llama.run(llama.answer(None, [5, 6], max_tokens=100, ignore_eos=True))
+            assert llama.engine.failed.is_set()
 
     @pytest.mark.real
     def test_smollm2(self):

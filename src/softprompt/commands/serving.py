@@ -83,6 +83,12 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    root_path: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH", help="What a proxy puts before every path, such as /llm.", show_default=False
+        ),
+    ] = "",
     log_probes: Annotated[bool, typer.Option(help="Log requests for /health and /ready too.")] = True,
     playground: Annotated[
         bool | None,
@@ -159,6 +165,7 @@ def serve(
             ),
             allow_no_key=allow_no_key,
             base_name=base_name,
+            root_path=root_path,
             patience=time_limit,
             runs=runs if playground or (playground is None and is_installed()) else None,
         )

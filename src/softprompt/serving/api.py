@@ -18,7 +18,9 @@ from uuid import uuid4
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.security import HTTPBearer
+from fastapi.staticfiles import StaticFiles
 
 from softprompt.errors import SoftPromptError
 from softprompt.prompts.card import Card
@@ -27,7 +29,7 @@ from softprompt.serving.catalogue import Served
 from softprompt.serving.classification import Classifier, Question
 from softprompt.serving.completions import ReadyService, check_count, check_queue, problems, run_long
 from softprompt.serving.engine import naming
-from softprompt.serving.gate import Access, Gate
+from softprompt.serving.gate import Access, Gate, Prefix
 from softprompt.serving.playground import ABSENT, Before, Playground, Within, is_installed
 from softprompt.serving.playground_desk import Places
 from softprompt.serving.problems import ProblemError, find_problem
@@ -55,16 +57,21 @@ _tasks = APIRouter(tags=["Tasks"])
 _prompts = APIRouter(tags=["Prompts"])
 
 
-def make_app(service: Service, access: Access | None = None, *, playground: Places | None = None) -> FastAPI:
+def make_app(
+    service: Service, access: Access | None = None, *, playground: Places | None = None, root_path: str = ""
+) -> FastAPI:
     """The ASGI app. Its lifespan starts and stops the service; until it has started, requests get a 503.
 
     Args:
         service: what answers.
         access: who may come in; default: everybody.
         playground: what the playground at `/` shows; None: there is no playground.
+        root_path: what a proxy puts before every path, such as "/llm"; whether or not the proxy takes it off.
     """
     access = access or Access()
-    page = None if playground is None else Playground(service, playground, body_limit=access.body_limit)
+    page = None
+    if playground is not None:
+        page = Playground(service, playground, body_limit=access.body_limit, root_path=root_path)
 
     @asynccontextmanager
     async def live(_: FastAPI) -> AsyncIterator[None]:
@@ -86,6 +93,7 @@ def make_app(service: Service, access: Access | None = None, *, playground: Plac
         lifespan=live,
         redoc_url=None,
         redirect_slashes=False,
+        docs_url=None,
         exception_handlers=dict.fromkeys((400, 404, 405, ProblemError, RequestValidationError, SoftPromptError), _tell),
     )
     app.state.service = service
@@ -103,11 +111,14 @@ def make_app(service: Service, access: Access | None = None, *, playground: Plac
             allow_headers=["*"],
             expose_headers=["Retry-After", "X-Request-Id"],
         )
+    if root_path:
+        app.add_middleware(Prefix, root_path=root_path)
     # Only for the OpenAPI page: it is the gate that asks for the key.
     locked: list[Any] = [Depends(HTTPBearer(auto_error=False, description="An API key."))] if access.api_keys else []
     for router in (_models, completions.router, _tasks, _prompts, _figures):
         app.include_router(router, dependencies=locked)
     app.include_router(_open)
+    app.mount("/docs/files", StaticFiles(packages=[("fastapi_offline", "static")]), name="docs")
     return app
 
 
@@ -141,6 +152,19 @@ async def ready(service: AnyService) -> schemas.Status:
     """A 503 while the server starts or stops. Needs no key."""
     service.check("ready")
     return schemas.Status(status="ready")
+
+
+@_open.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> Response:
+    """The API's page, with files of our own: it needs no network."""
+    root = request.scope["root_path"]
+    return get_swagger_ui_html(
+        openapi_url=f"{root}/openapi.json",
+        title="softprompt",
+        swagger_js_url=f"{root}/docs/files/swagger-ui-bundle.js",
+        swagger_css_url=f"{root}/docs/files/swagger-ui.css",
+        swagger_favicon_url=f"{root}/docs/files/favicon.png",
+    )
 
 
 @_open.get("/", include_in_schema=False)

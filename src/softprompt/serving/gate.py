@@ -29,8 +29,8 @@ from softprompt.tasks.task import shown
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Whoever may see whether the server lives, and how it is spoken to.
-OPEN_PATHS = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
+# Paths that need no API key, and with them the files of /docs.
+OPEN_PATHS = ("/health", "/ready", "/docs", "/openapi.json")
 
 _PROBES = ("/health", "/ready")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -91,6 +91,37 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+class Prefix:
+    """The middleware behind a proxy that puts a prefix before every path, and may have taken it off again or not.
+
+    Args:
+        app: what is behind it; it sees the prefix as ASGI has it, in `root_path` and in `path`.
+        root_path: the prefix.
+    """
+
+    def __init__(self, app: ASGIApp, *, root_path: str) -> None:
+        self._app, self._root_path = app, root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            marked = {**scope, "root_path": self._root_path}
+            scope = {**marked, "path": self._root_path + own_path(marked)}
+        await self._app(scope, receive, send)
+
+
+def own_path(scope: Scope) -> str:
+    """The path of a request without its `root_path`."""
+    path: str = scope.get("path", "")
+    root: str = scope.get("root_path", "")
+    inside = root and (path == root or path.startswith(f"{root}/"))
+    return path[len(root) :] or "/" if inside else path
+
+
+def is_open(path: str) -> bool:
+    """Whether a path needs no API key."""
+    return path in OPEN_PATHS or path.startswith("/docs/files/")
 
 
 class RateLimit:
@@ -158,7 +189,7 @@ class Gate:
         self._metrics.running.inc()
         try:
             self._access.check_host(headers.get("host"))
-            if scope["path"] not in OPEN_PATHS:
+            if not is_open(own_path(scope)):
                 self._admit(scope, headers)
             await self._app(scope, self._limited(headers, receive), send_marked)
         except ClientGoneError:

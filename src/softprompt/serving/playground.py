@@ -22,6 +22,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from softprompt.errors import SoftPromptError
+from softprompt.serving.gate import own_path
 from softprompt.serving.playground_desk import Desk, Places
 from softprompt.serving.playground_looks import STYLE
 from softprompt.serving.service import Service
@@ -73,10 +74,12 @@ class Playground:
         service: what answers.
         places: where it looks.
         body_limit: the largest upload in bytes.
+        root_path: what a proxy puts before every path.
     """
 
-    def __init__(self, service: Service, places: Places, *, body_limit: int) -> None:
+    def __init__(self, service: Service, places: Places, *, body_limit: int, root_path: str = "") -> None:
         self._service, self._desk, self._body_limit = service, Desk(service, places), body_limit
+        self._root_path = root_path
         self._app: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -119,6 +122,7 @@ class Playground:
             shell,
             make_page(self._desk),
             path="/",
+            root_path=self._root_path,
             footer_links=[],
             run_history=False,
             show_error=False,
@@ -171,7 +175,7 @@ class Before:
         self._app, self._page = app, page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(_FILES) and scope["method"] in ("GET", "HEAD"):
+        if scope["type"] == "http" and own_path(scope).startswith(_FILES) and scope["method"] in ("GET", "HEAD"):
             await self._page(scope, receive, send)
         elif _is_page(scope):
             headers = [
@@ -183,7 +187,7 @@ class Before:
 
 
 def _is_page(scope: Scope) -> bool:
-    path: str = scope.get("path", "")
+    path = own_path(scope)
     return scope["type"] == "http" and (path == "/" or path.startswith(_PAGE))
 
 

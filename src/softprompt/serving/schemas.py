@@ -382,7 +382,9 @@ class Completion(BaseModel):
 class TopLogprob(BaseModel):
     token: str
     logprob: float
-    bytes: list[int] | None = Field(description="The token's text in UTF-8; null where it is no whole character.")
+    bytes: list[int] | None = Field(
+        description="The token in UTF-8, of a part of a character too; null where the vocabulary does not tell."
+    )
 
 
 class TokenLogprob(TopLogprob):

@@ -44,6 +44,7 @@ def serve(
     patience: float,
     runs: Path | None = None,
     base_name: str | None = None,
+    root_path: str = "",
 ) -> None:
     """Serve a library until SIGTERM or SIGINT; requests that run then are finished.
 
@@ -58,6 +59,7 @@ def serve(
         patience: seconds that requests may still take after SIGTERM.
         runs: where the playground at `/` looks for training runs; None: there is no playground.
         base_name: by which the base is asked; None: its own, or that of its folder or file.
+        root_path: what a proxy puts before every path, such as "/llm".
 
     Raises:
         SoftPromptError: the address cannot be had, or would be open to everybody; the engine cannot start.
@@ -67,11 +69,14 @@ def serve(
             f"--host {host} lets other machines in without a key: give --api-key (or SOFTPROMPT_API_KEY), or "
             "--allow-no-key where something else keeps strangers out"
         )
+    if root_path and (not root_path.startswith("/") or root_path.endswith("/")):
+        raise SoftPromptError(f"--root-path {root_path}: begin it with / and end it without, such as /llm")
     if not all(map(str.strip, access.api_keys)):
         raise SoftPromptError("an API key is empty")
     with bind(host, port) as bound:
         service = Service(make_engine(), library, base_name)
-        app = make_app(service, access, playground=None if runs is None else Places(library, runs))
+        places = None if runs is None else Places(library, runs)
+        app = make_app(service, access, playground=places, root_path=root_path)
         with logging_to_stderr():
             asyncio.run(run(Server(app, service, patience), bound, lambda: ready(_url(host, bound), service)))
 

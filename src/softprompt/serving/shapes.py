@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from softprompt.serving import schemas
-from softprompt.serving.text import UNDECODABLE
 from softprompt.serving.writer import Piece, Scored
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ class TextShape(Shape):
                 tops.append(None)
                 continue
             top: dict[str, float] = {}
-            for text, logprob in [*one.top, (one.text, one.logprob)]:
+            for text, logprob, _ in [*one.top, (one.text, one.logprob, None)]:
                 top.setdefault(text, logprob)  # of several tokens that read alike, the likeliest
             tops.append(top)
         return schemas.TextLogprobs(
@@ -150,15 +149,11 @@ class ChatShape(Shape):
                 schemas.TokenLogprob(
                     token=one.text,
                     logprob=one.logprob or 0.0,
-                    bytes=_bytes(one.text),
+                    bytes=one.bytes,
                     top_logprobs=[
-                        schemas.TopLogprob(token=text, logprob=logprob, bytes=_bytes(text)) for text, logprob in one.top
+                        schemas.TopLogprob(token=text, logprob=logprob, bytes=coded) for text, logprob, coded in one.top
                     ],
                 )
                 for one in scored
             ]
         )
-
-
-def _bytes(text: str) -> list[int] | None:
-    return None if UNDECODABLE in text else list(text.encode())

@@ -5,14 +5,20 @@ Owns what text is certain when, whatever the borders between tokens. Knows nothi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from os.path import commonprefix
 from typing import TYPE_CHECKING, cast
+
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # How a decoder shows bytes that are no character, or not yet one.
 UNDECODABLE = "\ufffd"
+# A byte in a vocabulary of pieces (SentencePiece's).
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 # Tokens of the text before an answer that decide how its first token is written.
 _CONTEXT = 4
 
@@ -37,16 +43,20 @@ class Detokenizer:
     def add(self, token: int) -> str:
         """The text that `token` completes; empty while a character's bytes are not all there."""
         self._ids.append(token)
-        before, after = self._decode(self._ids[self._start : self._given]), self._decode(self._ids[self._start :])
-        if len(after) <= len(before) or after.endswith(UNDECODABLE):
+        fresh, after = self._fresh()
+        if not fresh or after.endswith(UNDECODABLE):
             return ""
         self._start, self._given = self._given, len(self._ids)
-        return after[len(before) :]
+        return fresh
 
     def end(self) -> str:
         """What was held back: bytes that never became a character."""
+        return self._fresh()[0]
+
+    def _fresh(self) -> tuple[str, str]:
+        """What is new in the text of the last ids, and that text: a character that was begun before is new as a whole."""
         before, after = self._decode(self._ids[self._start : self._given]), self._decode(self._ids[self._start :])
-        return after[len(before) :]
+        return after[len(commonprefix([before, after])) :], after
 
     def _decode(self, ids: list[int]) -> str:
         text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -96,10 +106,23 @@ class TokenTexts:
         # A token decoded alone may lose the space that it has after another one.
         self._anchor: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
         self._before = len(self._decode(self._anchor))
+        # The letters by which a vocabulary of bytes writes them (GPT-2's).
+        self._bytes = {letter: byte for byte, letter in bytes_to_unicode().items()}
 
     def __getitem__(self, token: int) -> str:
         """The token's text, special tokens by name; `UNDECODABLE` stands for bytes that are no whole character."""
         return self._decode([*self._anchor, token])[self._before :]
+
+    def bytes_of(self, token: int) -> list[int] | None:
+        """The token's bytes, those of half a character too; None where the vocabulary does not tell them."""
+        text = self[token]
+        if UNDECODABLE not in text:
+            return list(text.encode())
+        piece = cast("str", self._tokenizer.convert_ids_to_tokens(token))
+        if byte := _BYTE.fullmatch(piece):
+            return [int(byte[1], 16)]
+        found = [self._bytes.get(letter) for letter in piece]
+        return None if None in found else cast("list[int]", found)
 
     def _decode(self, ids: list[int]) -> str:
         text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

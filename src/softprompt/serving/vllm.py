@@ -173,9 +173,13 @@ class VllmEngine:
             inputs = self._inputs(request, engine, unseen=sampling.repetition_penalty != 1)
             async with aclosing(self._outputs(request, engine, inputs, params)) as outputs:
                 async for output in outputs:
-                    for token in _tokens(output.outputs[0], sampling.logprobs):
+                    # When the time is up, what is there is the answer.
+                    over = not output.finished and time.monotonic() > request.deadline
+                    for token in _tokens(output.outputs[0], sampling.logprobs, over):
                         self._new_tokens += 1
                         yield token
+                    if over and output.outputs[0].token_ids:
+                        return
 
     async def classify(
         self, prompt: SoftPrompt | None, ids: Sequence[int], continuations: Sequence[Sequence[int]]
@@ -325,15 +329,15 @@ class VllmEngine:
         from vllm.exceptions import VLLMClientError, VLLMServerError
 
         stream = engine.generate(inputs, params, uuid.uuid4().hex)
-        first = True
+        first, deadline = True, request.deadline
         try:
             while True:
-                output = await asyncio.wait_for(anext(stream), max(0.0, request.deadline - time.monotonic()))
+                output = await asyncio.wait_for(anext(stream), max(0.0, deadline - time.monotonic()))
                 if output.outputs[0].finish_reason in ("abort", "error"):
                     raise StoppedError("vLLM has given the request up: the engine is stopping, or its log says why")
                 if first:
                     self._count(request, engine, output.num_cached_tokens or 0)
-                    first = False
+                    first, deadline = False, deadline + self._time_limit  # it is for the next token to end the answer
                 yield output
                 if output.finished:
                     return
@@ -451,10 +455,10 @@ def _mixed(rows: Tensor, ids: Sequence[int], dtype: torch.dtype, filler: int) ->
     )
 
 
-def _tokens(output: Any, logprobs: int | None) -> Iterator[Token]:
-    """The new tokens of one of vLLM's answers, the last one with why it is the last."""
+def _tokens(output: Any, logprobs: int | None, over: bool) -> Iterator[Token]:
+    """The new tokens of one of vLLM's answers, the last one with why it is the last: where it is `over`, the length."""
     for i, token in enumerate(output.token_ids):
-        finish = output.finish_reason if i == len(output.token_ids) - 1 else None
+        finish = ("length" if over else output.finish_reason) if i == len(output.token_ids) - 1 else None
         if logprobs is None:
             yield Token(token, finish=finish)
             continue

@@ -31,13 +31,15 @@ class Scored:
         text: what it reads.
         offset: where its text begins in the answer, in characters.
         logprob: before all processing; None for a text's first token where nothing stands before it.
-        top: the likeliest tokens at its place: text and log-probability, the likeliest first.
+        top: the likeliest tokens at its place: text, log-probability and bytes, the likeliest first.
+        bytes: of the token, which may be a part of a character; None where the vocabulary does not tell them.
     """
 
     text: str
     offset: int
     logprob: float | None
-    top: list[tuple[str, float]]
+    top: list[tuple[str, float, list[int] | None]]
+    bytes: list[int] | None
 
 
 @dataclass(frozen=True)
@@ -166,8 +168,7 @@ class Writer:
         """
         decoder, decoded, found = Detokenizer(self._base.tokenizer), 0, []
         for token, (logprob, tops) in zip(ids, await self._engine.weigh(prompt, ids, top), strict=True):
-            named = [(self._token_texts[other], one) for other, one in tops]
-            found.append(Scored(self._token_texts[token], decoded, logprob, named))
+            found.append(self._scored(token, decoded, logprob, tops))
             decoded += len(decoder.add(token))
         return found
 
@@ -219,15 +220,15 @@ class Writer:
 
     def _score(self, tokens: Sequence[tuple[int, Token]]) -> list[Scored]:
         return [
-            Scored(
-                self._token_texts[token.id],
-                offset,
-                token.logprob,
-                [(self._token_texts[other], logprob) for other, logprob in token.top],
-            )
+            self._scored(token.id, offset, token.logprob, token.top)
             for offset, token in tokens
             if token.logprob is not None
         ]
+
+    def _scored(self, token: int, offset: int, logprob: float | None, top: Sequence[tuple[int, float]]) -> Scored:
+        texts = self._token_texts
+        likeliest = [(texts[other], one, texts.bytes_of(other)) for other, one in top]
+        return Scored(texts[token], offset, logprob, likeliest, texts.bytes_of(token))
 
 
 def choices(sampling: Sampling, count: int) -> list[Sampling]:
