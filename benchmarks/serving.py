@@ -217,7 +217,7 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(base: sp.Base, library: Path, state_bytes: int) -> AsyncIterator[Server]:
+async def serving(base: sp.Base, library: Path, state_bytes: int, time_limit: float = 600) -> AsyncIterator[Server]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -230,7 +230,7 @@ async def serving(base: sp.Base, library: Path, state_bytes: int) -> AsyncIterat
         str(library),
     ]
     command += ["--port", str(port), "--dtype", str(base.dtype).removeprefix("torch.")]
-    command += ["--state-memory", str(state_bytes >> 20), "--time-limit", "600", "--max-waiting", "4096"]
+    command += ["--state-memory", str(state_bytes >> 20), "--time-limit", f"{time_limit:g}", "--max-waiting", "4096"]
     log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the server lives
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from peft import (
     LoraConfig,
@@ -29,7 +30,9 @@ from transformers import (
     TrainerControl,
     TrainingArguments,
 )
+from transformers.trainer_pt_utils import LabelSmoother
 
+import softprompt as sp
 from softprompt.errors import SoftPromptError
 from softprompt.models import peft as module
 from softprompt.models.peft import AcceleratedPeftModel, accelerate_peft
@@ -122,6 +125,50 @@ def test_float32_and_bfloat16_steps_equal_peft() -> None:
             prompt_of(model).data = prompt_of(make_peft()).data  # PEFT keeps prompts in float32
         gradients = [step(model, make_batch())[1].double() for model in (theirs, ours)]
         assert distance(gradients[1], exact) < max(1e-4, 1.5 * distance(gradients[0], exact))
+
+
+@pytest.mark.usefixtures("forbid_peft")
+@pytest.mark.parametrize("of", ["loss", "logits"])
+def test_float16_loses_no_gradient_to_the_number_of_labels(of: str) -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(2, 258, (32, 64))
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        model = accelerate_peft(make_peft(dtype))
+        prompt_of(model).data = prompt_of(make_peft()).data.float()
+        output = model(input_ids=ids, labels=ids)
+        (output.loss if of == "loss" else output.logits.float().square().mean()).backward()
+        found.append(prompt_of(model).grad.double())
+    assert distance(found[1], found[0]) < 0.02
+
+
+def test_label_smoothing_is_that_of_the_words() -> None:
+    """With a prompt of words, the loss is what Transformers has for the row that begins with these words."""
+    model = make_peft(torch.float64)
+    words = torch.tensor([7, 8, 9, 10, 11])[: len(prompt_of(model))]
+    prompt_of(model).data = model.base_model.get_input_embeddings()(words).detach()
+    batch = make_batch()
+    labels, whole = batch.pop("labels"), torch.cat([words.expand(3, -1), batch["input_ids"]], 1)
+    mask = torch.cat([torch.ones(3, len(words), dtype=torch.long), batch["attention_mask"]], 1)
+    with torch.no_grad():
+        outputs = model.base_model(input_ids=whole, attention_mask=mask)
+        padded = F.pad(labels, (len(words), 0), value=-100)
+        expected = LabelSmoother(epsilon=0.1)(outputs, padded, shift_labels=True)
+        for of in (model, accelerate_peft(model)):
+            assert distance(sp.LabelSmoothing(0.1)(of(**batch), labels), expected) < 1e-6
+        outputs = model.base_model(input_ids=whole, attention_mask=mask)  # and without a prompt
+        assert distance(sp.LabelSmoothing(0.1)(outputs, padded), expected) < 1e-6
+    with pytest.raises(SoftPromptError, match="below 1"):
+        sp.LabelSmoothing(1.0)
+
+
+def test_label_smoothing_in_a_trainer(tmp_path: Path) -> None:
+    rows = [{name: value[0] for name, value in row_of(make_batch((6, 6)), 0).items()} for _ in range(4)]
+    arguments = TrainingArguments(tmp_path, max_steps=2, report_to="none", use_cpu=True, disable_tqdm=True)
+    trainer = Trainer(
+        accelerate_peft(make_peft()), arguments, train_dataset=rows, compute_loss_func=sp.LabelSmoothing(0.1)
+    )
+    assert trainer.train().training_loss > 0
 
 
 def test_padding_without_attention_mask_and_micro_batch_without_labels() -> None:

@@ -57,7 +57,6 @@ class TestDetokenizer:
         decoder = Detokenizer(sentencepiece_like, ids[:1])
         assert decoder.add(ids[1]) == " dog"
 
-
     @pytest.mark.parametrize("letters", ["é", "🙂", "a\u0301", "日本"])
     def test_a_character_that_the_context_begins_comes_whole(self, letters):
         ids = encode(f"a{letters}b")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_two(project: Path, *arguments: str, **environment: str) -> tuple[int, str, list[str]]:
-    """The exit code, stdout, and what is on stderr besides progress and what torchrun itself says."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "program.py"]
+    """`softprompt train`: the exit code, stdout, and what is on stderr besides progress and torchrun's own."""
+    return launch(project, ["program.py", "train", "task.yaml", *arguments], **environment)
+
+
+def launch(project: Path, command: Sequence[str], **environment: str) -> tuple[int, str, list[str]]:
     done = subprocess.run(
-        [*launch, "train", "task.yaml", *arguments],
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", *command],
         cwd=project,
         env=os.environ
         | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(softprompt.__file__).parents[1])}
@@ -106,6 +110,34 @@ def test_one_line_ends_both(project: Path, settings: list[str], environment: dic
     assert (code, out) == (1, "")
     assert [one for one in said if not one.startswith("dtype")] == [line]
     assert not (project / "refused").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_without_a_folder_end_together_where_the_loss_diverges(project: Path) -> None:
+    program = """
+import sys
+import softprompt as sp
+base = sp.load_base("base")
+task = sp.Task(template="{text}", labels=["a", "b"])
+rows = [sp.Row({"text": f"row {i}"}, label=i % 2) for i in range(20)]
+seen = []
+
+def spoil(module, inputs, output):
+    seen.append(0)
+    return output * float("nan") if len(seen) > 40 else output
+
+base.model.get_output_embeddings().register_forward_hook(spoil)
+recipe = sp.Recipe(max_steps=50, batch_size=4, save_every=2, warmup_steps=0, monitor=False)
+try:
+    sp.train(base, sp.SoftPrompt.random(base, 4), task, train=rows, recipe=recipe)
+except sp.DivergedError as error:
+    print(f"error: {error}", file=sys.stderr)
+"""
+    (project / "own.py").write_text(program)
+    _, _, said = launch(project, ["own.py"])
+    lines = [line for line in said if line.startswith("error")]
+    assert len(lines) == 2
+    assert all("the last good prompt" in line for line in lines)
 
 
 def test_one_process_instead_of_several_is_said(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

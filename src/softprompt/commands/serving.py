@@ -85,9 +85,7 @@ def serve(
     ] = None,
     root_path: Annotated[
         str,
-        typer.Option(
-            metavar="PATH", help="What a proxy puts before every path, such as /llm.", show_default=False
-        ),
+        typer.Option(metavar="PATH", help="What a proxy puts before every path, such as /llm.", show_default=False),
     ] = "",
     log_probes: Annotated[bool, typer.Option(help="Log requests for /health and /ready too.")] = True,
     playground: Annotated[

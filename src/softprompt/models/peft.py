@@ -24,6 +24,7 @@ from transformers.utils.generic import ModelOutput
 
 from softprompt.errors import SoftPromptError
 from softprompt.models.decoder import NO_TOKEN, Decoder
+from softprompt.models.division import divide_gradients, divide_value
 from softprompt.models.probe import find_route
 from softprompt.models.routes import Batch, RouteName, hidden_states, logits
 
@@ -172,18 +173,25 @@ class AcceleratedPeftModel(PeftModelForCausalLM):
             rows=rows,
             columns=asked.long().cumsum(1)[asked] - 2,
         )
-        hidden = self._hidden(prompts, batch)
-
-        loss: Any = None
+        items: Any = others.get("num_items_in_batch")
+        fused, late = others.get("fused_lm_head"), False
         if labels is not None:
             targets = F.pad(labels, (0, 1), value=-100)[asked]
             known = targets != -100
-            items = others.get("num_items_in_batch")
-            if others.get("fused_lm_head"):
+            items = known.sum() if items is None else items
+            late = self.base_model.dtype == torch.float16 and not fused
+        hidden = self._hidden(divide_gradients(prompts, items) if late else prompts, batch)
+
+        loss: Any = None
+        if labels is not None:
+            if fused:
                 where = rows[known], before - 1 + columns[known]
-                output = self._run_fused_head(hidden[known], targets[known], items)
+                output = self._run_fused_head(hidden[known], targets[known], others.get("num_items_in_batch"))
                 return _spread(output, where, (len(input_ids), before + text - 1))
-            loss = self._nll(hidden[known], targets[known]) / (known.sum() if items is None else items)
+            total = self._nll(hidden[known], targets[known])
+            loss = divide_value(total, items) if late else total / items
+        if late:  # what goes back through the logits is not the loss's, and is to be divided by nothing
+            (hidden,) = divide_gradients([hidden], 1 / items)
 
         size = self.base_model.get_output_embeddings().weight.shape[0]
         kept = [prompt.clone() for prompt in prompts]  # an optimiser may step before the logits are read
@@ -290,6 +298,40 @@ class AcceleratedPeftModel(PeftModelForCausalLM):
         run: Callable[..., ModelOutput] = vars(self.base_model)["forward"].__func__
         base = _AfterBackbone(self.base_model, hidden)
         return run(base, shift_labels=targets[None], num_items_in_batch=items, fused_lm_head=True)
+
+
+class LabelSmoothing:
+    """Cross-entropy with label smoothing for a Trainer whose model is PEFT's prompt tuning.
+
+    `TrainingArguments(label_smoothing_factor=...)` compares labels `[B, T]` with logits `[B, P + T, V]` and fails;
+    `Trainer(compute_loss_func=LabelSmoothing(0.1))` does what it means (Szegedy et al. 2016,
+    https://arxiv.org/abs/1512.00567). The logits come by PEFT's own forward, at its speed.
+
+    Args:
+        factor: the share of the target that is spread over the whole vocabulary, 0 to below 1.
+
+    Raises:
+        SoftPromptError: `factor` is not in that range.
+    """
+
+    def __init__(self, factor: float) -> None:
+        if not 0 <= factor < 1:
+            raise SoftPromptError(f"label smoothing is {factor}: it must be at least 0 and below 1")
+        self.factor = factor
+
+    def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            outputs: the model's; `outputs.logits` is `[B, P + T, V]`.
+            labels: `[B, T]` token ids, -100 at places that are not learned.
+            num_items_in_batch: divide the sum by this instead of the number of label places.
+        """
+        scores = outputs["logits"].float()
+        scores, labels = scores[:, -labels.shape[1] - 1 : -1], labels[:, -scores.shape[1] + 1 :]
+        count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        total = F.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="sum", label_smoothing=self.factor)
+        return total / count
 
 
 class _AfterBackbone:

@@ -25,6 +25,7 @@ from softprompt.errors import SoftPromptError
 from softprompt.models.attention import choose_kernel
 from softprompt.models.base import Base
 from softprompt.models.decoder import reach
+from softprompt.models.division import divide_gradients, divide_value
 from softprompt.models.probe import find_route, objection, probe
 from softprompt.models.routes import ROUTES, Batch, RouteName, hidden_states, logits
 from softprompt.prompts.prompt import SoftPrompt
@@ -149,10 +150,9 @@ class PromptedModel(nn.Module):
         batch, targets, places = self._read(input_ids, attention_mask, labels, prompt_index)
         count = len(targets) if num_items_in_batch is None else num_items_in_batch
         vectors = self.vectors()
-        # In float16 a gradient that is divided before it goes through the base loses what becomes too small for it.
-        divided_after = self.base.dtype == torch.float16 and not return_logits
-        if divided_after:
-            vectors = [_DivideGradient.apply(vector, count) for vector in vectors]  # type: ignore[no-untyped-call]
+        late = self.base.dtype == torch.float16 and not return_logits
+        if late:
+            vectors = divide_gradients(vectors, count)
         parts = list(_split(batch, targets, self.max_tokens))
         if len(parts) == 1:
             losses, scores = self.losses(vectors, *parts[0], return_logits)
@@ -163,7 +163,7 @@ class PromptedModel(nn.Module):
                 self, parts, return_logits, with_grad, *vectors
             )
         row_loss = losses.detach().new_zeros(len(batch.lengths)).index_add_(0, batch.rows, losses.detach())
-        loss = _DivideValue.apply(total, count) if divided_after else total / count  # type: ignore[no-untyped-call]
+        loss = divide_value(total, count) if late else total / count
         return PromptedOutput(
             loss=loss,
             row_loss=row_loss,
@@ -369,31 +369,6 @@ class PromptedModel(nn.Module):
                 del vars(layer)["forward"]
                 if forward is not None:
                     vars(layer)["forward"] = forward
-
-
-class _DivideValue(torch.autograd.Function):
-    """A number divided, and its gradient not: that is left to `_DivideGradient`."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, count: Tensor | int) -> Tensor:
-        return value / count
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
-
-
-class _DivideGradient(torch.autograd.Function):
-    """A prompt as it is, whose gradient is divided."""
-
-    @staticmethod
-    def forward(ctx: Any, prompt: Tensor, count: Tensor | int) -> Tensor:
-        ctx.count = count
-        return prompt.view_as(prompt)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad / ctx.count, None
 
 
 class _InTurns(torch.autograd.Function):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from os.path import commonprefix
 from typing import TYPE_CHECKING, cast
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -54,9 +53,11 @@ class Detokenizer:
         return self._fresh()[0]
 
     def _fresh(self) -> tuple[str, str]:
-        """What is new in the text of the last ids, and that text: a character that was begun before is new as a whole."""
+        """What is new in the text of the last ids, and that text."""
         before, after = self._decode(self._ids[self._start : self._given]), self._decode(self._ids[self._start :])
-        return after[len(commonprefix([before, after])) :], after
+        if not after.startswith(before):  # the context ends within a character, which is new as a whole
+            before = before.rstrip(UNDECODABLE)
+        return after[len(before) :], after
 
     def _decode(self, ids: list[int]) -> str:
         text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

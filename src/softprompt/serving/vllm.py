@@ -17,7 +17,7 @@ import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -458,7 +458,9 @@ def _mixed(rows: Tensor, ids: Sequence[int], dtype: torch.dtype, filler: int) ->
 def _tokens(output: Any, logprobs: int | None, over: bool) -> Iterator[Token]:
     """The new tokens of one of vLLM's answers, the last one with why it is the last: where it is `over`, the length."""
     for i, token in enumerate(output.token_ids):
-        finish = ("length" if over else output.finish_reason) if i == len(output.token_ids) - 1 else None
+        finish: Literal["stop", "length"] | None = None
+        if i == len(output.token_ids) - 1:
+            finish = "length" if over else output.finish_reason
         if logprobs is None:
             yield Token(token, finish=finish)
             continue

@@ -154,7 +154,8 @@ def train(
     _check_same(about)
     with ExitStack() as stack:
         if output is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="softprompt-")))
+            own = stack.enter_context(tempfile.TemporaryDirectory(prefix="softprompt-")) if is_first() else ""
+            folder = Path(gather(own)[0])  # one for all, as its checkpoints are
         else:
             folder = Path(output)
             with together():

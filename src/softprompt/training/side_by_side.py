@@ -28,7 +28,7 @@ from softprompt.tasks.rows import Row, check_trainable
 from softprompt.tasks.task import Task
 from softprompt.training.recipe import Recipe
 from softprompt.training.token_control import token_control
-from softprompt.training.trainer import DivergedError, Schedule, arguments, collate
+from softprompt.training.trainer import Schedule, arguments, collate, diverged
 
 
 @dataclass
@@ -184,10 +184,8 @@ class _Trainer(Trainer):
                 continue
             prompt.grad.div_(share)  # the loss is a mean over all prompts' targets
             if not bool(prompt.grad.isfinite().all()):
-                raise DivergedError(
-                    f"the gradient of prompt {i} became NaN or infinite at step {self.state.global_step + 1} with "
-                    f"learning_rate {self._recipe.rate:g}: choose a lower recipe.learning_rate"
-                )
+                step, dtype = self.state.global_step + 1, self.model.base.dtype
+                raise diverged(f"the gradient of prompt {i}", step, self._recipe, dtype)
             norms.append(nn.utils.clip_grad_norm_([prompt], self.args.max_grad_norm))
         return torch.stack(norms).max()
 

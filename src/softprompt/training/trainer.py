@@ -44,6 +44,16 @@ class DivergedError(SoftPromptError):
     """The loss or its gradient is no longer a finite number."""
 
 
+def diverged(what: str, step: int, recipe: Recipe, dtype: torch.dtype) -> DivergedError:
+    """The error of a run in which `what` is no longer finite; in float16 the dtype may be the reason."""
+    narrow = " on a base in float16, which holds no number above 65504" if dtype == torch.float16 else ""
+    other = ", or recipe.dtype float32 or bfloat16" if narrow else ""
+    return DivergedError(
+        f"{what} became NaN or infinite at step {step} with learning_rate {recipe.rate:g}{narrow}: choose a lower "
+        f"recipe.learning_rate{other}"
+    )
+
+
 class Schedule(Dataset[dict[str, Any]]):
     """The rows of a whole run in the order in which they are learned, a function of the seed alone.
 
@@ -221,10 +231,8 @@ class PromptTrainer(Trainer):
         loss = super().training_step(*args, **kwargs)
         grad = self.model.prompts[0].grad
         if not (torch.isfinite(loss) and (grad is None or bool(torch.isfinite(grad).all()))):
-            raise DivergedError(
-                f"the loss or its gradient became NaN or infinite at step {self.state.global_step + 1} with "
-                f"learning_rate {self.recipe.rate:g}: choose a lower recipe.learning_rate"
-            )
+            step = self.state.global_step + 1
+            raise diverged("the loss or its gradient", step, self.recipe, self.model.base.dtype)
         if self.monitor is not None and grad is not None:
             self.monitor.gradient(grad)
         return loss
