@@ -2,7 +2,7 @@
 
     python -m benchmarks.goodput [--seconds 30] [--clients 2 4 8 16 32 64] [--time-limit 15]
 
-For each number of clients a closed loop of chats behind one soft prompt, every client asking anew when it has its answer,
+For each number of clients a closed loop of chats behind one soft prompt: a client asks anew when it has its answer,
 for so many seconds. The goodput is the new tokens of all answers with status 200, a second until the last answer; what
 was computed for an answer that nobody got counts as nothing.
 

@@ -375,9 +375,9 @@ class TestFiles:
         ("name", "content", "line"),
         [
             ("rows.txt", "text\na\n", EN["only_csv"]),
-            ("rows.csv", "", "rows.csv: the file is empty"),
+            ("rows.csv", "", "mood@2: rows.csv: the file is empty"),
             ("rows.csv", "text\n", "rows.csv: there are no rows of data"),
-            ("rows.csv", "other\na\n", "rows.csv: no column 'text'"),
+            ("rows.csv", "other\na\n", "mood@2: rows.csv: no column 'text'"),
             ("rows.csv", "text\n \n", "column 'text' is empty"),
             ("rows.csv", 'text\n"a\n', "check the quotes"),
             ("rows.csv", "text\n" + "a" * 100_001 + "\n", "rows.csv: row 1 has 100,001 characters"),
@@ -436,7 +436,7 @@ class TestFiles:
             ("mood@1", "mood@1", EN["choose_two"]),
             ("mood@1", "mood@9", "the library has no prompt 'mood@9'"),
             ("mood@1", "../mood", "name"),
-            ("mood@1", "topic@1", "rows.csv: no column 'title'"),
+            ("mood@1", "topic@1", "topic@1: rows.csv: no column 'title'"),
         ],
     )
     def test_what_cannot_be_compared(self, base, library, tmp_path, first, second, line):

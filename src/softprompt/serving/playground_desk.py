@@ -217,7 +217,7 @@ class Desk:
         asked = [(served.id, Asker(self._service, served))]
         if with_base:
             asked.append((texts["base_alone"], Asker(self._service, served, bare=True)))
-        rows = await asyncio.to_thread(read_file, path, task_of(served), texts)
+        rows = await asyncio.to_thread(read_file, path, served.id, task_of(served), texts)
         async with aclosing(answer_rows([(who, asker, rows) for who, asker in asked])) as steps:
             async for step in steps:
                 if isinstance(step, Progress):
@@ -238,7 +238,7 @@ class Desk:
         asked = []
         for name in (first, second):
             served = await asyncio.to_thread(self._service.catalogue.read, name)
-            rows = await asyncio.to_thread(read_file, path, task_of(served), texts)
+            rows = await asyncio.to_thread(read_file, path, served.id, task_of(served), texts)
             asked.append((served.id, Asker(self._service, served), rows))
         async with aclosing(answer_rows(asked)) as steps:
             async for step in steps:

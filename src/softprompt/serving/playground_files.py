@@ -71,11 +71,11 @@ class Answered:
         return {name: found[name] for name in ("n", "accuracy", "macro_f1", "log_loss")}
 
 
-def read_file(path: str | Path, task: Task, texts: Texts) -> list[Row]:
+def read_file(path: str | Path, name: str, task: Task, texts: Texts) -> list[Row]:
     """The rows of an uploaded file; with their targets where the file has them, and all of them can be used.
 
     Raises:
-        SoftPromptError: the file cannot be used; the line calls it by its own name.
+        SoftPromptError: the file cannot be used; the line calls it by its own name, after the prompt's.
     """
     path = Path(path)
     if path.suffix.lower() != ".csv":
@@ -87,7 +87,7 @@ def read_file(path: str | Path, task: Task, texts: Texts) -> list[Row]:
             rows = load_rows(path, task, need_targets=False)
     except SoftPromptError as error:
         # Where uploads lie on the server is nobody's business.
-        raise SoftPromptError(str(error).replace(f"{path.parent}/", "")) from None
+        raise SoftPromptError(f"{name}: {error}".replace(f"{path.parent}/", "")) from None
     if len(rows) > MOST_ROWS:
         raise SoftPromptError(texts["too_many_rows"].format(count=f"{len(rows):,}", most=f"{MOST_ROWS:,}"))
     for row in rows:
