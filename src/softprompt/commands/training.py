@@ -41,8 +41,7 @@ def train(
         from softprompt.tasks import load_rows, with_validation
         from softprompt.training import grow, processes, train
         from softprompt.training.run import RECORD, recorded_dtype
-        from softprompt.training.screening import choose_start
-        from softprompt.training.taskfile import load_task_file
+        from softprompt.training.taskfile import load_task_file, make_prompt
 
         overrides = overrides or []
         processes.start()
@@ -72,7 +71,7 @@ def train(
 
         def make(count: int | None) -> SoftPrompt:
             start = file.prompt.model_copy(update={"num_virtual_tokens": count})
-            return choose_start(base, start, file.task, rows, validation, file.recipe)
+            return make_prompt(base, start, file.task, rows)
 
         growth: Growth | None = None
         test: Evaluation | None = None

@@ -1,6 +1,6 @@
-"""Prompt tuning on the user's own task: beside its peers, measured; and what to expect of it before."""
+"""Prompt tuning on the user's own task: what is wrong before it begins, and how it does beside its peers."""
 
-from softprompt.comparison.advice import Advice, advise
 from softprompt.comparison.compare import Comparison, compare
+from softprompt.comparison.problems import Check, check
 
-__all__ = ["Advice", "Comparison", "advise", "compare"]
+__all__ = ["Check", "Comparison", "check", "compare"]

@@ -38,7 +38,6 @@ from softprompt.tasks.encode import Encoder
 from softprompt.tasks.metrics import classification_metrics, text_metrics
 from softprompt.tasks.task import Task
 from softprompt.training.run import train
-from softprompt.training.screening import choose_start
 from softprompt.training.taskfile import make_prompt
 from softprompt.training.trainer import DivergedError, Schedule
 
@@ -94,8 +93,8 @@ class _Work:
             self.recipe = self.recipe.model_copy(update={"learning_rate": job.setting} | peers)
         try:
             self.base = load_base(plan.base, dtype=self.recipe.dtype)
-            self.start = plan.start.model_copy(update={"seed": plan.start.seed + job.seed})
-            self.prompt = make_prompt(self.base, self.start, plan.task, plan.train)
+            start = plan.start.model_copy(update={"seed": plan.start.seed + job.seed})
+            self.prompt = make_prompt(self.base, start, plan.task, plan.train)
             positions = self.base.max_positions
             # The same texts for all: those without a prompt are cut as if there were one.
             self.room = None if positions is None else positions - self.prompt.num_virtual_tokens
@@ -126,14 +125,10 @@ class _Work:
 
     def _train_prompt(self) -> dict[str, Any]:
         watch = Stopwatch(self._steps_told)
-        plan, prompt = self.plan, self.prompt
-        if plan.start.candidates > 1:  # to find where to start is a part of the training
-            begun = time.perf_counter()
-            prompt = choose_start(self.base, self.start, plan.task, plan.train, plan.validation, self.recipe)
-            watch.seconds = time.perf_counter() - begun
+        plan = self.plan
         run = train(
             self.base,
-            prompt,
+            self.prompt,
             plan.task,
             train=plan.train,
             validation=plan.validation,

@@ -54,18 +54,6 @@ class Recipe(BaseModel):
         max_length: the most tokens of text and target in a row; None: the base's context less the prompt.
         max_tokens: the most tokens computed at one time; a longer batch is split exactly. None: no bound.
         gradient_checkpointing: compute activations again in the backward pass, to save memory.
-        residual: width of the network of a residual reparameterisation, folded into the prompt when it is saved
-            (Razdaibiedina et al. 2023, https://arxiv.org/abs/2305.03937); 0: none.
-        residual_learning_rate: peak rate of that network's weights.
-        average: validate and keep an exponential average of the prompt with this decay, such as 0.95, instead of the
-            last one (Polyak and Juditsky 1992, https://doi.org/10.1137/0330046; Izmailov et al. 2018,
-            https://arxiv.org/abs/1803.05407); 0: none.
-        token_learning_rates: "equal", or "norm": each virtual token's rate is in proportion to its norm, so that all
-            move by a like share of themselves (the trust ratio of You et al. 2017, https://arxiv.org/abs/1708.03888,
-            for each virtual token); the mean over the virtual tokens stays `learning_rate`.
-        max_token_norm: after each step every virtual token is scaled down to at most this many times the median norm
-            of the base's word embeddings (max-norm regularisation: Srivastava et al. 2014, section 5.1,
-            https://jmlr.org/papers/v15/srivastava14a.html); 0: never.
         calibrate: measure the labels' priors on the training rows at the end, and keep them in the card, see
             `calibrate`; "auto": for tasks of more than two labels, where that makes the validation better.
         monitor: measure every virtual token at each log entry, and say what looks wrong; it changes no result.
@@ -96,11 +84,6 @@ class Recipe(BaseModel):
     max_length: int | None = Field(default=None, ge=1)
     max_tokens: int | None = Field(default=4096, ge=1)
     gradient_checkpointing: bool = False
-    residual: int = Field(default=0, ge=0)
-    residual_learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
-    average: float = Field(default=0.0, ge=0, lt=1)
-    token_learning_rates: Literal["equal", "norm"] = "equal"
-    max_token_norm: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     calibrate: Literal["auto"] | bool = "auto"
     monitor: bool = True
     report_to: list[str] = []
@@ -132,15 +115,6 @@ class Recipe(BaseModel):
         if not 0 < value <= 1e6:
             raise ValueError(f'a number above 0, at most 1e6, or "auto" is needed, not {rate!r}')
         return value
-
-    @model_validator(mode="after")
-    def _check_residual(self) -> Recipe:
-        if self.residual and (self.max_token_norm or self.token_learning_rates != "equal"):
-            raise ValueError(
-                "token_learning_rates and max_token_norm are for the virtual tokens themselves, which residual hides "
-                "behind a network: leave one of them out"
-            )
-        return self
 
     @property
     def rate(self) -> float:

@@ -35,14 +35,21 @@ from softprompt.training.monitor import Monitor
 from softprompt.training.processes import gather, is_first, start, together
 from softprompt.training.recipe import Recipe
 from softprompt.training.replacing import Replaced
-from softprompt.training.residual import ResidualModel
-from softprompt.training.token_control import token_control
 from softprompt.training.trainer import DivergedError, PromptTrainer, Schedule
 
 RECORD = "run.json"
 LOG = "log.jsonl"
 MONITOR = "monitor.jsonl"
 PROMPT = "prompt"
+# What records of runs once held, and the value with which it changed nothing.
+_NOTHING = object()
+_GONE = {
+    "residual": 0,
+    "residual_learning_rate": 1e-3,
+    "average": 0.0,
+    "token_learning_rates": "equal",
+    "max_token_norm": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -138,7 +145,9 @@ def train(
     start(base.device)
     with together():
         prompt.check_base(base)
-        model = _model(base, prompt, recipe)
+        model = PromptedModel(
+            base, [prompt], max_tokens=recipe.max_tokens, gradient_checkpointing=recipe.gradient_checkpointing
+        )
         if task.labels is None:
             find_way(model)  # says now, not after the last step, if the base cannot generate, or only slowly
         rows, checks = with_validation(train, validation, task, recipe.seed)
@@ -175,7 +184,7 @@ def train(
                 evaluator,
                 task.metric,
                 folder,
-                [*token_control(base, model.prompts, recipe), *callbacks, _Log(folder / LOG), interruption, replaced],
+                [*callbacks, _Log(folder / LOG), interruption, replaced],
                 progress,
                 monitor,
             )
@@ -244,16 +253,6 @@ def train(
         return finished()
 
 
-def _model(base: Base, prompt: SoftPrompt, recipe: Recipe) -> PromptedModel:
-    options: dict[str, Any] = {
-        "max_tokens": recipe.max_tokens,
-        "gradient_checkpointing": recipe.gradient_checkpointing,
-    }
-    if recipe.residual:
-        return ResidualModel(base, [prompt], bottleneck=recipe.residual, seed=recipe.seed, **options)
-    return PromptedModel(base, [prompt], **options)
-
-
 class _Log(TrainerCallback):
     """Appends each log entry to a JSONL file as it comes."""
 
@@ -296,7 +295,7 @@ def _describe(
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     return {
-        "base": base.identity.model_dump() | {"dtype": _dtype(base)},
+        "base": base.identity.model_dump(exclude={"name"}) | {"dtype": _dtype(base)},  # a folder may be moved
         "prompt": prompt.sha256,
         "task": task.model_dump(),
         "recipe": recipe.model_dump(exclude={"report_to", "save_every", "log_every", "monitor"}),
@@ -311,6 +310,8 @@ def _changes(about: dict[str, Any], before: dict[str, Any]) -> str:
     for key, now in about.items():
         other = before.get(key)
         if isinstance(now, dict) and isinstance(other, dict):
+            other = {name: value for name, value in other.items() if name != "name" or key != "base"}
+            other = {name: value for name, value in other.items() if _GONE.get(name, _NOTHING) != value}
             names = [name for name in {**other, **now} if other.get(name) != now.get(name)]
             values = [f"{name}: {shown(other.get(name))}, now {shown(now.get(name))}" for name in names]
             found += [f"{key} ({', '.join(values)})"] if values else []

@@ -1,7 +1,7 @@
 """K prompts trained in one batch: each learns what it would learn in a run of its own.
 
 Owns the batch of all prompts' rows, and the parting of what the Trainer would mix: the loss's denominator, the
-clipping, the best step. Knows nothing of what the prompts are for (`ensemble`, `screening`).
+clipping, the best step. Knows nothing of what the prompts are for (`ensemble`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from softprompt.tasks.encode import Encoder
 from softprompt.tasks.rows import Row, check_trainable
 from softprompt.tasks.task import Task
 from softprompt.training.recipe import Recipe
-from softprompt.training.token_control import token_control
 from softprompt.training.trainer import Schedule, arguments, collate, diverged
 
 
@@ -76,10 +75,8 @@ def train_side_by_side(
         WrongBaseError: a prompt was made for another base.
         DivergedError: a prompt's gradient became NaN or infinite.
     """
-    if recipe.residual or recipe.average or recipe.calibrate is True:
-        raise SoftPromptError(
-            "recipe: residual, average and calibrate are for one prompt alone, not for several side by side"
-        )
+    if recipe.calibrate is True:
+        raise SoftPromptError("recipe.calibrate is for one prompt alone, not for several side by side")
     for prompt in prompts:
         prompt.check_base(base)
     check_trainable(train, task)
@@ -100,8 +97,7 @@ def train_side_by_side(
             for prompt in model.prompts
         ]
     with tempfile.TemporaryDirectory(prefix="softprompt-") as folder:
-        controls = token_control(base, model.prompts, recipe)
-        trainer = _Trainer(model, recipe, schedules, evaluators, task.metric, Path(folder), [*controls, *callbacks])
+        trainer = _Trainer(model, recipe, schedules, evaluators, task.metric, Path(folder), callbacks)
         trainer.train()
     return trainer.members
 

@@ -91,7 +91,6 @@ class PromptStart(BaseModel):
         most_common: `init: vocabulary` draws from that many of the most common tokens.
         distribution: of `init: random`, "table" or "normal".
         seed: of what is drawn at random.
-        candidates: start from the best of that many prompts by a trial of a few steps, see `screening`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -104,7 +103,6 @@ class PromptStart(BaseModel):
     most_common: int | None = Field(default=None, ge=1)
     distribution: Literal["table", "normal"] = "table"
     seed: int = Field(default=0, ge=0)
-    candidates: int = Field(default=1, ge=1, le=64)
 
     @field_validator("num_virtual_tokens", mode="before")
     @classmethod

@@ -11,15 +11,14 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
@@ -35,6 +34,7 @@ from softprompt.training.recipe import Recipe
 
 STATE = "trainer_state.json"
 _PROMPT = "prompt.safetensors"
+_TRAINED = "trained.prompts.0"
 _STAGING = ".checkpoint-being-written"
 # Batches whose rows are sorted by length together: enough for little padding, few enough to stay shuffled.
 _SORTED_BATCHES = 50
@@ -140,7 +140,6 @@ class PromptTrainer(Trainer):
         self.best: Tensor | None = None
         self.best_evaluation: Evaluation | None = None
         self.best_step = 0
-        self._averages: dict[str, Tensor] = {}
         self._folder, self._schedule = folder, schedule
         self._writing: Path | None = None
         self._progress = progress
@@ -158,9 +157,9 @@ class PromptTrainer(Trainer):
 
     @property
     def prompt(self) -> Tensor:
-        """The prompt as it would be saved now, `[P, H]` on the CPU: averaged, its network folded in."""
-        with self._averaged(), torch.no_grad():
-            return self.model.vectors()[0].detach().cpu().clone()
+        """The prompt as it would be saved now, `[P, H]` on the CPU."""
+        prompt: Tensor = self.model.prompts[0].detach().cpu().clone()
+        return prompt
 
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint in the folder."""
@@ -176,8 +175,7 @@ class PromptTrainer(Trainer):
         """Validate the prompt on all validation rows and keep it if it is the best so far."""
         if self.evaluator is None:
             raise SoftPromptError("there are no validation rows")
-        with self._averaged():
-            evaluation = self.evaluator.evaluate(self._progress)
+        evaluation = self.evaluator.evaluate(self._progress)
         if evaluation.better_than(self.best_evaluation, self.metric):
             self.best, self.best_evaluation, self.best_step = self.prompt, evaluation, self.state.global_step
         figures = {key: value for key, value in evaluation.to_json().items() if isinstance(value, int | float)}
@@ -185,46 +183,6 @@ class PromptTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def average(self) -> None:
-        """Take the weights after a step into their exponential average, if the recipe asks for one."""
-        decay, step = self.recipe.average, self.state.global_step
-        if not decay:
-            return
-        share = (1 - decay) / (1 - decay**step)  # the weights of all steps so far sum to 1
-        for name, weight in self._trained().items():
-            mean = self._averages.setdefault(name, weight.detach().clone())
-            mean.lerp_(weight.detach(), share)
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Within it the model has the averaged weights, where there are any."""
-        weights = self._trained()
-        before = {name: weights[name].detach().clone() for name in self._averages}
-        _put(weights, self._averages)
-        try:
-            yield
-        finally:
-            _put(weights, before)
-
-    def _trained(self) -> dict[str, Tensor]:
-        """What is trained: the prompt, and the network that it may be behind."""
-        return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The Trainer's optimiser; a residual network's weights have a rate of their own."""
-        if self.optimizer is not None:
-            return self.optimizer
-        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        own = {id(prompt) for prompt in self.model.prompts}
-        others = [w for group in optimizer.param_groups for w in group["params"] if id(w) not in own]
-        if others and self.recipe.residual:
-            for group in optimizer.param_groups:
-                group["params"] = [w for w in group["params"] if id(w) in own]
-            optimizer.add_param_group(
-                {"params": others, "lr": self.recipe.residual_learning_rate, "weight_decay": self.recipe.weight_decay}
-            )
-        return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One step, which must leave a finite loss and gradient."""
@@ -278,8 +236,7 @@ class PromptTrainer(Trainer):
         folder = Path(output_dir or self._folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {} if self.best is None else {"best": self.best}
-        tensors |= {f"trained.{name}": weight.detach().cpu().clone() for name, weight in self._trained().items()}
-        tensors |= {f"average.{name}": mean.cpu() for name, mean in self._averages.items()}
+        tensors[_TRAINED] = self.prompt
         evaluation = None if self.best_evaluation is None else self.best_evaluation.to_json()
         about = json.dumps({"step": self.best_step, "evaluation": evaluation})
         save_file(tensors, folder / _PROMPT, metadata={"best": about})
@@ -300,28 +257,20 @@ class PromptTrainer(Trainer):
             self.state = TrainerState.load_from_json(str(checkpoint / STATE))
         except Exception as error:
             raise SoftPromptError(f"{checkpoint}: the checkpoint is damaged ({error}); remove it") from error
-        _put(self._trained(), {name[8:]: tensor for name, tensor in tensors.items() if name.startswith("trained.")})
-        device = self.model.base.device
-        self._averages = {name[8:]: t.to(device) for name, t in tensors.items() if name.startswith("average.")}
+        with torch.no_grad():
+            self.model.prompts[0].copy_(tensors[_TRAINED])
         self.best, self.best_step = tensors.get("best"), best["step"]
         if best["evaluation"] is not None:
             self.best_evaluation = Evaluation(**best["evaluation"])
 
 
-@torch.no_grad()
-def _put(weights: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    for name, value in values.items():
-        weights[name].copy_(value)
-
-
 class _Validations(TrainerCallback):
-    """Averages after each step, validates the last step too, and stops a run that is out of patience."""
+    """Validates the last step too, and stops a run that is out of patience."""
 
     def __init__(self, trainer: PromptTrainer) -> None:
         self._trainer = trainer
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._trainer.average()
         if state.global_step >= state.max_steps and self._trainer.evaluator is not None:
             control.should_evaluate = True
 
