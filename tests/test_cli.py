@@ -207,7 +207,7 @@ def test_predict_prints_labels(prompt, base_folder):
     expected = softprompt.predict(load_base(base_folder, dtype="float32"), SoftPrompt.load(prompt), Task(**TASK), texts)
     assert found == {
         "predictions": [
-            {"text": text, "label": one.label, "probabilities": one.probabilities}
+            {"text": text, "label": one.label, "probabilities": one.probabilities, "truncated": False}
             for text, one in zip(texts, expected, strict=True)
         ]
     }
@@ -218,9 +218,26 @@ def test_predict_prints_labels(prompt, base_folder):
 
 def test_predict_prints_texts_and_columns(text_prompt):
     found = printed("predict", text_prompt, "--input", "colours.jsonl")
-    assert [set(one) for one in found["predictions"]] == [{"text", "columns", "output"}] * 2
+    assert [set(one) for one in found["predictions"]] == [{"text", "columns", "output", "truncated"}] * 2
     assert found["predictions"][0]["text"] == "grass is often"
     assert found["predictions"][0]["columns"] == {"thing": "grass", "how": "often"}
+
+
+def test_texts_that_are_cut_are_said(prompt, base_folder):
+    long = "good " * 200
+    told = "warning: 1 of 2 texts were cut: the base's context has room for 252 tokens of text and answer"
+    asked = run("predict", prompt, "nice", long, "--json")
+    assert [one["truncated"] for one in json.loads(asked.stdout)["predictions"]] == [False, True]
+    assert told in asked.stderr.splitlines()
+    Path("long.csv").write_text(f"text,label\nnice,positive\n{long},positive\n")
+    asked = run("evaluate", prompt, "long.csv")
+    assert told in asked.stderr.splitlines()
+    assert "texts cut" in asked.stdout
+    asked = run("train", "task.yaml", "--set", "data.train=long.csv", "--set", "data.validation=null", "--output", "x")
+    assert "all 2 rows have the label" in asked.stderr  # known before anything is cut
+    Path("long.csv").write_text(f"text,label\nnice,positive\n{long},negative\n")
+    asked = run("train", "task.yaml", "--set", "data.train=long.csv", "--set", "data.validation=null", "--output", "x")
+    assert told in asked.stderr.splitlines()
 
 
 def test_predict_reads_files_and_stdin(prompt):
@@ -426,9 +443,7 @@ def test_a_disk_that_fills_up_is_one_line(project, monkeypatch):
     log = Path("runs/mood/log.jsonl")
     log.unlink()
     log.symlink_to("/dev/full")
-    assert refused("train", "task.yaml", "--resume").startswith(
-        "runs/mood/log.jsonl: the log can't be written: No space"
-    )
+    assert refused("train", "task.yaml", "--resume").startswith("runs/mood/log.jsonl: cannot be written: No space")
     log.unlink()
     printed("train", "task.yaml", "--resume")
     with monkeypatch.context() as patch:
@@ -441,7 +456,7 @@ def test_a_read_only_folder_is_one_line(project, monkeypatch):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
 
     monkeypatch.setattr(Path, "mkdir", read_only)
-    assert refused("train", "task.yaml") == "runs/mood: the run's folder can't be made: Read-only file system"
+    assert refused("train", "task.yaml") == "runs/mood/run.json: cannot be written: Read-only file system"
 
 
 def test_a_prompt_of_another_base_is_refused(prompt, tmp_path):

@@ -47,6 +47,17 @@ def test_list_prints_its_document(library):
     assert found["damaged"] == []
 
 
+def test_a_prompt_of_peft_s_is_added_with_a_task(library):
+    Path("task.yaml").write_text(
+        'name: mood\nbase: any\ntask: {template: "{text}", labels: [a, b]}\ndata: {train: train.csv}\n'
+    )
+    printed("library", "add", "peft", "saved", "--task", "task.yaml")
+    assert library.get("peft").card.task["labels"] == ["a", "b"]
+    assert torch.equal(library.get("peft").embeddings, torch.zeros(5, 32))
+    assert SoftPrompt.load("saved").card.task is None
+    assert "no.yaml" in refused("library", "add", "peft", "saved", "--task", "no.yaml")
+
+
 def test_from_add_to_remove(library):
     found = printed("library", "add", "mood", "saved")
     assert set(found) == ENTRY_KEYS

@@ -10,7 +10,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from rich.table import Table
 
 from softprompt.errors import SoftPromptError
 from softprompt.evaluation import Evaluation, Prediction, evaluate, predict
+from softprompt.files import write_file
 from softprompt.models.base import EMBEDDED, Base, load_base
 from softprompt.models.sources import Snippet, read_snippets
 from softprompt.progress import TrainingProgress, progress_bar
@@ -122,7 +122,7 @@ def prepare(output: Path, files: Mapping[str, Sequence[Snippet]], steps: int | N
         output.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             if not (resume and (output / name).exists()):
-                _write(output / name, text)
+                write_file(output / name, text)
     except OSError as error:
         raise SoftPromptError(f"{output}: the demo's files can't be written: {error.strerror}") from error
     return load_task_file(output / _TASK_FILE, [] if steps is None else [f"recipe.max_steps={steps}"])
@@ -175,15 +175,6 @@ def _to_csv(snippets: Sequence[Snippet]) -> str:
     writer.writerow(["text", "label"])
     writer.writerows((one.text, "positive" if one.rating > 0 else "negative") for one in snippets)
     return text.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _tell(

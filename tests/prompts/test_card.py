@@ -7,6 +7,7 @@ import json
 import struct
 from datetime import datetime, timedelta
 from importlib.metadata import PackageNotFoundError
+from typing import Any
 
 import pytest
 import torch
@@ -71,17 +72,38 @@ def test_versions_from_a_tree_that_was_never_installed(monkeypatch: pytest.Monke
     assert Card().versions == {"peft": "1.0", "torch": "1.0", "transformers": "1.0"}
 
 
-def test_json_round_trip_keeps_unknown_keys() -> None:
+def test_json_round_trip() -> None:
     card = Card(base=IDENTITY, task={"labels": ["a", "b"]}, metrics={"accuracy": 0.5})
-    content = json.loads(card.model_dump_json()) | {"mood": {"sunny": [1, None]}}
+    assert Card.parse(json.loads(card.model_dump_json())) == card
+
+
+def test_a_misspelt_key_is_said_where_a_card_is_read(caplog: pytest.LogCaptureFixture) -> None:
+    content = json.loads(Card(base=IDENTITY).model_dump_json()) | {"taks": {"labels": ["a", "b"]}}
     content["base"]["nickname"] = "bee"
-    kept = json.loads(Card.parse(content).replace(metrics={"accuracy": 0.75}).model_dump_json())
-    assert kept == content | {"metrics": {"accuracy": 0.75}}
+    for _ in range(2):  # once
+        assert Card.parse(content, "here/card.json") == Card(**Card.parse(content, "here/card.json").model_dump())
+    assert [record.getMessage() for record in caplog.records] == [
+        "here/card.json: unknown keys are passed over: taks",
+        "here/card.json: base: unknown keys are passed over: nickname",
+    ]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Card(taks={}),
+        lambda: Card().replace(taks={}),
+        lambda: Card(base={**IDENTITY.model_dump(), "taks": 1}),
+    ],
+)
+def test_a_misspelt_key_is_refused_where_a_card_is_made(make: Any) -> None:
+    with pytest.raises(SoftPromptError, match=r"card: (base\.)?taks: unknown key"):
+        make()
 
 
 def test_replace_validates() -> None:
     assert Card().replace(recipe={"steps": 3}).recipe == {"steps": 3}
-    with pytest.raises(ValidationError):
+    with pytest.raises(SoftPromptError, match=r"card: recipe\.dtype"):
         Card().replace(recipe={"dtype": torch.float32})
 
 

@@ -57,7 +57,7 @@ def test_added_and_got_is_the_same(tmp_path):
     base = make_base()
     task = {"template": "é {text}\n", "target": " {label}", "labels": ["a", "b"]}
     start = SoftPrompt.from_text(base, "Mood?", 5)
-    added = SoftPrompt(start.embeddings, start.card.replace(task=task, mood="sunny"))
+    added = SoftPrompt(start.embeddings, start.card.replace(task=task))
     entry = library.add("mood", added)
     found = library.get("mood")
     assert torch.equal(found.embeddings, added.embeddings)

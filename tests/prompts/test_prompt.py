@@ -274,3 +274,16 @@ def test_load_checks_the_base(tiny_base: Base, tmp_path: Path) -> None:
     with pytest.raises(WrongBaseError, match=r"prompt .*bad was made for base 'other' .*V=300.*'tiny-llama'.*V=258"):
         SoftPrompt.load(tmp_path / "bad", base=tiny_base)
     assert SoftPrompt.load(tmp_path / "bad").card.base == foreign
+
+
+def test_the_hash_is_computed_only_where_the_tensor_was_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = SoftPrompt(torch.ones(2, 4))
+    calls = []
+    monkeypatch.setattr("softprompt.prompts.prompt.digest", lambda tensor: calls.append(0) or digest(tensor))
+    assert prompt.sha256 == digest(torch.ones(2, 4))
+    assert calls == []
+    prompt.embeddings.mul_(2)
+    assert prompt.sha256 == digest(torch.full((2, 4), 2.0))
+    assert calls == [0]
+    with torch.inference_mode():
+        assert SoftPrompt(torch.ones(2, 4)).sha256 == digest(torch.ones(2, 4))

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from softprompt.errors import SoftPromptError
-from softprompt.tasks import Task, validation_line
+from softprompt.tasks import Task
+from softprompt.text import validation_line
 
 TEMPLATE = "Review: {text}\nSentiment:"
 

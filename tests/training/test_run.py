@@ -167,6 +167,16 @@ def test_the_best_prompt_is_kept_and_patience_ends_the_run(
     assert len(prompts) == 5
 
 
+def test_patience_goes_by_what_makes_a_prompt_the_best(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of equal scores the lower log loss is better, and brings patience back."""
+    losses = iter([0.9, 0.8, 0.7, 0.6, 0.6, 0.65, 0.5])
+    monkeypatch.setattr(
+        Evaluator, "evaluate", lambda *_: Evaluation(n=1, accuracy=0.5, log_loss=next(losses), seconds=0.0)
+    )
+    run = learn(tiny_base, recipe=recipe(max_steps=60, evaluate_every=6, patience=2))
+    assert (run.steps, run.best_step) == (36, 24)
+
+
 def test_the_last_step_is_validated_whatever_the_interval(tiny_base: Base) -> None:
     run = learn(tiny_base, recipe=recipe(max_steps=8, evaluate_every=5))
     assert [entry["step"] for entry in run.history if "eval_accuracy" in entry] == [5, 8]

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from softprompt.commands.options import LIBRARY, Json, LibraryFolder, PromptFolder, PromptName, Reference, Repository
+from softprompt.commands.opening import with_task
+from softprompt.commands.options import (
+    LIBRARY,
+    Json,
+    LibraryFolder,
+    PromptFolder,
+    PromptName,
+    Reference,
+    Repository,
+    TaskFile,
+)
 from softprompt.commands.terminal import print_result, reporting
 from softprompt.errors import SoftPromptError, UnknownPromptError
 
@@ -45,12 +55,18 @@ def list_prompts(folder: LibraryFolder = LIBRARY, as_json: Json = False) -> None
 
 
 @library_app.command("add")
-def add_prompt(name: PromptName, prompt: PromptFolder, folder: LibraryFolder = LIBRARY, as_json: Json = False) -> None:
+def add_prompt(
+    name: PromptName,
+    prompt: PromptFolder,
+    folder: LibraryFolder = LIBRARY,
+    task: TaskFile = None,
+    as_json: Json = False,
+) -> None:
     """Keep a prompt as a new version of NAME, which becomes the current one."""
     with reporting() as out:
         from softprompt.prompts.library import PromptLibrary
 
-        entry = PromptLibrary(folder).add(name, prompt)
+        entry = PromptLibrary(folder).add(name, prompt if task is None else with_task(prompt, task))
         print_result(
             out, _entry(entry) if as_json else None, f"Added {entry.name}@{entry.version}, {entry.bytes:,} bytes"
         )

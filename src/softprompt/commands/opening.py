@@ -37,6 +37,15 @@ def open_prompt(
     return prompt, task, base_of(path, prompt, base, dtype)
 
 
+def with_task(path: Path, task_file: Path) -> SoftPrompt:
+    """The prompt in a folder, such as one of PEFT's, with the task of a task file on its card."""
+    from softprompt.prompts import SoftPrompt
+    from softprompt.training.taskfile import load_task_file
+
+    prompt, task = SoftPrompt.load(path), load_task_file(task_file).task
+    return SoftPrompt(prompt.embeddings, prompt.card.replace(task=task.model_dump(exclude_none=True)))
+
+
 def load_calibrated(
     prompt: SoftPrompt, task: Task, load: Callable[[], Base], calibrate: str | None
 ) -> tuple[SoftPrompt, Base]:

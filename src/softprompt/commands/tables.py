@@ -17,17 +17,18 @@ if TYPE_CHECKING:
 
 def figures_table(evaluations: Mapping[str, Evaluation | None]) -> Table:
     """One row for each evaluation, one column for each figure."""
+    any_cut = any(evaluation is not None and evaluation.truncated for evaluation in evaluations.values())
     found = {
         name: {
             key: value
             for key, value in evaluation.to_json().items()
-            if isinstance(value, int | float) and key not in ("truncated", "seconds")
+            if isinstance(value, int | float) and key != "seconds" and (key != "truncated" or any_cut)
         }
         for name, evaluation in evaluations.items()
         if evaluation is not None
     }
     keys = list(next(iter(found.values())))
-    table = Table("rows", *keys)
+    table = Table("rows", *("texts cut" if key == "truncated" else key for key in keys))
     for name, figures in found.items():
         table.add_row(name, *(f"{value:.4f}" if isinstance(value, float) else str(value) for value in figures.values()))
     return table

@@ -17,7 +17,8 @@ from softprompt.models.base import Base, load_base
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoder
 from softprompt.tasks.rows import Row, check_trainable, load_rows, with_validation
-from softprompt.tasks.task import LABEL_COLUMN, Task, shown
+from softprompt.tasks.task import LABEL_COLUMN, Task
+from softprompt.text import shown
 from softprompt.training.taskfile import PromptStart, TaskFile, make_prompt
 
 FEW_ROWS = 100  # of validation or test: below, the standard error of a share is 5% and more

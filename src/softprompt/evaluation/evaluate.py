@@ -6,6 +6,7 @@ servers.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -19,12 +20,13 @@ from softprompt.models.generation import generate
 from softprompt.models.prompted import PromptedModel
 from softprompt.models.scoring import score, shares
 from softprompt.prompts.prompt import SoftPrompt
-from softprompt.tasks.encode import Encoder
+from softprompt.tasks.encode import Encoded, Encoder
 from softprompt.tasks.metrics import classification_metrics, text_metrics
 from softprompt.tasks.rows import Row, Rows, as_rows, rows_from
 from softprompt.tasks.task import Task
 
 Progress = Callable[[int], None]
+logger = logging.getLogger(__name__)
 
 
 class Evaluation(BaseModel):
@@ -58,12 +60,17 @@ class Evaluation(BaseModel):
         return self.model_dump(exclude_none=True)
 
     def merit(self, metric: str) -> tuple[float, float]:
-        """What a choice goes by, the more the better: the task's metric; of equals, the lower log loss."""
-        return getattr(self, metric), -(self.log_loss or 0.0)
+        """What a choice goes by, see `merit`."""
+        return merit(getattr(self, metric), self.log_loss)
 
     def better_than(self, other: Evaluation | None, metric: str) -> bool:
         """Whether this is the one to keep; it is where there is no other."""
         return other is None or self.merit(metric) > other.merit(metric)
+
+
+def merit(score: float, log_loss: float | None) -> tuple[float, float]:
+    """What a choice goes by, the more the better: the task's metric; of equals, the lower log loss."""
+    return score, -(log_loss or 0.0)
 
 
 class Prediction(BaseModel):
@@ -72,6 +79,7 @@ class Prediction(BaseModel):
     Attributes:
         label, probabilities: for classification, the likeliest label and every label's probability (they sum to 1).
         output: for free text, the generated text.
+        truncated: whether the text was cut to fit the base's context.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -79,6 +87,7 @@ class Prediction(BaseModel):
     label: str | None = None
     probabilities: dict[str, float] | None = None
     output: str | None = None
+    truncated: bool = False
 
 
 class Evaluator:
@@ -108,6 +117,7 @@ class Evaluator:
         room = None if max_positions is None else max_positions - virtual
         self._encoder = Encoder(tokenizer, task, room)
         self._encoded = self._encoder.encode_rows(rows, reserve=0 if task.labels else task.max_new_tokens)
+        tell_cut(self._encoded, room)
 
     @property
     def truncated(self) -> int:
@@ -143,15 +153,17 @@ class Evaluator:
 
     def predict(self, progress: Progress | None = None) -> list[Prediction]:
         """The answer to each row."""
-        labels = self.task.labels
+        labels, cut = self.task.labels, self._encoded.cut
         if labels is None:
-            return [Prediction(output=output) for output in self.outputs(progress)]
+            answers = zip(self.outputs(progress), cut, strict=True)
+            return [Prediction(output=output, truncated=was_cut) for output, was_cut in answers]
         return [
             Prediction(
                 label=max(zip(row, labels, strict=True), key=lambda pair: pair[0])[1],
                 probabilities=dict(zip(labels, row, strict=True)),
+                truncated=was_cut,
             )
-            for row in self.probabilities(progress).tolist()
+            for row, was_cut in zip(self.probabilities(progress).tolist(), cut, strict=True)
         ]
 
     def evaluate(self, progress: Progress | None = None) -> Evaluation:
@@ -164,6 +176,17 @@ class Evaluator:
                 self._encoded.label or [], self.probabilities(progress).numpy(), self.task.labels
             )
         return Evaluation(**figures, truncated=self.truncated, seconds=time.perf_counter() - start)
+
+
+def tell_cut(encoded: Encoded, room: int | None) -> None:
+    """Say how many texts were cut to fit their room, if any were."""
+    if encoded.truncated:
+        logger.warning(
+            "%s of %s texts were cut: the base's context has room for %s tokens of text and answer",
+            f"{encoded.truncated:,}",
+            f"{len(encoded.cut):,}",
+            f"{room:,}",
+        )
 
 
 def evaluate(

@@ -45,6 +45,7 @@ from softprompt.errors import SoftPromptError
 from softprompt.models import sources
 from softprompt.models.decoder import reach
 from softprompt.prompts.card import BaseIdentity
+from softprompt.text import causes, first_line
 
 logger = logging.getLogger(__name__)
 EMBEDDED = "smollm2-135m"
@@ -209,7 +210,7 @@ def load_base(
     try:
         model.to(place)  # type: ignore[arg-type]  # transformers' wrapper hides the argument's type
     except (RuntimeError, ValueError) as error:
-        raise SoftPromptError(f"base {name!r} cannot be moved to {place}: {_first_line(error)}") from error
+        raise SoftPromptError(f"base {name!r} cannot be moved to {place}: {first_line(error)}") from error
     model.requires_grad_(False)
     if dtype == "auto":
         why = f"as {DTYPE_VARIABLE} says" if os.environ.get(DTYPE_VARIABLE) else f"as fits this machine's {place.type}"
@@ -284,7 +285,7 @@ def _choose_device(device: str | torch.device) -> torch.device:
         torch.zeros(1, device=chosen).item()
     except (RuntimeError, AssertionError, TypeError) as error:  # torch raises all three
         raise SoftPromptError(
-            f"device {str(device)!r} cannot be used: {_first_line(error)}; 'auto' takes one that can"
+            f"device {str(device)!r} cannot be used: {first_line(error)}; 'auto' takes one that can"
         ) from error
     return chosen
 
@@ -406,10 +407,10 @@ def _split_as_stated(tokenizer: PreTrainedTokenizerBase, file: str) -> None:
 
 
 def _explain(name: str, error: BaseException) -> str:
-    causes = list(_causes(error))
+    found = list(causes(error))
 
     def is_due_to(*kinds: type[Exception]) -> bool:
-        return any(isinstance(cause, kinds) for cause in causes)
+        return any(isinstance(cause, kinds) for cause in found)
 
     if is_due_to(hub_errors.GatedRepoError):
         return f"base {name!r} is gated: accept its terms on the hub, then log in with `hf auth login`"
@@ -429,17 +430,7 @@ def _explain(name: str, error: BaseException) -> str:
         return _no_tokenizer(name)
     if "use_safetensors" in message:
         return _no_safetensors(name)
-    return f"base {name!r} cannot be loaded: {type(error).__name__}: {_first_line(error)}"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "no message")
+    return f"base {name!r} cannot be loaded: {type(error).__name__}: {first_line(error)}"
 
 
 def _unpack(folder: Path) -> None:

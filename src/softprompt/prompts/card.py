@@ -6,19 +6,23 @@ Owns the fields of `card.json`, their validation and their versions. Does not kn
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError
 
 from softprompt.errors import SoftPromptError, WrongBaseError
+from softprompt.text import validation_line
 
 if TYPE_CHECKING:  # a card is read without PyTorch, which takes a second to import
     from torch import Tensor
 
 FORMAT_VERSION = 1
+logger = logging.getLogger(__name__)
 
 
 def digest(embeddings: Tensor) -> str:
@@ -43,13 +47,27 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
-class BaseIdentity(BaseModel):
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def _known(cls, content: dict[str, Any], where: str) -> dict[str, Any]:
+        """The keys of a file that mean something. The others are said, once: one of them may be misspelt."""
+        if unknown := sorted(set(content) - set(cls.model_fields)):
+            _tell_unknown(where, ", ".join(unknown))
+        return {key: value for key, value in content.items() if key in cls.model_fields}
+
+
+@cache
+def _tell_unknown(where: str, keys: str) -> None:
+    logger.warning("%s: unknown keys are passed over: %s", where, keys)
+
+
+class BaseIdentity(_Part):
     """Which base a prompt belongs to.
 
     Two identities are the same base when all but their names agree: a copy under another name is that base.
     """
-
-    model_config = ConfigDict(frozen=True, extra="allow")
 
     name: str
     architecture: str  # the model's class, such as "LlamaForCausalLM"
@@ -76,13 +94,11 @@ class BaseIdentity(BaseModel):
             )
 
 
-class Card(BaseModel):
-    """What a prompt's file says of itself. Keys that this version does not know are kept.
+class Card(_Part):
+    """What a prompt's file says of itself.
 
     `SoftPrompt` fills in `sha256`; whoever makes or trains a prompt fills in the rest.
     """
-
-    model_config = ConfigDict(frozen=True, extra="allow")
 
     format_version: int = Field(default=FORMAT_VERSION, ge=1, le=FORMAT_VERSION)
     base: BaseIdentity | None = None
@@ -95,9 +111,18 @@ class Card(BaseModel):
     created: str = Field(default_factory=lambda: timestamp(datetime.now(timezone.utc)))
     sha256: str = ""  # of the float32 tensor's bytes, see `digest`
 
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise SoftPromptError(validation_line(error, "card")) from None
+
+    # pydantic's own mark: where a card is read, it is validated without this __init__.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
     def replace(self, **fields: Any) -> Card:
         """A validated copy with `fields` changed, such as `card.replace(task=..., metrics=...)`."""
-        return Card.model_validate(self.model_dump() | fields)
+        return Card(**(self.model_dump() | fields))
 
     def log_priors(self, labels: Sequence[str] | None) -> list[float] | None:
         """What calibration takes out of the labels' log-likelihoods, in their order.
@@ -124,6 +149,8 @@ class Card(BaseModel):
     def parse(cls, content: dict[str, Any], where: str = "card.json") -> Card:
         """The card in the JSON object `content`; `where` names its file in errors.
 
+        Keys that mean nothing are said in a log line.
+
         Raises:
             SoftPromptError: a newer format version, or a field that is missing or of a wrong type.
         """
@@ -135,9 +162,10 @@ class Card(BaseModel):
             )
         if found is None:
             raise SoftPromptError(f"{where} has no format_version: it is not the card of a soft prompt")
+        known, base = cls._known(content, where), content.get("base")
+        if isinstance(base, dict):
+            known["base"] = BaseIdentity._known(base, f"{where}: base")
         try:
-            return cls.model_validate(content)
+            return cls.model_validate(known)
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise SoftPromptError(f"{where}: {key}: {first['msg']}") from None
+            raise SoftPromptError(validation_line(error, where)) from None

@@ -15,7 +15,6 @@ import os
 import shutil
 import time
 import uuid
-from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,8 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from softprompt.errors import SoftPromptError
-from softprompt.prompts.card import Card, digest, timestamp
+from softprompt.files import sync, sync_all
+from softprompt.prompts.card import Card, timestamp
 from softprompt.prompts.json_text import with_short_lists
 from softprompt.prompts.names import CARD, CONFIG, FILES, WEIGHTS
 
@@ -67,7 +67,7 @@ def save(embeddings: Tensor, card: Card, path: str | Path, *, force: bool = Fals
                 _swap(new, target, backup)
             else:  # fails where another process has just put a prompt there
                 os.rename(new, target)
-                _sync(target.parent)
+                sync(target.parent)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             raise
@@ -79,7 +79,7 @@ def save(embeddings: Tensor, card: Card, path: str | Path, *, force: bool = Fals
 
 
 def load(path: str | Path) -> tuple[Tensor, Card]:
-    """Read the folder `path`, written by `save` or by PEFT: the `[P, H]` tensor as stored, and its card.
+    """Read the folder `path`, written by `save` or by PEFT: the `[P, H]` tensor as stored, and its card as it is.
 
     Without a `card.json` the card names no base and its initialisation is what PEFT's configuration states.
 
@@ -100,10 +100,6 @@ def load(path: str | Path) -> tuple[Tensor, Card]:
         card = Card.parse(_read_json(folder / CARD), str(folder / CARD))
     except OSError as error:
         raise SoftPromptError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
-    if card.sha256 != digest(embeddings):
-        raise SoftPromptError(
-            f"{folder / WEIGHTS} is not the tensor whose sha256 is in {CARD}: copy or save the folder anew"
-        )
     return embeddings, card
 
 
@@ -140,10 +136,7 @@ def _write(folder: Path, embeddings: Tensor, card: Card) -> None:
     _peft_config(embeddings, card).save_pretrained(str(folder))
     (folder / WEIGHTS).write_bytes(to_safetensors({TENSOR: embeddings}, metadata={"format": "pt"}))
     (folder / CARD).write_text(with_short_lists(card.model_dump_json(indent=2)) + "\n", encoding="utf-8")
-    for file in folder.iterdir():
-        with file.open("r+b") as handle:
-            os.fsync(handle.fileno())
-    _sync(folder)
+    sync_all(folder)
 
 
 def _swap(new: Path, target: Path, backup: Path) -> None:
@@ -155,17 +148,8 @@ def _swap(new: Path, target: Path, backup: Path) -> None:
     except BaseException:
         os.rename(backup, target)
         raise
-    _sync(target.parent)
+    sync(target.parent)
     shutil.rmtree(backup, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    with suppress(OSError):  # not every system can do this with a folder; it bears on power cuts only
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _peft_config(embeddings: Tensor, card: Card) -> Any:

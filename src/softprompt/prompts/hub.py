@@ -22,6 +22,7 @@ from softprompt.errors import SoftPromptError
 from softprompt.prompts.card import Card
 from softprompt.prompts.names import CONFIG, FILES, WEIGHTS
 from softprompt.prompts.prompt import SoftPrompt
+from softprompt.text import causes, first_line
 
 _README = "README.md"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -168,12 +169,12 @@ def _saying(repo_id: str, done: str) -> Iterator[None]:
 
 def _explain(repo_id: str, done: str, error: Exception) -> str:
     where = f"repository '{repo_id}'"
-    causes = [*_causes(error)]
-    if any(isinstance(cause, hub_errors.GatedRepoError) for cause in causes):
+    found = [*causes(error)]
+    if any(isinstance(cause, hub_errors.GatedRepoError) for cause in found):
         return f"{where} is gated: accept its terms on the hub, then log in with {_LOG_IN}"
-    if any(isinstance(cause, hub_errors.HFValidationError) for cause in causes):
+    if any(isinstance(cause, hub_errors.HFValidationError) for cause in found):
         return _no_repository(repo_id)
-    for cause in causes:
+    for cause in found:
         if isinstance(cause, hub_errors.RevisionNotFoundError):
             return f"{where} has no such revision on the hub"
         if isinstance(cause, hub_errors.RepositoryNotFoundError):
@@ -184,21 +185,11 @@ def _explain(repo_id: str, done: str, error: Exception) -> str:
                 return f"{where} cannot be {done}: the hub does not know who you are; log in with {_LOG_IN}"
             if status == 403:
                 return f"{where} cannot be {done}: your token does not allow it; log in with {_LOG_IN} as one who may"
-            return f"{where} cannot be {done}: the hub answered {status}: {_first_line(cause)}"
-    if any(isinstance(cause, _UNREACHABLE) for cause in causes):
+            return f"{where} cannot be {done}: the hub answered {status}: {first_line(cause)}"
+    if any(isinstance(cause, _UNREACHABLE) for cause in found):
         return f"{where} cannot be {done}: the hub cannot be reached; check the network (is HF_HUB_OFFLINE set?)"
-    return f"{where} cannot be {done}: {_first_line(causes[-1])}"
+    return f"{where} cannot be {done}: {first_line(found[-1])}"
 
 
 def _no_repository(repo_id: str) -> str:
     return f"'{repo_id}' can't be the name of a repository on the hub: write OWNER/NAME"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

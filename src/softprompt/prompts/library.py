@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from softprompt.errors import SoftPromptError, UnknownPromptError
+from softprompt.files import sync
 from softprompt.prompts.card import Card
 from softprompt.prompts.faults import FOREIGN, Fault, find_faults
 from softprompt.prompts.names import CARD, CONFIG, FILES, WEIGHTS, check_name, is_name, split_name
-from softprompt.prompts.store import Store, check_kind, read_checked, sync
+from softprompt.prompts.store import Store, check_kind, read_checked
 from softprompt.prompts.versions import Versions, digest
 
 if TYPE_CHECKING:
@@ -107,6 +108,10 @@ class PromptLibrary:
             UnknownPromptError: there is none of that name, or no such version.
             SoftPromptError: a file of it is damaged or missing, naming the file; see also the class.
         """
+        return self.load(name)[1]
+
+    def load(self, name: str) -> tuple[Entry, SoftPrompt]:
+        """What `entry` and `get` give, of the same version and read once; also for what it raises."""
         return self._find(name, self._load)
 
     def entry(self, name: str) -> Entry:
@@ -302,11 +307,11 @@ class PromptLibrary:
         entry = self._entry(name, number, versions)
         return entry, {file: read_checked(entry.path / file, versions.versions[number]) for file in FILES}
 
-    def _load(self, name: str, number: int, versions: Versions) -> SoftPrompt:
+    def _load(self, name: str, number: int, versions: Versions) -> tuple[Entry, SoftPrompt]:
         from softprompt.prompts.prompt import SoftPrompt
 
         entry, _ = self._whole(name, number, versions)
         prompt = SoftPrompt.load(entry.path)
         if prompt.card != entry.card:  # the card was deleted a moment ago, and the rest looked like a prompt of PEFT's
             raise SoftPromptError(f"{entry.path / CARD} is missing")
-        return prompt
+        return entry, prompt

@@ -20,7 +20,7 @@ from softprompt.errors import SoftPromptError, WrongBaseError
 from softprompt.prompts import files, initializers
 from softprompt.prompts.card import Card, digest
 from softprompt.prompts.initializers import EmbeddingSource
-from softprompt.prompts.names import WEIGHTS
+from softprompt.prompts.names import CARD, WEIGHTS
 
 if TYPE_CHECKING:
     from peft import PromptTuningConfig
@@ -75,8 +75,9 @@ class SoftPrompt:
 
     @property
     def sha256(self) -> str:
-        """SHA-256, in hex, of the embeddings as they are now."""
-        return digest(self.embeddings)
+        """SHA-256, in hex, of the embeddings as they are now; computed only where they were changed in place."""
+        is_as_made = not self.embeddings.is_inference() and self.embeddings._version == 0
+        return self.card.sha256 if is_as_made else digest(self.embeddings)
 
     @classmethod
     def from_text(
@@ -202,6 +203,10 @@ class SoftPrompt:
             prompt = cls(embeddings, card)
         except SoftPromptError as error:
             raise type(error)(f"{Path(path) / WEIGHTS}: {error}") from None
+        if card.sha256 not in ("", prompt.card.sha256):
+            raise SoftPromptError(
+                f"{Path(path) / WEIGHTS} is not the tensor whose sha256 is in {CARD}: copy or save the folder anew"
+            )
         if base is not None:
             prompt.check_base(base, f"prompt {path}")
         return prompt

@@ -25,6 +25,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from softprompt.errors import SoftPromptError
+from softprompt.files import sync, write_file
 from softprompt.prompts.names import split_name
 from softprompt.prompts.versions import Versions, digest
 
@@ -143,10 +144,7 @@ class Store:
     def write(self, name: str, versions: Versions, mark: Path) -> None:
         """Put `versions` into force: all of it or nothing."""
         new = mark / INDEX
-        with new.open("w", encoding="utf-8") as handle:
-            handle.write(versions.text())
-            handle.flush()
-            os.fsync(handle.fileno())
+        write_file(new, versions.text())
         os.replace(new, self.folder / name / INDEX)
         sync(self.folder / name)
 
@@ -211,16 +209,6 @@ def read_checked(file: Path, digests: Mapping[str, str]) -> bytes:
             "version"
         )
     return content
-
-
-def sync(folder: Path) -> None:
-    """What was renamed in `folder` outlasts a power cut, where the system can do that with a folder."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _read(file: Path) -> bytes:

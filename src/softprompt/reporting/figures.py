@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
+from softprompt.text import shorten
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -181,9 +183,7 @@ def _ink(ground: Sequence[float]) -> str:
 
 
 def _short(text: str, most: int = 18) -> str:
-    # A dollar sign would start a formula.
-    text = " ".join(text.split()).replace("$", r"\$")
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return shorten(text, most).replace("$", r"\$")  # a dollar sign would start a formula
 
 
 def finite(points: Sequence[tuple[int, Any]]) -> list[tuple[float, float]]:

@@ -6,7 +6,6 @@ how any of it is shown.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from softprompt.errors import SoftPromptError
 from softprompt.evaluation import Evaluation, predict
+from softprompt.files import write_file
 from softprompt.models.base import Base
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.rows import Row
 from softprompt.tasks.task import Task
+from softprompt.text import shorten
 
 FINDINGS = "report.json"
 _MOST_MISTAKES = 20
-_LONGEST_TEXT = 300  # characters of a text that a report shows
+LONGEST_TEXT = 300  # characters of a text that a report shows
 
 
 class Word(BaseModel):
@@ -138,9 +139,9 @@ def find_mistakes(
             found.append(
                 Mistake(
                     place=row.place,
-                    text=shorten(row.columns[task.columns[0]] if len(task.columns) == 1 else task.render(row.columns)),
-                    right=shorten(right),
-                    given=shorten(given),
+                    text=shorten(_text(row, task), LONGEST_TEXT),
+                    right=shorten(right, LONGEST_TEXT),
+                    given=shorten(given, LONGEST_TEXT),
                     probability=probability,
                 )
             )
@@ -148,27 +149,8 @@ def find_mistakes(
     return found[:_MOST_MISTAKES]
 
 
-def shorten(text: str, most: int = _LONGEST_TEXT) -> str:
-    """A text on one line, cut where it is longer than `most` characters."""
-    text = " ".join(text.split())
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def write_file(path: Path, content: str) -> None:
-    """Replace a file, at once or not at all.
-
-    Raises:
-        SoftPromptError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise SoftPromptError(f"{path}: cannot be written: {error.strerror}") from error
+def _text(row: Row, task: Task) -> str:
+    return row.columns[task.columns[0]] if len(task.columns) == 1 else task.render(row.columns)
 
 
 def looked(document: dict[str, Any]) -> Looked:

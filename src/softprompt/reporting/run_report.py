@@ -16,15 +16,17 @@ from pydantic import ValidationError
 
 from softprompt.errors import SoftPromptError
 from softprompt.evaluation.evaluate import Evaluation
+from softprompt.files import write_file
 from softprompt.inspection import inspect
 from softprompt.models.base import Base
 from softprompt.prompts.card import Card
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.reporting import figures
-from softprompt.reporting.findings import FINDINGS, Findings, find_mistakes, looked, shorten, write_file
+from softprompt.reporting.findings import FINDINGS, LONGEST_TEXT, Findings, find_mistakes, looked
 from softprompt.reporting.page import Section, figure, page, paragraph, table
 from softprompt.tasks.rows import Rows, as_rows
 from softprompt.tasks.task import Task
+from softprompt.text import shorten
 from softprompt.training.diagnosis import diagnose
 from softprompt.training.run import LOG, MONITOR, PROMPT, RECORD
 from softprompt.training.trajectory import PERCENTILES, Trajectory
@@ -200,7 +202,7 @@ def _summary(
         rows.append(("template", task.get("template")))
         labels = task.get("labels")
         if isinstance(labels, list):
-            rows.append(("labels", shorten(", ".join(map(str, labels)))))
+            rows.append(("labels", shorten(", ".join(map(str, labels)), LONGEST_TEXT)))
         for name, key in (
             ("optimiser steps", "steps"),
             ("the prompt is from step", "best_step"),
@@ -368,8 +370,8 @@ def _recipe(card: Card | None, record: Mapping[str, Any] | None, reason: str | N
     ]
     body = table(["setting", "value"], rows, "The settings of the training; see docs/training.md")
     if card is not None and card.initialisation:
-        body += table(["what", "value"], [(key, shorten(str(value))) for key, value in card.initialisation.items()],
-                      "How the prompt started")  # fmt: skip
+        start = [(key, shorten(str(value), LONGEST_TEXT)) for key, value in card.initialisation.items()]
+        body += table(["what", "value"], start, "How the prompt started")
     return body
 
 

@@ -15,7 +15,8 @@ from softprompt.prompts.library import PromptLibrary
 from softprompt.prompts.names import split_name
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.serving.classification import Classifier
-from softprompt.tasks.task import Task, shown
+from softprompt.tasks.task import Task
+from softprompt.text import shown
 
 
 def is_path(name: str) -> bool:
@@ -155,9 +156,7 @@ class Catalogue:
         return served
 
     def _read(self, name: str) -> Served:
-        entry = self._library.entry(name)
-        # By its version, as the current one may change meanwhile.
-        prompt = self._library.get(f"{entry.name}@{entry.version}")
+        entry, prompt = self._library.load(name)
         if entry.name == self._bare.name:
             raise SoftPromptError("the base has this name: add it to the library under another one")
         prompt.check_base(self._base)

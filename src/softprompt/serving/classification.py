@@ -93,7 +93,7 @@ class Classifier:
     def _encode(self, row: Row, truncate: bool) -> Question:
         if truncate:
             encoded = self._cutting.encode_rows([row])
-            return Question(encoded.input_ids[0], self._label_ids, bool(encoded.truncated))
+            return Question(encoded.input_ids[0], self._label_ids, encoded.cut[0])
         ids = self._whole.encode_rows([row]).input_ids[0]
         if self._context is not None and self._virtual + len(ids) + self._longest > self._context:
             raise SoftPromptError(

@@ -24,7 +24,7 @@ from softprompt.serving.logs import LOGGER
 from softprompt.serving.metrics import Metrics
 from softprompt.serving.problems import ProblemError, busy, find_problem
 from softprompt.serving.streams import ClientGoneError
-from softprompt.tasks.task import shown
+from softprompt.text import shown
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send

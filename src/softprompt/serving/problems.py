@@ -17,7 +17,7 @@ from softprompt.errors import SoftPromptError, UnknownPromptError
 from softprompt.serving.catalogue import RefusedPromptError, UnknownModelError
 from softprompt.serving.engine import NotFiniteError, QueueFullError, StoppedError, TimeLimitError
 from softprompt.serving.writer import ContextError
-from softprompt.tasks.task import shown
+from softprompt.text import shorten, shown
 
 # What pydantic calls the members of a union stands among the keys of an error's place. The others, such as "list[str]",
 # are no identifiers.
@@ -116,7 +116,7 @@ def _invalid(faults: Sequence[Any]) -> ProblemError:
         messages = " or ".join(dict.fromkeys(map(_explain, meant))).replace(" or should be ", " or ")
         if messages.startswith("should"):
             messages += f", not {shown(meant[0]['input'])}"
-        by_field[_short(_place(meant[0]) or field)] = messages
+        by_field[shorten(_place(meant[0]) or field, _LONGEST_NAME)] = messages
     lines = [f"{place}: {messages}" if place else messages for place, messages in by_field.items()]
     if len(found) > _MOST_FAULTS:
         lines.append(f"and {len(found) - _MOST_FAULTS} more")
@@ -131,10 +131,6 @@ def _by_field(faults: Sequence[Any]) -> dict[str, list[Any]]:
         name = str(place[1]) if len(place) > 1 and fault["type"] != "json_invalid" else ""
         found.setdefault(name, []).append(fault)
     return found
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
 
 
 def _depth(fault: Any) -> tuple[list[int], int]:

@@ -6,7 +6,7 @@ Imports no other room of the house.
 from softprompt.tasks.encode import Encoded, Encoder
 from softprompt.tasks.metrics import classification_metrics, text_metrics
 from softprompt.tasks.rows import Row, check_trainable, load_rows, rows_from, split_rows, with_validation
-from softprompt.tasks.task import Task, validation_line
+from softprompt.tasks.task import Task
 
 __all__ = [
     "Encoded",
@@ -19,6 +19,5 @@ __all__ = [
     "rows_from",
     "split_rows",
     "text_metrics",
-    "validation_line",
     "with_validation",
 ]

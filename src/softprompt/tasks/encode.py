@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from softprompt.errors import SoftPromptError
 from softprompt.tasks.rows import Row
 from softprompt.tasks.special import Part, SpecialTokens
-from softprompt.tasks.task import LABEL_COLUMN, Task, shown
+from softprompt.tasks.task import LABEL_COLUMN, Task
+from softprompt.text import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +30,7 @@ class Encoded:
         target_ids: Each target's ids; None where the rows came without targets.
         label: Each row's index into the task's labels; None for free text or without targets.
         references: Each target as text; None for classification or without targets.
-        truncated: How many texts were cut.
+        cut: Of each text whether it was cut to fit.
         with_special: How many rows have the text of a special token in a value, where it is text.
     """
 
@@ -37,8 +38,13 @@ class Encoded:
     target_ids: list[list[int]] | None
     label: list[int] | None
     references: list[str] | None
-    truncated: int
+    cut: list[bool]
     with_special: int = 0
+
+    @property
+    def truncated(self) -> int:
+        """How many texts were cut."""
+        return sum(self.cut)
 
 
 class Encoder:
@@ -102,13 +108,13 @@ class Encoder:
         input_ids = self._encode_texts(parts)
         answers = [[] if row.target is None else self.task.target_parts(row.target) for row in rows]
         with_special = sum(any(map(self._special.in_values, pair)) for pair in zip(parts, answers, strict=True))
-        truncated = 0
+        cut = [False] * len(rows)
         for i, row in enumerate(rows):
             if self.max_tokens is not None:
                 room = self.max_tokens - max(reserve, len(targets[i]) if targets else 0)
                 if len(input_ids[i]) > room:
                     input_ids[i] = self._cut(row, input_ids[i], room)
-                    truncated += 1
+                    cut[i] = True
             if not input_ids[i]:
                 raise SoftPromptError(f"{row.place}: the tokenizer finds no tokens in {shown(row.columns)}")
         label = references = None
@@ -116,7 +122,7 @@ class Encoder:
             label = [row.label for row in rows if row.label is not None]
         elif targets is not None:
             references = [row.target for row in rows if row.target is not None]
-        return Encoded(input_ids, targets, label, references, truncated, with_special)
+        return Encoded(input_ids, targets, label, references, cut, with_special)
 
     def _encode_row_targets(self, rows: Sequence[Row]) -> list[list[int]] | None:
         if self.label_ids is not None:

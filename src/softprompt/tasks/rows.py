@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softprompt.errors import SoftPromptError
-from softprompt.tasks.task import LABEL_COLUMN, Task, shown
+from softprompt.tasks.task import LABEL_COLUMN, Task
+from softprompt.text import shown
 
 if TYPE_CHECKING:
     from datasets import Dataset

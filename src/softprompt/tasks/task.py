@@ -6,7 +6,6 @@ Owns the task's rules and how columns become text. Knows nothing of files, token
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, Any, Literal
@@ -23,6 +22,7 @@ from pydantic import (
 )
 
 from softprompt.errors import SoftPromptError
+from softprompt.text import shown, validation_line
 
 Metric = Literal["accuracy", "macro_f1", "exact_match", "token_f1", "rouge_l", "bleu"]
 
@@ -31,37 +31,6 @@ CLASSIFICATION_METRICS: tuple[Metric, ...] = ("accuracy", "macro_f1")
 TEXT_METRICS: tuple[Metric, ...] = ("exact_match", "token_f1", "rouge_l", "bleu")
 
 _PART = re.compile(r"(?P<brace>\{\{|\}\})|\{(?P<column>\w+(?:[ -]+\w+)*)\}|(?P<text>[^{}]+)|(?P<stray>[{}])")
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 80
-_short.maxlist = 10
-
-
-def shown(value: object) -> str:
-    """`repr(value)`, shortened to what fits an error's one line."""
-    return _short.repr(value)
-
-
-def validation_line(error: ValidationError, where: str) -> str:
-    """One line for a pydantic error: each key at fault with what is wrong, after the name of what was read.
-
-    Args:
-        error: What pydantic raised.
-        where: What was being read, such as the task file's name.
-    """
-    lines = []
-    for fault in error.errors(include_url=False):
-        if fault["type"] == "missing":
-            message = "is missing"
-        elif fault["type"] == "extra_forbidden":
-            message = "unknown key"
-        elif fault["type"] == "value_error":
-            message = str(fault["ctx"]["error"])
-        else:
-            message = f"{fault['msg']}, not {shown(fault['input'])}"
-        key = ".".join(str(part) for part in fault["loc"])
-        lines.append(f"{key}: {message}" if key else message)
-    return f"{where}: {'; '.join(lines)}"
 
 
 @lru_cache(maxsize=256)

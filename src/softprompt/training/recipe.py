@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from softprompt.errors import SoftPromptError
-from softprompt.tasks.task import validation_line
+from softprompt.text import validation_line
 
 # docs/training.md has the measurements behind AdamW's; Adafactor's is that of Lester et al.
 AUTO_LEARNING_RATE = {"adamw": 0.01, "adafactor": 0.3}

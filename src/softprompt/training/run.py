@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,14 +20,16 @@ from transformers import TrainerCallback
 
 from softprompt.errors import EndedElsewhereError, SoftPromptError
 from softprompt.evaluation.calibration import calibrate, check_labels, worth_keeping, worth_trying
-from softprompt.evaluation.evaluate import Evaluation, Evaluator, evaluate
+from softprompt.evaluation.evaluate import Evaluation, Evaluator, evaluate, tell_cut
+from softprompt.files import append_to, write_file
 from softprompt.models.base import Base
 from softprompt.models.generation import find_way
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoded, Encoder
 from softprompt.tasks.rows import Row, Rows, check_trainable, with_validation
-from softprompt.tasks.task import Task, shown
+from softprompt.tasks.task import Task
+from softprompt.text import shown
 from softprompt.training.diagnosis import Diagnosis, diagnose, special_texts
 from softprompt.training.interruption import Interruption
 from softprompt.training.monitor import Monitor
@@ -156,6 +157,7 @@ def train(
             check_labels(task, "recipe.calibrate")
         limits = [n for n in (recipe.max_length, _room(base, prompt)) if n is not None]
         encoded = Encoder(base.tokenizer, task, min(limits, default=None)).encode_rows(rows)
+        tell_cut(encoded, min(limits, default=None))
         evaluator = None
         if checks is not None:
             evaluator = Evaluator(model, base.tokenizer, task, checks, base.max_positions)
@@ -261,11 +263,7 @@ class _Log(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
-            try:
-                with self._path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"step": state.global_step, "time": time.time()} | logs) + "\n")
-            except OSError as error:
-                raise SoftPromptError(f"{self._path}: the log can't be written: {error.strerror}") from error
+            append_to(self._path, json.dumps({"step": state.global_step, "time": time.time()} | logs) + "\n")
 
 
 def recorded_dtype(folder: Path) -> str | None:
@@ -367,25 +365,15 @@ def check_folder(folder: Path, about: dict[str, Any], *, resume: bool, force: bo
 
 def open_run(folder: Path, about: dict[str, Any]) -> None:
     """Make the folder of a new run, once it is checked and all is ready; a run that is there is put aside."""
-    record = folder / RECORD
-    temporary = _temporary(folder)
     try:
         if _is_taken(folder):
-            Replaced(record).put_aside()
-        folder.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(about, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, record)
+            Replaced(folder / RECORD).put_aside()
     except OSError as error:
         raise SoftPromptError(f"{folder}: the run's folder can't be made: {error.strerror}") from error
-
-
-def _temporary(folder: Path) -> Path:
-    return folder / f".{RECORD}"
+    write_file(folder / RECORD, json.dumps(about, indent=1))
 
 
 def _is_taken(folder: Path) -> bool:
     """Whether something is there. The record's beginnings may be, alone, where a run was killed as it began."""
-    return folder.exists() and (not folder.is_dir() or bool(set(folder.iterdir()) - {_temporary(folder)}))
+    begun = f".{RECORD}"
+    return folder.exists() and (not folder.is_dir() or any(not e.name.startswith(begun) for e in folder.iterdir()))

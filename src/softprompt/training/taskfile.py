@@ -29,7 +29,8 @@ from softprompt.prompts import names
 from softprompt.prompts.initializers import EmbeddingSource
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.rows import Row
-from softprompt.tasks.task import LABEL_COLUMN, Task, shown, validation_line
+from softprompt.tasks.task import LABEL_COLUMN, Task
+from softprompt.text import shown, validation_line
 from softprompt.training.examples import worked_examples
 from softprompt.training.recipe import Recipe
 

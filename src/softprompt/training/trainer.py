@@ -25,7 +25,8 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 
 from softprompt.errors import SoftPromptError
-from softprompt.evaluation.evaluate import Evaluation, Evaluator
+from softprompt.evaluation.evaluate import Evaluation, Evaluator, merit
+from softprompt.files import sync_all
 from softprompt.models.prompted import PromptedModel
 from softprompt.tasks.encode import Encoded
 from softprompt.training.monitor import Monitor
@@ -167,9 +168,10 @@ class PromptTrainer(Trainer):
         return None if found is None else Path(found)
 
     def out_of_patience(self, history: Sequence[dict[str, Any]]) -> bool:
-        """Whether the last `patience` validations of a log brought nothing better."""
-        scores = [entry[f"eval_{self.metric}"] for entry in history if f"eval_{self.metric}" in entry]
-        return bool(scores) and len(scores) - 1 - scores.index(max(scores)) >= self.recipe.patience
+        """Whether the last `patience` validations of a log brought nothing better, as `Evaluation` has it."""
+        name = f"eval_{self.metric}"
+        merits = [merit(entry[name], entry.get("eval_log_loss")) for entry in history if name in entry]
+        return bool(merits) and len(merits) - 1 - merits.index(max(merits)) >= self.recipe.patience
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validate the prompt on all validation rows and keep it if it is the best so far."""
@@ -218,7 +220,7 @@ class PromptTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                _sync(self._writing / name)
+                sync_all(self._writing / name)
                 shutil.rmtree(self._folder / name, ignore_errors=True)
                 os.replace(self._writing / name, self._folder / name)
                 shutil.rmtree(self._writing, ignore_errors=True)
@@ -330,12 +332,3 @@ def _check_trackers(args: TrainingArguments) -> None:
             tracker()
     except (ImportError, RuntimeError, ValueError) as error:  # not installed, or unknown
         raise SoftPromptError(f"recipe.report_to: {error}") from error
-
-
-def _sync(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -8,7 +8,6 @@ kill has left half written is passed over. Does not know how anything is measure
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from softprompt.errors import SoftPromptError
+from softprompt.files import append_to, write_file
 
 # Percentiles of the vocabulary's norms that a start keeps.
 PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
@@ -142,15 +142,7 @@ class Trajectory:
         """
         stepped: list[Measurement | Validated] = [*self.measurements, *self.validations]
         entries = [*([] if self.start is None else [self.start]), *sorted(stepped, key=lambda entry: entry.step)]
-        temporary = path.with_name(f".{path.name}")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(_line(entry) for entry in entries)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError as error:
-            raise _unwritable(path, error) from error
+        write_file(path, "".join(map(_line, entries)))
 
     def add(self, entry: Measurement | Validated, path: Path | None) -> None:
         """Take an entry in, and append it to the file where one is given.
@@ -163,11 +155,7 @@ class Trajectory:
         else:
             self.validations.append(entry)
         if path is not None:
-            try:
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(_line(entry))
-            except OSError as error:
-                raise _unwritable(path, error) from error
+            append_to(path, _line(entry))
 
 
 def _line(entry: BaseModel) -> str:
@@ -182,7 +170,3 @@ def _parse(line: bytes) -> BaseModel | None:
         return None if kind is None else kind.model_validate(content)
     except (ValueError, ValidationError, RecursionError):
         return None
-
-
-def _unwritable(path: Path, error: OSError) -> SoftPromptError:
-    return SoftPromptError(f"{path}: the monitor's file can't be written: {error.strerror}")
