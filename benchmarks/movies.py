@@ -12,7 +12,7 @@ from torch import Tensor
 
 import softprompt as sp
 from softprompt import demo
-from softprompt.models.sources import read_snippets
+from softprompt.bases.sources import read_snippets
 from softprompt.tasks.encode import Encoder
 from softprompt.training.trainer import collate
 

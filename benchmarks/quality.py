@@ -20,9 +20,9 @@ from typing import Any
 import softprompt as sp
 from benchmarks.measure import RESULTS, default_device, describe, footing, markdown_table, write_results
 from softprompt import demo
+from softprompt.bases.sources import Snippet, read_snippets
 from softprompt.comparison import compare
 from softprompt.comparison.methods import METHODS
-from softprompt.models.sources import Snippet, read_snippets
 from softprompt.tasks import load_rows, split_rows, with_validation
 from softprompt.training.ensemble import train_ensemble
 from softprompt.training.taskfile import TaskFile, load_task_file, make_prompt

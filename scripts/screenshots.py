@@ -24,7 +24,7 @@ from tests.browser import DESK, FLAGS, NAMES, PHONE
 
 import softprompt as sp
 from softprompt import demo
-from softprompt.models.sources import read_snippets
+from softprompt.bases.sources import read_snippets
 from softprompt.training.taskfile import make_prompt
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from softprompt.models.base import Base
+from softprompt.bases.base import Base
 from tests.browser import chromium, new_page, page, seen  # noqa: F401
 
 

@@ -20,9 +20,9 @@ from typer.testing import CliRunner, Result
 
 import softprompt
 from softprompt import SoftPrompt, evaluate, load_base
+from softprompt.bases.base import Base
 from softprompt.cli import app
 from softprompt.commands.terminal import print_result
-from softprompt.models.base import Base
 from softprompt.progress import TrainingProgress
 from softprompt.tasks import Task
 from tests.conftest import make_base
@@ -535,7 +535,7 @@ def test_whatever_happens_is_one_line(prompt, monkeypatch, error, says):
     def fail(*arguments: object, **others: object) -> None:
         raise error
 
-    monkeypatch.setattr("softprompt.models.base.load_base", fail)
+    monkeypatch.setattr("softprompt.bases.load.load_base", fail)
     for command in (["train", "task.yaml"], ["evaluate", prompt, "test.csv"], ["predict", prompt, "text"]):
         assert refused(*command).startswith(says)
 

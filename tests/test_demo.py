@@ -12,8 +12,8 @@ from scipy.stats import binomtest
 from typer.testing import CliRunner, Result
 
 from softprompt import demo
+from softprompt.bases.sources import Snippet
 from softprompt.cli import app
-from softprompt.models.sources import Snippet
 from softprompt.progress import TrainingProgress
 from softprompt.training.taskfile import load_task_file
 from tests.conftest import make_base

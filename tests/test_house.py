@@ -30,15 +30,16 @@ SOURCE = ROOT / "src"
 # `cli`, `demo`) may import them all; no room may import those.
 GROUND = ("errors", "files", "text")
 ROOMS = {
-    "prompts": set(),
-    "tasks": set(),
-    "models": {"prompts"},
-    "evaluation": {"models", "prompts", "tasks"},
-    "inspection": {"evaluation", "models", "prompts", "tasks"},
-    "training": {"evaluation", "models", "prompts", "tasks"},
-    "reporting": {"evaluation", "inspection", "models", "prompts", "tasks", "training"},
-    "comparison": {"evaluation", "models", "prompts", "reporting", "tasks", "training"},
-    "serving": {"models", "prompts", "reporting", "tasks", "training"},
+    "bases": set(),
+    "prompts": {"bases"},
+    "tasks": {"bases"},
+    "models": {"bases", "prompts"},
+    "training": {"bases", "evaluation", "models", "prompts", "tasks"},
+    "evaluation": {"bases", "models", "prompts", "tasks"},
+    "inspection": {"bases", "evaluation", "models", "prompts", "tasks"},
+    "comparison": {"bases", "evaluation", "models", "prompts", "reporting", "tasks", "training"},
+    "reporting": {"bases", "evaluation", "inspection", "models", "prompts", "tasks", "training"},
+    "serving": {"bases", "models", "prompts", "reporting", "tasks", "training"},
 }
 
 

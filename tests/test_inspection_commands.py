@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from softprompt import PromptLibrary, SoftPrompt
+from softprompt.bases.load import load_base
 from softprompt.commands.inspection_tables import quoted
-from softprompt.models.base import load_base
 from tests.conftest import make_base
 from tests.reporting.document import Document
 from tests.test_cli import make_project, printed, refused, run, save_base

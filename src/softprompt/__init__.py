@@ -6,13 +6,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from softprompt.bases.base import Base
+    from softprompt.bases.identity import BaseIdentity
+    from softprompt.bases.load import load_base
     from softprompt.errors import SoftPromptError, UnknownPromptError, WrongBaseError
     from softprompt.evaluation import Evaluation, Prediction, calibrate, evaluate, predict
     from softprompt.inspection import Inspection, Pruned, inspect, prune
-    from softprompt.models.base import Base, load_base
-    from softprompt.models.peft import accelerate_peft
+    from softprompt.models.peft import LabelSmoothing, accelerate_peft
     from softprompt.models.prompted import PromptedModel, PromptedOutput
-    from softprompt.prompts import BaseIdentity, Card, PromptLibrary, SoftPrompt
+    from softprompt.prompts import Card, PromptLibrary, SoftPrompt
     from softprompt.reporting.run_report import write_report
     from softprompt.tasks import Row, Task, load_rows
     from softprompt.training import Diagnosis, DivergedError, Growth, Recipe, Run, grow, train
@@ -58,13 +60,15 @@ __all__ = [
 # Each name is imported when it is first asked for: PyTorch and Transformers take seconds, which a command that only
 # prints its help should not.
 _HOMES = {
+    "bases.base": ("Base",),
+    "bases.identity": ("BaseIdentity",),
+    "bases.load": ("load_base",),
     "errors": ("SoftPromptError", "UnknownPromptError", "WrongBaseError"),
     "evaluation": ("Evaluation", "Prediction", "calibrate", "evaluate", "predict"),
     "inspection": ("Inspection", "Pruned", "inspect", "prune"),
-    "models.base": ("Base", "load_base"),
     "models.peft": ("LabelSmoothing", "accelerate_peft"),
     "models.prompted": ("PromptedModel", "PromptedOutput"),
-    "prompts": ("BaseIdentity", "Card", "PromptLibrary", "SoftPrompt"),
+    "prompts": ("Card", "PromptLibrary", "SoftPrompt"),
     "reporting.run_report": ("write_report",),
     "tasks": ("Row", "Task", "load_rows"),
     "training": ("Diagnosis", "DivergedError", "Growth", "Recipe", "Run", "grow", "train"),

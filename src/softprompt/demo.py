@@ -19,11 +19,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from softprompt.bases.base import Base
+from softprompt.bases.load import EMBEDDED, load_base
+from softprompt.bases.sources import Snippet, read_snippets
 from softprompt.errors import SoftPromptError
 from softprompt.evaluation import Evaluation, Prediction, evaluate, predict
 from softprompt.files import write_file
-from softprompt.models.base import EMBEDDED, Base, load_base
-from softprompt.models.sources import Snippet, read_snippets
 from softprompt.progress import TrainingProgress, progress_bar
 from softprompt.prompts import SoftPrompt
 from softprompt.reporting.run_report import write_report

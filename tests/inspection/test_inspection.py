@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from softprompt import Base, PromptLibrary, SoftPrompt, SoftPromptError, WrongBaseError, inspect
+from softprompt.bases.words import word_norms
 from softprompt.inspection.inspection import continue_alone
-from softprompt.models.words import word_norms
 from tests.conftest import make_base
 from tests.training.runs import TASK, rows
 

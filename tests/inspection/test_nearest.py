@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from softprompt import Base, SoftPrompt
+from softprompt.bases import words
+from softprompt.bases.words import word_ids, word_norms, written
 from softprompt.inspection.nearest import find_neighbours
-from softprompt.models import words
-from softprompt.models.words import word_ids, word_norms, written
 
 
 @pytest.fixture(params=[4096, 7])

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from softprompt.bases.decoder import NO_TOKEN, Decoder
+from softprompt.bases.load import check_supported
 from softprompt.errors import SoftPromptError
-from softprompt.models.base import check_supported
-from softprompt.models.decoder import NO_TOKEN, Decoder
 from softprompt.models.prompted import PromptedModel
 from softprompt.models.routes import logits
 from softprompt.models.state import Span, StatePool

@@ -14,8 +14,9 @@ import torch
 import transformers
 from pydantic import ValidationError
 
+from softprompt.bases.identity import BaseIdentity
 from softprompt.errors import SoftPromptError, WrongBaseError
-from softprompt.prompts.card import BaseIdentity, Card, digest
+from softprompt.prompts.card import Card, digest
 
 IDENTITY = BaseIdentity(
     name="a/b",

@@ -23,8 +23,8 @@ from hypothesis.extra import numpy as hnp
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError, WrongBaseError
-from softprompt.models.base import Base
 from softprompt.prompts import Card, SoftPrompt
 from softprompt.prompts.names import CARD, CONFIG, WEIGHTS
 from tests.conftest import make_base, make_tokenizer

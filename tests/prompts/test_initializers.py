@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from softprompt.bases.base import Base
+from softprompt.bases.identity import BaseIdentity
 from softprompt.errors import SoftPromptError
-from softprompt.models.base import Base
 from softprompt.prompts import initializers
-from softprompt.prompts.card import BaseIdentity
 
 H = 8
 

@@ -12,8 +12,8 @@ from peft import LoraConfig, MultitaskPromptTuningConfig, PromptTuningConfig, ge
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError, WrongBaseError
-from softprompt.models.base import Base
 from softprompt.prompts import Card, SoftPrompt, initializers
 from softprompt.prompts.card import digest
 from tests.conftest import make_base, make_tokenizer

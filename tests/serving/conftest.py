@@ -13,7 +13,7 @@ import httpx
 import openai
 import pytest
 
-from softprompt.models.base import Base
+from softprompt.bases.base import Base
 from softprompt.prompts import SoftPrompt
 from softprompt.prompts.library import PromptLibrary
 from softprompt.serving.api import make_app

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 import torch
 
-from softprompt.models.base import Base
+from softprompt.bases.base import Base
 from softprompt.models.prompted import PromptedModel
 from softprompt.models.scoring import score
 from softprompt.prompts import SoftPrompt

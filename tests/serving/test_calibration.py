@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from softprompt import Evaluation, PromptLibrary, Row, SoftPrompt, calibrate, predict
-from softprompt.models.base import Base
+from softprompt.bases.base import Base
 from softprompt.serving.classification import Classifier
 from tests.serving.conftest import ENGINES, TOPIC, living, make_prompt
 

@@ -8,7 +8,7 @@ import random
 import httpx
 import pytest
 
-from softprompt.models.base import Base
+from softprompt.bases.base import Base
 from softprompt.models.prompted import PromptedModel
 from softprompt.models.scoring import score
 from softprompt.prompts import SoftPrompt

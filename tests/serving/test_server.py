@@ -220,7 +220,7 @@ class TestCommand:
             return lambda *words, **settings: (name, words, settings)
 
         monkeypatch.setattr("softprompt.serving.server.serve", fake_serve)
-        monkeypatch.setattr("softprompt.models.base.load_base", lambda name, dtype: (name, dtype))
+        monkeypatch.setattr("softprompt.bases.load.load_base", lambda name, dtype: (name, dtype))
         monkeypatch.setattr("softprompt.serving.local.LocalEngine", fake_engine("local"))
         monkeypatch.setattr("softprompt.serving.vllm.VllmEngine", fake_engine("vllm"))
         return found

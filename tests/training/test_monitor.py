@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from softprompt import Base, Diagnosis, SoftPrompt
+from softprompt.bases.words import word_norms
 from softprompt.models.prompted import PromptedModel
-from softprompt.models.words import word_norms
 from softprompt.tasks.encode import Encoder
 from softprompt.training.trainer import Schedule, collate
 from softprompt.training.trajectory import Trajectory

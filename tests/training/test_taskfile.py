@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from softprompt import Recipe, SoftPrompt, SoftPromptError, Task, WrongBaseError
-from softprompt.models.base import Base
+from softprompt.bases.base import Base
 from softprompt.tasks import load_rows
 from softprompt.training.taskfile import PromptStart, TaskFile, load_task_file, make_prompt, own_words
 from tests.conftest import make_base

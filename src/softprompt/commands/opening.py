@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from softprompt.errors import SoftPromptError
 
 if TYPE_CHECKING:
-    from softprompt.models.base import Base
+    from softprompt.bases.base import Base
     from softprompt.prompts import SoftPrompt
     from softprompt.tasks import Task
 
@@ -60,7 +60,7 @@ def load_calibrated(
 
 def base_of(path: Path, prompt: SoftPrompt, base: str | None, dtype: str | None) -> Callable[[], Base]:
     """What loads a prompt's base, which its card names where `base` and `dtype` do not."""
-    from softprompt.models.base import load_base
+    from softprompt.bases.load import load_base
 
     card = prompt.card
     if base is None:

@@ -129,7 +129,7 @@ def serve(
                 from softprompt.serving.vllm import VllmEngine
 
                 return VllmEngine(base, dtype=dtype, **settings, **_parse_flags(flags or []))
-            from softprompt.models.base import load_base
+            from softprompt.bases.load import load_base
             from softprompt.serving.local import LocalEngine
 
             return LocalEngine(load_base(base, dtype=dtype), state_bytes=state_memory << 20, **settings)

@@ -34,8 +34,8 @@ def train(
     """Train a prompt as a task file says, and measure it on the test rows."""
     check_choice(resume, force)
     with reporting() as out:
+        from softprompt.bases.load import load_base
         from softprompt.evaluation import evaluate
-        from softprompt.models.base import load_base
         from softprompt.progress import TrainingProgress, progress_bar
         from softprompt.reporting.run_report import REPORT, write_report
         from softprompt.tasks import load_rows, with_validation

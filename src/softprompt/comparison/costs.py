@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from softprompt.bases.base import Base
 from softprompt.comparison.memory import peak_memory
 from softprompt.comparison.stopwatch import Stopwatch
 from softprompt.evaluation.calibration import rows_asked, worth_trying
 from softprompt.evaluation.evaluate import evaluate
-from softprompt.models.base import Base
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.rows import Row
 from softprompt.tasks.task import Task

@@ -29,9 +29,9 @@ from transformers import (
 )
 from transformers.trainer_utils import set_seed
 
+from softprompt.bases.base import Base
 from softprompt.comparison.methods import LORA_RANK
 from softprompt.evaluation.evaluate import Evaluation, Evaluator
-from softprompt.models.base import Base
 from softprompt.models.prompted import PromptedModel
 from softprompt.training.recipe import Recipe
 from softprompt.training.trainer import DivergedError, Schedule, arguments, collate

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from softprompt.bases.base import Base
+from softprompt.bases.load import load_base
 from softprompt.comparison.costs import Costs, measure_costs
-from softprompt.models.base import Base, load_base
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoder
 from softprompt.tasks.rows import Row, check_trainable, load_rows, with_validation

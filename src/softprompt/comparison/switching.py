@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from softprompt.models.base import Base
+from softprompt.bases.base import Base
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoder

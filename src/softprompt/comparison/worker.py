@@ -21,6 +21,8 @@ from typing import Any
 
 from transformers.trainer_utils import set_seed
 
+from softprompt.bases.base import Base
+from softprompt.bases.load import load_base
 from softprompt.comparison.memory import peak_memory
 from softprompt.comparison.methods import TRAINED, Job
 from softprompt.comparison.peers import Peer, PeerTrainer, open_peer
@@ -31,7 +33,6 @@ from softprompt.comparison.switching import Switch, switch_full, switch_lora, sw
 from softprompt.errors import SoftPromptError
 from softprompt.evaluation.calibration import measure_priors, worth_keeping, worth_trying
 from softprompt.evaluation.evaluate import Evaluation, Evaluator
-from softprompt.models.base import Base, load_base
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoder

@@ -17,9 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
 from softprompt.evaluation.evaluate import Evaluation, Evaluator
-from softprompt.models.base import Base
 from softprompt.models.prompted import PromptedModel
 from softprompt.models.scoring import shares
 from softprompt.prompts.prompt import SoftPrompt

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from softprompt.bases.base import Base, end_ids
 from softprompt.errors import SoftPromptError
-from softprompt.models.base import Base, end_ids
 from softprompt.models.generation import generate
 from softprompt.models.prompted import PromptedModel
 from softprompt.models.scoring import score, shares

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
 from softprompt.prompts import initializers
-from softprompt.prompts.initializers import EmbeddingSource
 from softprompt.prompts.prompt import SoftPrompt
 
 
-def rebuild_start(base: EmbeddingSource, prompt: SoftPrompt) -> Tensor:
+def rebuild_start(base: Base, prompt: SoftPrompt) -> Tensor:
     """The `[P, H]` values that a prompt started from, as its card tells.
 
     Raises:
@@ -31,7 +31,7 @@ def rebuild_start(base: EmbeddingSource, prompt: SoftPrompt) -> Tensor:
     return start
 
 
-def _rebuild(base: EmbeddingSource, said: Mapping[str, Any], count: int) -> Tensor:
+def _rebuild(base: Base, said: Mapping[str, Any], count: int) -> Tensor:
     method = said.get("method")
     try:
         if method == "text":

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from softprompt.bases.base import Base
 from softprompt.evaluation.evaluate import Evaluation, Evaluator
-from softprompt.models.base import Base
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.rows import Row

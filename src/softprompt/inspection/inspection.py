@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
+from softprompt.bases.base import Base
+from softprompt.bases.words import word_norms
 from softprompt.errors import SoftPromptError
 from softprompt.inspection.drift import rebuild_start
 from softprompt.inspection.importance import Importance, measure_importance
 from softprompt.inspection.nearest import Neighbourhood, find_neighbours
 from softprompt.inspection.similarity import TaskMap, map_tasks, token_similarity
-from softprompt.models.base import Base
 from softprompt.models.generation import generate
 from softprompt.models.prompted import PromptedModel
-from softprompt.models.words import word_norms
 from softprompt.prompts.library import PromptLibrary
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.rows import Row, Rows, as_rows

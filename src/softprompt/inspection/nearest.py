@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softprompt.models.words import word_embeddings, written
-from softprompt.prompts.initializers import EmbeddingSource
+from softprompt.bases.base import Base
+from softprompt.bases.words import word_embeddings, written
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Neighbourhood:
 
 
 @torch.no_grad()
-def find_neighbours(base: EmbeddingSource, vectors: Tensor, count: int = 5) -> list[Neighbourhood]:
+def find_neighbours(base: Base, vectors: Tensor, count: int = 5) -> list[Neighbourhood]:
     """The words around each of the vectors `[N, H]`; special, added and untrained tokens are not among them.
 
     Args:

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
+from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
 from softprompt.evaluation.calibration import calibrate
 from softprompt.evaluation.evaluate import Evaluation, evaluate
 from softprompt.inspection.importance import measure_importance
-from softprompt.models.base import Base
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.rows import Rows, as_rows
 from softprompt.tasks.task import Task

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from softprompt.bases.identity import BaseIdentity
 from softprompt.errors import SoftPromptError
-from softprompt.prompts.card import BaseIdentity
 from softprompt.prompts.library import PromptLibrary
 from softprompt.prompts.prompt import SoftPrompt
 

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from softprompt.models.base import suppressed_ids
-from softprompt.models.decoder import NO_TOKEN, Decoder
+from softprompt.bases.base import suppressed_ids
+from softprompt.bases.decoder import NO_TOKEN, Decoder
 from softprompt.models.probe import objection_to_logits
 from softprompt.models.prompted import PromptedModel
 from softprompt.models.routes import Batch, concatenated, logits

@@ -22,8 +22,8 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import ModelOutput
 
+from softprompt.bases.decoder import NO_TOKEN, Decoder
 from softprompt.errors import SoftPromptError
-from softprompt.models.decoder import NO_TOKEN, Decoder
 from softprompt.models.division import divide_gradients, divide_value
 from softprompt.models.probe import find_route
 from softprompt.models.routes import Batch, RouteName, hidden_states, logits

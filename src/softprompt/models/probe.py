@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from softprompt.bases.decoder import Decoder, reach
 from softprompt.errors import SoftPromptError
 from softprompt.models.attention import detach
-from softprompt.models.decoder import Decoder, reach
 from softprompt.models.routes import ROUTES, Batch, RouteName, concatenated, hidden_states, logits
 
 logger = logging.getLogger(__name__)

@@ -21,10 +21,10 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput
 
+from softprompt.bases.base import Base
+from softprompt.bases.decoder import reach
 from softprompt.errors import SoftPromptError
 from softprompt.models.attention import choose_kernel
-from softprompt.models.base import Base
-from softprompt.models.decoder import reach
 from softprompt.models.division import divide_gradients, divide_value
 from softprompt.models.probe import find_route, objection, probe
 from softprompt.models.routes import ROUTES, Batch, RouteName, hidden_states, logits

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from softprompt.bases.decoder import NO_TOKEN, Decoder
 from softprompt.models.attention import attach
-from softprompt.models.decoder import NO_TOKEN, Decoder
 from softprompt.models.packed import Tree, build_layout
 
 RouteName = Literal["packed", "shared_prefix", "concatenated"]

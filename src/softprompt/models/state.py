@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
+from softprompt.bases.decoder import NO_TOKEN, Decoder
 from softprompt.errors import SoftPromptError
 from softprompt.models.attention import attach
-from softprompt.models.decoder import NO_TOKEN, Decoder
 from softprompt.models.packed import Block, Kept, Layout, Tree
 from softprompt.models.probe import objection, objection_to_logits, probe
 from softprompt.models.routes import concatenated, logits

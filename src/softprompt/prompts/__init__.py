@@ -1,7 +1,4 @@
-"""What a soft prompt is: its tensor, how it starts, what its file says of itself, the folder and the library it is in.
-
-Knows no other room: all that it needs of a base model is `EmbeddingSource`.
-"""
+"""What a soft prompt is: its tensor, how it starts, its card, the folder and the library that it is in."""
 
 from __future__ import annotations
 
@@ -9,18 +6,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from softprompt.prompts.card import BaseIdentity, Card
-    from softprompt.prompts.initializers import EmbeddingSource
+    from softprompt.prompts.card import Card
     from softprompt.prompts.library import PromptLibrary
     from softprompt.prompts.prompt import SoftPrompt
 
-__all__ = ["BaseIdentity", "Card", "EmbeddingSource", "PromptLibrary", "SoftPrompt"]
+__all__ = ["Card", "PromptLibrary", "SoftPrompt"]
 
 # Each name is imported when it is first asked for: a library is listed without PyTorch.
 _HOMES = {
-    "BaseIdentity": "card",
     "Card": "card",
-    "EmbeddingSource": "initializers",
     "PromptLibrary": "library",
     "SoftPrompt": "prompt",
 }

@@ -1,4 +1,4 @@
-"""The card: what a prompt's file says of itself, and how the identities of two bases compare.
+"""The card: what a prompt's file says of itself.
 
 Owns the fields of `card.json`, their validation and their versions. Does not know folders, weights or models.
 """
@@ -6,23 +6,21 @@ Owns the fields of `card.json`, their validation and their versions. Does not kn
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError
+from pydantic import Field, FiniteFloat, JsonValue, ValidationError
 
-from softprompt.errors import SoftPromptError, WrongBaseError
+from softprompt.bases.identity import BaseIdentity, Described
+from softprompt.errors import SoftPromptError
 from softprompt.text import validation_line
 
 if TYPE_CHECKING:  # a card is read without PyTorch, which takes a second to import
     from torch import Tensor
 
 FORMAT_VERSION = 1
-logger = logging.getLogger(__name__)
 
 
 def digest(embeddings: Tensor) -> str:
@@ -47,54 +45,7 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @classmethod
-    def _known(cls, content: dict[str, Any], where: str) -> dict[str, Any]:
-        """The keys of a file that mean something. The others are said, once: one of them may be misspelt."""
-        if unknown := sorted(set(content) - set(cls.model_fields)):
-            _tell_unknown(where, ", ".join(unknown))
-        return {key: value for key, value in content.items() if key in cls.model_fields}
-
-
-@cache
-def _tell_unknown(where: str, keys: str) -> None:
-    logger.warning("%s: unknown keys are passed over: %s", where, keys)
-
-
-class BaseIdentity(_Part):
-    """Which base a prompt belongs to.
-
-    Two identities are the same base when all but their names agree: a copy under another name is that base.
-    """
-
-    name: str
-    architecture: str  # the model's class, such as "LlamaForCausalLM"
-    hidden_size: int = Field(ge=1)  # H
-    vocab_size: int = Field(ge=1)  # V
-    fingerprint: str = Field(pattern="^[0-9a-f]+$")  # hash over the tokenizer and a sample of the weights
-
-    def __str__(self) -> str:
-        return (
-            f"'{self.name}' ({self.architecture}, H={self.hidden_size}, V={self.vocab_size}, "
-            f"fingerprint {self.fingerprint[:12]})"
-        )
-
-    def check_same(self, other: BaseIdentity, what: str = "this prompt") -> None:
-        """Check that `other` is the base that `what` was made for.
-
-        Raises:
-            WrongBaseError: naming both bases.
-        """
-        fields = ("architecture", "hidden_size", "vocab_size", "fingerprint")
-        if any(getattr(self, field) != getattr(other, field) for field in fields):
-            raise WrongBaseError(
-                f"{what} was made for base {self} and cannot be used with {other}: load the base it was made for"
-            )
-
-
-class Card(_Part):
+class Card(Described):
     """What a prompt's file says of itself.
 
     `SoftPrompt` fills in `sha256`; whoever makes or trains a prompt fills in the rest.
@@ -103,9 +54,9 @@ class Card(_Part):
     format_version: int = Field(default=FORMAT_VERSION, ge=1, le=FORMAT_VERSION)
     base: BaseIdentity | None = None
     task: dict[str, JsonValue] | None = None
-    initialisation: dict[str, JsonValue] = {}  # "method" and that method's arguments
-    recipe: dict[str, JsonValue] = {}
-    metrics: dict[str, JsonValue] = {}
+    initialisation: dict[str, JsonValue] = Field(default_factory=dict)  # "method" and that method's arguments
+    recipe: dict[str, JsonValue] = Field(default_factory=dict)
+    metrics: dict[str, JsonValue] = Field(default_factory=dict)
     calibration: dict[str, FiniteFloat] | None = None  # each label's log prior, taken out of every answer
     versions: dict[str, str] = Field(default_factory=installed_versions)
     created: str = Field(default_factory=lambda: timestamp(datetime.now(timezone.utc)))
@@ -162,9 +113,9 @@ class Card(_Part):
             )
         if found is None:
             raise SoftPromptError(f"{where} has no format_version: it is not the card of a soft prompt")
-        known, base = cls._known(content, where), content.get("base")
+        known, base = cls.known(content, where), content.get("base")
         if isinstance(base, dict):
-            known["base"] = BaseIdentity._known(base, f"{where}: base")
+            known["base"] = BaseIdentity.known(base, f"{where}: base")
         try:
             return cls.model_validate(known)
         except ValidationError as error:

@@ -1,20 +1,19 @@
 """How a soft prompt starts: functions from an embedding table to a float32 tensor `[P, H]`.
 
-Owns the choice of the first values and the limits on P. Does not know files or models: a base is seen as an
-`EmbeddingSource` only. `vocabulary` and `labels` are the initialisations of Lester et al. 2021, "The Power of
-Scale for Parameter-Efficient Prompt Tuning" (https://aclanthology.org/2021.emnlp-main.243).
+Owns the choice of the first values and the limits on P. `vocabulary` and `labels` are the initialisations of Lester et
+al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning" (https://aclanthology.org/2021.emnlp-main.243).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
-from softprompt.prompts.card import BaseIdentity
 
 if TYPE_CHECKING:
     from peft import PromptTuningConfig
@@ -22,36 +21,7 @@ if TYPE_CHECKING:
 _CHUNK = 4096  # embeddings looked up at a time, so that a large table is never copied whole
 
 
-class EmbeddingSource(Protocol):
-    """What an initialiser needs of a base."""
-
-    @property
-    def tokenizer(self) -> Any: ...
-
-    @property
-    def identity(self) -> BaseIdentity: ...
-
-    @property
-    def hidden_size(self) -> int:
-        """H, the width of one embedding."""
-        ...
-
-    @property
-    def embedding_count(self) -> int:
-        """Rows in the embedding table; may exceed the tokenizer's length."""
-        ...
-
-    @property
-    def max_positions(self) -> int | None:
-        """The longest row that the base takes, in tokens; None where it has no such limit."""
-        ...
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """`[...]` ids to `[..., H]` float32, exactly what the model's input embedding module returns."""
-        ...
-
-
-def text(source: EmbeddingSource, num_virtual_tokens: int, text: str, *, spread: bool = False) -> Tensor:
+def text(base: Base, num_virtual_tokens: int, text: str, *, spread: bool = False) -> Tensor:
     """The embeddings of `text`, `[P, H]`; the tokenizer adds no special tokens to it.
 
     A text of fewer than P tokens is repeated from its start. Of a longer one the first P tokens are taken, or
@@ -60,14 +30,14 @@ def text(source: EmbeddingSource, num_virtual_tokens: int, text: str, *, spread:
     Raises:
         SoftPromptError: P out of bounds, or a text that is empty.
     """
-    _check_count(source, num_virtual_tokens)
-    ids = _encode(source.tokenizer, text, "the text to initialise from")
+    _check_count(base, num_virtual_tokens)
+    ids = _encode(base.tokenizer, text, "the text to initialise from")
     if spread and len(ids) > num_virtual_tokens:
         ids = ids[torch.arange(num_virtual_tokens) * (len(ids) - 1) // max(num_virtual_tokens - 1, 1)]
-    return _embed(source, _tile(ids, num_virtual_tokens))
+    return _embed(base, _tile(ids, num_virtual_tokens))
 
 
-def examples(source: EmbeddingSource, num_virtual_tokens: int, examples: Sequence[str]) -> Tensor:
+def examples(base: Base, num_virtual_tokens: int, examples: Sequence[str]) -> Tensor:
     """The embeddings of worked examples, `[P, H]`: of all of them, one after the other, the last P tokens.
 
     So the last example stands right before a row's text, as in few-shot learning. Where they have fewer than P tokens
@@ -77,13 +47,13 @@ def examples(source: EmbeddingSource, num_virtual_tokens: int, examples: Sequenc
     Raises:
         SoftPromptError: P out of bounds, or examples that are empty.
     """
-    _check_count(source, num_virtual_tokens)
-    ids = _encode(source.tokenizer, "".join(examples), "the examples to initialise from")
-    return _embed(source, _tile(ids.flip(0), num_virtual_tokens).flip(0))
+    _check_count(base, num_virtual_tokens)
+    ids = _encode(base.tokenizer, "".join(examples), "the examples to initialise from")
+    return _embed(base, _tile(ids.flip(0), num_virtual_tokens).flip(0))
 
 
 def labels(
-    source: EmbeddingSource,
+    base: Base,
     num_virtual_tokens: int,
     labels: Sequence[str],
     *,
@@ -100,22 +70,20 @@ def labels(
     Raises:
         SoftPromptError: P out of bounds, no labels, or a label or `fill_text` that is empty.
     """
-    _check_count(source, num_virtual_tokens)
+    _check_count(base, num_virtual_tokens)
     if isinstance(labels, str) or not labels:
         raise SoftPromptError(f"initialising from labels needs a list of one label or more, not {labels!r}")
-    encoded = [_encode(source.tokenizer, label, f"label {n}") for n, label in enumerate(labels, start=1)]
-    rows = [_embed(source, ids).mean(dim=0) for ids in encoded[:num_virtual_tokens]]
+    encoded = [_encode(base.tokenizer, label, f"label {n}") for n, label in enumerate(labels, start=1)]
+    rows = [_embed(base, ids).mean(dim=0) for ids in encoded[:num_virtual_tokens]]
     tensor = torch.stack(rows)
     left = num_virtual_tokens - len(rows)
     if left == 0:
         return tensor
-    filling = vocabulary(source, left, seed=seed) if fill_text is None else text(source, left, fill_text)
+    filling = vocabulary(base, left, seed=seed) if fill_text is None else text(base, left, fill_text)
     return torch.cat([tensor, filling])
 
 
-def vocabulary(
-    source: EmbeddingSource, num_virtual_tokens: int, *, seed: int = 0, most_common: int | None = None
-) -> Tensor:
+def vocabulary(base: Base, num_virtual_tokens: int, *, seed: int = 0, most_common: int | None = None) -> Tensor:
     """The embeddings of P different tokens drawn at random, `[P, H]`.
 
     Special and added tokens and rows of the table that belong to no token are left out. `most_common` draws
@@ -125,10 +93,10 @@ def vocabulary(
     Raises:
         SoftPromptError: P or `most_common` out of bounds.
     """
-    _check_count(source, num_virtual_tokens)
-    left_out = {*source.tokenizer.all_special_ids, *source.tokenizer.get_added_vocab().values()}
-    usable = sorted(set(source.tokenizer.get_vocab().values()) - left_out)
-    usable = [token for token in usable if token < source.embedding_count]
+    _check_count(base, num_virtual_tokens)
+    left_out = {*base.tokenizer.all_special_ids, *base.tokenizer.get_added_vocab().values()}
+    usable = sorted(set(base.tokenizer.get_vocab().values()) - left_out)
+    usable = [token for token in usable if token < base.embedding_count]
     if most_common is not None:
         if not 1 <= most_common <= len(usable):
             raise SoftPromptError(f"most_common is {most_common}: it must be from 1 to {len(usable)} (usable tokens)")
@@ -139,11 +107,11 @@ def vocabulary(
             "take fewer virtual tokens or a larger most_common"
         )
     drawn = torch.randperm(len(usable), generator=_generator(seed))[:num_virtual_tokens]
-    return _embed(source, torch.tensor(usable)[drawn])
+    return _embed(base, torch.tensor(usable)[drawn])
 
 
 def random(
-    source: EmbeddingSource,
+    base: Base,
     num_virtual_tokens: int,
     *,
     seed: int = 0,
@@ -158,19 +126,19 @@ def random(
     Raises:
         SoftPromptError: P out of bounds, or another distribution.
     """
-    _check_count(source, num_virtual_tokens)
-    noise = torch.randn(num_virtual_tokens, source.hidden_size, generator=_generator(seed))
+    _check_count(base, num_virtual_tokens)
+    noise = torch.randn(num_virtual_tokens, base.hidden_size, generator=_generator(seed))
     if distribution == "normal":
         return noise
     if distribution != "table":
         raise SoftPromptError(f"distribution is {distribution!r}: it must be 'table' or 'normal'")
-    total = squares = torch.zeros(source.hidden_size, dtype=torch.float64)
-    for start in range(0, source.embedding_count, _CHUNK):
-        ids = torch.arange(start, min(start + _CHUNK, source.embedding_count))
-        rows = source.embed(ids).cpu().double()
+    total = squares = torch.zeros(base.hidden_size, dtype=torch.float64)
+    for start in range(0, base.embedding_count, _CHUNK):
+        ids = torch.arange(start, min(start + _CHUNK, base.embedding_count))
+        rows = base.embed(ids).cpu().double()
         total, squares = total + rows.sum(dim=0), squares + rows.square().sum(dim=0)
-    mean = total / source.embedding_count
-    deviation = (squares / source.embedding_count - mean.square()).clamp(min=0).sqrt()
+    mean = total / base.embedding_count
+    deviation = (squares / base.embedding_count - mean.square()).clamp(min=0).sqrt()
     return noise * deviation.float() + mean.float()
 
 
@@ -187,7 +155,7 @@ def transfer(embeddings: Tensor, num_virtual_tokens: int) -> Tensor:
     return _tile(embeddings.detach(), num_virtual_tokens).float()
 
 
-def peft(source: EmbeddingSource, config: PromptTuningConfig, *, seed: int = 0) -> Tensor:
+def peft(base: Base, config: PromptTuningConfig, *, seed: int = 0) -> Tensor:
     """What PEFT's `get_peft_model` would start from, `[P, H]`, after `torch.manual_seed(seed)`.
 
     That differs from the initialisers above: TEXT takes the special tokens that the tokenizer adds,
@@ -208,7 +176,7 @@ def peft(source: EmbeddingSource, config: PromptTuningConfig, *, seed: int = 0) 
     supported: dict[str, tuple[object, ...]] = {
         "peft_type": ("PROMPT_TUNING",),  # some other methods' configurations are derived from this one's
         "task_type": (None, "CAUSAL_LM"),
-        "token_dim": (None, source.hidden_size),
+        "token_dim": (None, base.hidden_size),
         "num_transformer_submodules": (None, 1),
         "modules_to_save": (None, []),
         "inference_mode": (False,),  # with it PEFT skips the initialisation and waits for a trained prompt
@@ -217,25 +185,25 @@ def peft(source: EmbeddingSource, config: PromptTuningConfig, *, seed: int = 0) 
         if (found := getattr(config, key)) not in values:
             raise SoftPromptError(f"PromptTuningConfig: {key} is {found!r}, but must be {values[-1]!r} here")
     num_virtual_tokens = config.num_virtual_tokens
-    _check_count(source, num_virtual_tokens)
+    _check_count(base, num_virtual_tokens)
     # PEFT draws this before it looks at the kind of initialisation: SAMPLE_VOCAB's draw comes after it.
     generator = _generator(seed)
-    noise = torch.randn(num_virtual_tokens, source.hidden_size, generator=generator)
+    noise = torch.randn(num_virtual_tokens, base.hidden_size, generator=generator)
     if config.prompt_tuning_init == "RANDOM":
         return noise
     if config.prompt_tuning_init == "SAMPLE_VOCAB":
-        return _embed(source, torch.randint(0, source.embedding_count, (num_virtual_tokens,), generator=generator))
+        return _embed(base, torch.randint(0, base.embedding_count, (num_virtual_tokens,), generator=generator))
     if config.prompt_tuning_init != "TEXT":
         raise SoftPromptError(f"PromptTuningConfig: prompt_tuning_init {config.prompt_tuning_init!r} is not known")
-    tokenizer, words = _peft_tokenizer(source, config), config.prompt_tuning_init_text
+    tokenizer, words = _peft_tokenizer(base, config), config.prompt_tuning_init_text
     ids = _encode(tokenizer, words, "PromptTuningConfig: prompt_tuning_init_text", special_tokens=True)
-    return _embed(source, _tile(ids, num_virtual_tokens))
+    return _embed(base, _tile(ids, num_virtual_tokens))
 
 
-def _peft_tokenizer(source: EmbeddingSource, config: PromptTuningConfig) -> Any:
+def _peft_tokenizer(base: Base, config: PromptTuningConfig) -> Any:
     name, arguments = config.tokenizer_name_or_path, config.tokenizer_kwargs or {}
-    if name in (source.identity.name, source.tokenizer.name_or_path) and not arguments:
-        return source.tokenizer
+    if name in (base.identity.name, base.tokenizer.name_or_path) and not arguments:
+        return base.tokenizer
     if arguments.get("trust_remote_code"):
         raise SoftPromptError("PromptTuningConfig: tokenizer_kwargs asks for trust_remote_code, which is refused here")
     from transformers import AutoTokenizer
@@ -252,13 +220,13 @@ def _check_positive(num_virtual_tokens: int) -> None:
         raise SoftPromptError(f"num_virtual_tokens is {num_virtual_tokens!r}: it must be a whole number from 1 on")
 
 
-def _check_count(source: EmbeddingSource, num_virtual_tokens: int) -> None:
+def _check_count(base: Base, num_virtual_tokens: int) -> None:
     _check_positive(num_virtual_tokens)
-    limit = source.max_positions
+    limit = base.max_positions
     if limit is not None and num_virtual_tokens >= limit:
         raise SoftPromptError(
             f"{num_virtual_tokens} virtual tokens leave no room for text in the {limit} positions of base "
-            f"'{source.identity.name}': take fewer than {limit}"
+            f"'{base.identity.name}': take fewer than {limit}"
         )
 
 
@@ -271,13 +239,13 @@ def _encode(tokenizer: Any, text: object, what: str, *, special_tokens: bool = F
     return torch.tensor(ids)
 
 
-def _embed(source: EmbeddingSource, ids: Tensor) -> Tensor:
-    if (highest := int(ids.max())) >= source.embedding_count:
+def _embed(base: Base, ids: Tensor) -> Tensor:
+    if (highest := int(ids.max())) >= base.embedding_count:
         raise SoftPromptError(
-            f"token id {highest} has no embedding: base '{source.identity.name}' has "
-            f"{source.embedding_count} embeddings; the tokenizer is not that base's"
+            f"token id {highest} has no embedding: base '{base.identity.name}' has "
+            f"{base.embedding_count} embeddings; the tokenizer is not that base's"
         )
-    return source.embed(ids).detach().to("cpu", torch.float32)
+    return base.embed(ids).detach().to("cpu", torch.float32)
 
 
 def _tile(rows: Tensor, count: int) -> Tensor:

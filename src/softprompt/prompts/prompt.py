@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError, WrongBaseError
 from softprompt.prompts import files, initializers
 from softprompt.prompts.card import Card, digest
-from softprompt.prompts.initializers import EmbeddingSource
 from softprompt.prompts.names import CARD, WEIGHTS
 
 if TYPE_CHECKING:
@@ -80,15 +80,13 @@ class SoftPrompt:
         return self.card.sha256 if is_as_made else digest(self.embeddings)
 
     @classmethod
-    def from_text(
-        cls, base: EmbeddingSource, text: str, num_virtual_tokens: int = 16, *, spread: bool = False
-    ) -> SoftPrompt:
+    def from_text(cls, base: Base, text: str, num_virtual_tokens: int = 16, *, spread: bool = False) -> SoftPrompt:
         """Start from a text's embeddings; see `initializers.text`, also for what it raises."""
         embeddings = initializers.text(base, num_virtual_tokens, text, spread=spread)
         return cls._initialised(base, embeddings, method="text", text=text, spread=spread)
 
     @classmethod
-    def from_examples(cls, base: EmbeddingSource, examples: Sequence[str], num_virtual_tokens: int = 16) -> SoftPrompt:
+    def from_examples(cls, base: Base, examples: Sequence[str], num_virtual_tokens: int = 16) -> SoftPrompt:
         """Start from worked examples; see `initializers.examples`, also for what it raises.
 
         The card keeps how many there were and not what they say: they may be nobody else's business.
@@ -99,7 +97,7 @@ class SoftPrompt:
     @classmethod
     def from_labels(
         cls,
-        base: EmbeddingSource,
+        base: Base,
         labels: Sequence[str],
         num_virtual_tokens: int = 16,
         *,
@@ -113,7 +111,7 @@ class SoftPrompt:
     @classmethod
     def from_vocabulary(
         cls,
-        base: EmbeddingSource,
+        base: Base,
         num_virtual_tokens: int = 16,
         *,
         seed: int = 0,
@@ -126,7 +124,7 @@ class SoftPrompt:
     @classmethod
     def random(
         cls,
-        base: EmbeddingSource,
+        base: Base,
         num_virtual_tokens: int = 16,
         *,
         seed: int = 0,
@@ -152,17 +150,17 @@ class SoftPrompt:
         )
 
     @classmethod
-    def from_peft_config(cls, base: EmbeddingSource, config: PromptTuningConfig, *, seed: int = 0) -> SoftPrompt:
+    def from_peft_config(cls, base: Base, config: PromptTuningConfig, *, seed: int = 0) -> SoftPrompt:
         """Start exactly where PEFT would; see `initializers.peft`, also for what it raises."""
         embeddings = initializers.peft(base, config, seed=seed)
         stated = {key: value for key, value in config.to_dict().items() if key in files.STATED_BY_PEFT}
         return cls._initialised(base, embeddings, method="peft", seed=seed, **stated)
 
     @classmethod
-    def _initialised(cls, base: EmbeddingSource, embeddings: Tensor, **initialisation: Any) -> SoftPrompt:
+    def _initialised(cls, base: Base, embeddings: Tensor, **initialisation: Any) -> SoftPrompt:
         return cls(embeddings, Card(base=base.identity, initialisation=initialisation))
 
-    def check_base(self, base: EmbeddingSource, what: str = "this prompt") -> None:
+    def check_base(self, base: Base, what: str = "this prompt") -> None:
         """Check that `base` is the one that this prompt was made for; `what` names the prompt in the error.
 
         Of a prompt whose card names no base, as PEFT leaves it, only the width can be checked; what looks wrong all the
@@ -191,7 +189,7 @@ class SoftPrompt:
         return files.save(current.embeddings, current.card, path, force=force)
 
     @classmethod
-    def load(cls, path: str | Path, base: EmbeddingSource | None = None) -> SoftPrompt:
+    def load(cls, path: str | Path, base: Base | None = None) -> SoftPrompt:
         """Read the folder at `path`, one saved by PEFT too, and check it against `base` where that is given.
 
         Raises:
@@ -215,7 +213,7 @@ class SoftPrompt:
 _said: weakref.WeakKeyDictionary[SoftPrompt, set[str]] = weakref.WeakKeyDictionary()  # bases, by fingerprint
 
 
-def _doubts(prompt: SoftPrompt, base: EmbeddingSource) -> list[str]:
+def _doubts(prompt: SoftPrompt, base: Base) -> list[str]:
     """What speaks against a prompt of PEFT's being for `base`, which has its width."""
     doubts = []
     stated = prompt.card.initialisation.get("base_model_name_or_path")

@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
 from softprompt.evaluation import Evaluation, predict
 from softprompt.files import write_file
-from softprompt.models.base import Base
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.rows import Row
 from softprompt.tasks.task import Task

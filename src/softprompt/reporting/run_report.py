@@ -14,11 +14,11 @@ from typing import Any
 from markupsafe import Markup
 from pydantic import ValidationError
 
+from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
 from softprompt.evaluation.evaluate import Evaluation
 from softprompt.files import write_file
 from softprompt.inspection import inspect
-from softprompt.models.base import Base
 from softprompt.prompts.card import Card
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.reporting import figures

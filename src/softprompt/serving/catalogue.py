@@ -9,8 +9,8 @@ import os
 import time
 from dataclasses import dataclass, field
 
+from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError, UnknownPromptError
-from softprompt.models.base import Base
 from softprompt.prompts.library import PromptLibrary
 from softprompt.prompts.names import split_name
 from softprompt.prompts.prompt import SoftPrompt

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
-from softprompt.models.base import Base
 from softprompt.prompts.prompt import SoftPrompt
 
 

@@ -22,8 +22,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from softprompt.bases.base import Base, suppressed_ids
 from softprompt.errors import SoftPromptError
-from softprompt.models.base import Base, suppressed_ids
 from softprompt.models.packed import Tree
 from softprompt.models.routes import logits
 from softprompt.models.scoring import Branches, check_tokens

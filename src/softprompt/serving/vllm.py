@@ -22,8 +22,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from softprompt.bases.base import suppressed_ids
+from softprompt.bases.load import fast_dtype, load_base
 from softprompt.errors import SoftPromptError
-from softprompt.models.base import fast_dtype, load_base, suppressed_ids
 from softprompt.models.scoring import check_tokens
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.serving.engine import QueueFullError, Sampling, StoppedError, TimeLimitError, Token, Weight

@@ -11,8 +11,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
+from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
-from softprompt.models.base import Base
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.serving.engine import Engine, Sampling, Token
 from softprompt.serving.text import Detokenizer, StopStrings, TokenTexts

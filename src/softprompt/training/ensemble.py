@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import TrainerCallback
 
+from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
 from softprompt.evaluation.evaluate import Evaluation
-from softprompt.models.base import Base
 from softprompt.models.prompted import PromptedModel
 from softprompt.models.scoring import score, shares
 from softprompt.prompts.prompt import SoftPrompt

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import TrainerCallback
 
+from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
 from softprompt.evaluation.evaluate import predict
 from softprompt.evaluation.row_scores import row_scores
-from softprompt.models.base import Base
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.rows import Row, Rows, with_validation
 from softprompt.tasks.task import Task

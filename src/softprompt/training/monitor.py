@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from softprompt.bases.base import Base
+from softprompt.bases.words import word_norms
 from softprompt.models.prompted import PromptedModel
-from softprompt.models.words import word_norms
-from softprompt.prompts.initializers import EmbeddingSource
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.training.diagnosis import Diagnosis, diagnose
 from softprompt.training.trajectory import PERCENTILES, Measurement, Start, Trajectory, Validated
@@ -46,7 +46,7 @@ class Monitor(TrainerCallback):
 
     def __init__(
         self,
-        base: EmbeddingSource,
+        base: Base,
         prompt: SoftPrompt,
         learning_rate: float,
         steps_per_pass: float,

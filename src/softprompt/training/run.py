@@ -18,11 +18,11 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from softprompt.bases.base import Base
 from softprompt.errors import EndedElsewhereError, SoftPromptError
 from softprompt.evaluation.calibration import calibrate, check_labels, worth_keeping, worth_trying
 from softprompt.evaluation.evaluate import Evaluation, Evaluator, evaluate, tell_cut
 from softprompt.files import append_to, write_file
-from softprompt.models.base import Base
 from softprompt.models.generation import find_way
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt

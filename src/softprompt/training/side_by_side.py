@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
+from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
 from softprompt.evaluation.evaluate import Evaluation, Evaluator
-from softprompt.models.base import Base
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoder

@@ -23,10 +23,10 @@ from pydantic import (
     model_validator,
 )
 
+from softprompt.bases.base import Base
+from softprompt.bases.load import EMBEDDED
 from softprompt.errors import SoftPromptError
-from softprompt.models.base import EMBEDDED
 from softprompt.prompts import names
-from softprompt.prompts.initializers import EmbeddingSource
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.rows import Row
 from softprompt.tasks.task import LABEL_COLUMN, Task
@@ -200,7 +200,7 @@ def load_task_file(path: str | Path, overrides: Sequence[str] = ()) -> TaskFile:
         raise SoftPromptError(validation_line(error, where)) from None
 
 
-def make_prompt(base: EmbeddingSource, start: PromptStart, task: Task, rows: Sequence[Row] = ()) -> SoftPrompt:
+def make_prompt(base: Base, start: PromptStart, task: Task, rows: Sequence[Row] = ()) -> SoftPrompt:
     """The prompt that a task file's training starts from.
 
     Args:

@@ -35,10 +35,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from softprompt.bases import load as base_module
+from softprompt.bases import sources
+from softprompt.bases.base import Base, suppressed_ids
+from softprompt.bases.load import fast_dtype, load_base
 from softprompt.errors import SoftPromptError
-from softprompt.models import base as base_module
-from softprompt.models import sources
-from softprompt.models.base import Base, fast_dtype, load_base, suppressed_ids
 from tests.conftest import make_base
 
 SHAPE = {
@@ -452,7 +453,7 @@ class TestHub:
         (model / "refs/main").write_text(commit)
         (model / "snapshots").mkdir()
         folder.rename(model / "snapshots" / commit)
-        program = "from softprompt.models.base import load_base; print(load_base('owner/name').identity.name)"
+        program = "from softprompt.bases.load import load_base; print(load_base('owner/name').identity.name)"
         environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
         run = subprocess.run(
             [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True

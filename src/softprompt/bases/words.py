@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt.prompts.initializers import EmbeddingSource
+from softprompt.bases.base import Base
 
 _CHUNK = 4096  # embeddings looked up at a time, so that a large table is never copied whole
 
 
-def word_ids(base: EmbeddingSource) -> Tensor:
+def word_ids(base: Base) -> Tensor:
     """The ids of the words, in ascending order."""
     tokenizer = base.tokenizer
     left_out = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
@@ -25,7 +25,7 @@ def word_ids(base: EmbeddingSource) -> Tensor:
     return torch.tensor([token for token in ids if token < base.embedding_count], dtype=torch.long)
 
 
-def word_embeddings(base: EmbeddingSource) -> Iterator[tuple[Tensor, Tensor]]:
+def word_embeddings(base: Base) -> Iterator[tuple[Tensor, Tensor]]:
     """The words' ids `[C]` and embeddings `[C, H]`, float32 on the CPU, chunk by chunk.
 
     Rows of zeros are left out: nobody has trained them.
@@ -36,7 +36,7 @@ def word_embeddings(base: EmbeddingSource) -> Iterator[tuple[Tensor, Tensor]]:
         yield ids[used], rows[used]
 
 
-def word_norms(base: EmbeddingSource) -> Tensor:
+def word_norms(base: Base) -> Tensor:
     """The Euclidean norms of the words' embeddings, `[at most V]` float32 on the CPU."""
     return torch.cat([rows.norm(dim=1) for _, rows in word_embeddings(base)])
 

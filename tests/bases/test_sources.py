@@ -17,8 +17,8 @@ import pytest
 from huggingface_hub import constants
 from platformdirs import user_cache_path
 
+from softprompt.bases import sources
 from softprompt.errors import SoftPromptError
-from softprompt.models import sources
 
 CONTENT = b"the file that is wanted\n" * 1000
 METADATA = "Metadata-Version: 2.1\nName: tiny-package\nVersion: 1.0\n"
@@ -224,7 +224,7 @@ def test_two_processes_make_a_folder_once(tmp_path):
         """
         import os, sys, time
         from pathlib import Path
-        from softprompt.models.sources import keep_folder
+        from softprompt.bases.sources import keep_folder
 
         def make(folder):
             with open(sys.argv[1], "a") as log:

@@ -1,0 +1,154 @@
+"""A frozen base: the model with its tokenizer, kept whole from the command to the kernel.
+
+Owns what a base says of itself: its sizes, its context, its words' embeddings, the tokens that end an answer, and how
+it is recognised. Does not know where it comes from (`load`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from softprompt.bases.decoder import reach
+from softprompt.bases.identity import BaseIdentity
+
+_SAMPLE = 64  # elements of each weight tensor that the fingerprint looks at
+# What tokenizers treat differently: digits, spaces, case, contractions, accents, scripts, symbols.
+_PROBE = "The 2024 café's naïve  plan:\n\n\tx = [1, 22, 4096]; // WE'LL don't Straße привет 你好 🙂"
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A causal language model whose weights never change, with its tokenizer. Made by `load_base`.
+
+    Attributes:
+        model: in evaluation mode, no parameter asks for a gradient.
+        tokenizer: the model's own, as it came (it may have no padding token).
+        name: what `load_base` was given.
+    """
+
+    model: PreTrainedModel = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    name: str
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the width of a word embedding."""
+        return int(self._embedding.weight.shape[1])
+
+    @property
+    def embedding_count(self) -> int:
+        """Rows in the table of word embeddings: V, or more where the table was padded."""
+        return int(self._embedding.weight.shape[0])
+
+    @property
+    def vocab_size(self) -> int:
+        """V, as the model's configuration states it."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    @property
+    def max_positions(self) -> int | None:
+        """The context's length in tokens, virtual ones included (see `reach`); None where nothing states one."""
+        return reach(self.model.config).positions
+
+    def room(self, virtual_tokens: int = 0) -> int | None:
+        """Positions that a prompt of so many virtual tokens leaves for text and answer; None: any number."""
+        return None if self.max_positions is None else self.max_positions - virtual_tokens
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens that end an answer; see the function `end_ids`."""
+        return end_ids(self.model, self.tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        return self._embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._embedding.weight.dtype
+
+    @cached_property
+    def identity(self) -> BaseIdentity:
+        """How a prompt recognises its base."""
+        return BaseIdentity(
+            name=self.name,
+            architecture=type(self.model).__name__,
+            hidden_size=self.hidden_size,
+            vocab_size=self.vocab_size,
+            fingerprint=self._fingerprint(),
+        )
+
+    @torch.no_grad()
+    def embed(self, ids: Tensor) -> Tensor:
+        """The word embeddings of `ids`, `[...]` to `[..., H]`, as float32 on the base's device.
+
+        They are what the model computes with: the module is called, for in Gemma it scales the table's rows.
+        """
+        embeddings: Tensor = self._embedding(ids.to(self.device))
+        return embeddings.float()
+
+    @property
+    def _embedding(self) -> torch.nn.Embedding:
+        return cast("torch.nn.Embedding", self.model.get_input_embeddings())
+
+    def _fingerprint(self) -> str:
+        """A SHA-256 in hex over what a prompt depends on: the shape, the tokenizer and a sample of the weights.
+
+        The weights are rounded to bfloat16 first, so that loads in float32 and bfloat16 agree (a float16 load of
+        a checkpoint of another dtype may not). The tokenizer counts by its vocabulary, its merges and what it
+        does with a probe; the rest of its serialised form changes with padding, truncation and versions.
+        """
+        tokenizer = self.tokenizer
+        if tokenizer.is_fast:  # the end of the serialised form is the vocabulary, and the merges where it has any
+            vocabulary = tokenizer.backend_tokenizer.to_str().partition('"vocab":')[2]
+        else:
+            vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+        facts = [
+            type(self.model).__name__,
+            self.hidden_size,
+            self.vocab_size,
+            getattr(self.model.config.get_text_config(), "num_hidden_layers", None),
+            sorted(tokenizer.get_added_vocab().items()),
+            [tokenizer.bos_token_id, tokenizer.eos_token_id],
+            tokenizer(_PROBE)["input_ids"],
+        ]
+        digest = hashlib.sha256((json.dumps(facts) + vocabulary).encode())
+        samples = []
+        for _, weight in sorted(self.model.named_parameters()):  # tied weights come once
+            values = weight.detach().reshape(-1)
+            samples.append(values[:: max(1, values.numel() // _SAMPLE)][:_SAMPLE].to(torch.bfloat16))
+        digest.update(torch.cat(samples).cpu().view(torch.int16).numpy().astype("<i2").tobytes())
+        return digest.hexdigest()
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end an answer: the tokenizer's end of text, and those of the model's generation config.
+
+    Chat models end a turn by another token than a text (Gemma, Llama 3, Phi-3). What a target ends with in training is
+    the tokenizer's alone.
+    """
+    return _known_ids(model, tokenizer.eos_token_id, getattr(model.generation_config, "eos_token_id", None))
+
+
+def suppressed_ids(model: PreTrainedModel) -> frozenset[int]:
+    """The tokens that never come in an answer: `suppress_tokens` of the model's generation config.
+
+    They and the end tokens are all of that file that counts here, in `predict` and on the server alike.
+    """
+    return _known_ids(model, getattr(model.generation_config, "suppress_tokens", None))
+
+
+def _known_ids(model: PreTrainedModel, *stated: int | Sequence[int] | None) -> frozenset[int]:
+    """Those of the ids that are in the vocabulary; -1 and the like stand for none."""
+    count = model.config.get_text_config().vocab_size
+    ids = [token for one in stated if one is not None for token in ([one] if isinstance(one, int) else one)]
+    return frozenset(token for token in ids if 0 <= token < count)
