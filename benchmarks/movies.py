@@ -6,15 +6,14 @@ Owns the task, its rows and the batches made of them. Knows nothing of models or
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
 import softprompt as sp
 from softprompt import demo
 from softprompt.bases.sources import read_snippets
+from softprompt.comparison.peers import pad_rows
 from softprompt.tasks.encode import Encoder
-from softprompt.training.trainer import collate
 
 TASK = sp.Task(template="Review: {text}\nSentiment:", target=" {label}", labels=["negative", "positive"])
 INIT_TEXT = "Is this movie review negative or positive? Classify its sentiment."
@@ -29,14 +28,14 @@ def load_movies() -> list[sp.Row]:
     ]
 
 
-def make_batches(tokenizer: Any, rows: Sequence[sp.Row], batch_size: int, count: int) -> list[dict[str, Tensor]]:
+def make_batches(base: sp.Base, rows: Sequence[sp.Row], batch_size: int, count: int) -> list[dict[str, Tensor]]:
     """`input_ids`, `attention_mask` and `labels` `[B, T]` of consecutive rows, padded at the right.
 
     The label's tokens alone are learned. Rows stand together as they come, as they do in the Trainer's batches.
     """
     needed = count * batch_size
     chosen = [rows[i % len(rows)] for i in range(needed)]
-    encoded = Encoder(tokenizer, TASK).encode_rows(chosen)
+    encoded = Encoder(base, TASK).encode_rows(chosen)
     assert encoded.target_ids is not None, "every row has a label"
     pairs = [{"text": x, "target": y} for x, y in zip(encoded.input_ids, encoded.target_ids, strict=True)]
-    return [collate(pairs[start : start + batch_size]) for start in range(0, needed, batch_size)]
+    return [pad_rows(pairs[start : start + batch_size]) for start in range(0, needed, batch_size)]

@@ -53,7 +53,7 @@ ROOM = 6 << 30
 
 def texts_of(base: sp.Base, count: int) -> list[list[int]]:
     """Film snippets in the task's template, as ids; those of about 25 tokens."""
-    encoder = Encoder(base.tokenizer, TASK)
+    encoder = Encoder(base, TASK)
     encoded = (encoder.encode_text(row.columns) for row in load_movies())
     return [ids for ids in encoded if 20 <= len(ids) <= 30][:count]
 
@@ -109,7 +109,7 @@ async def measure_engine(base: sp.Base, requests: int, peft_requests: int, round
     """Requests a second of the local engine and of PEFT's loop, taking turns."""
     prompts = make_prompts(base, MIXED_TASKS)
     texts = texts_of(base, requests)
-    labels = Encoder(base.tokenizer, TASK).label_ids or []
+    labels = Encoder(base, TASK).label_ids or []
     loop = PeftLoop(sp.load_base(base.name, dtype=base.dtype), prompts)
     engine = LocalEngine(base)
     await engine.start()

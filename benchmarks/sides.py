@@ -97,7 +97,8 @@ class Side:
 
 def softprompt(model: PreTrainedModel, prompt: sp.SoftPrompt) -> Side:
     """`PromptedModel` as it is."""
-    prompted = sp.PromptedModel(model, [prompt])
+    tokenizer: Any = None  # nothing is encoded
+    prompted = sp.PromptedModel(sp.Base(model, tokenizer, "side"), [prompt])
     return Side(prompted.prompts[0], lambda batch: prompted(**batch).loss, prompted.kernel)
 
 

@@ -21,9 +21,9 @@ from transformers.trainer_utils import set_seed
 import softprompt as sp
 from benchmarks.measure import markdown_table
 from benchmarks.movies import INIT_TEXT, TASK
+from softprompt.comparison.peers import pad_rows
 from softprompt.evaluation.evaluate import Evaluator
 from softprompt.tasks.encode import Encoder
-from softprompt.training.trainer import collate
 
 NUM_VIRTUAL_TOKENS = 16
 TARGET = 0.8
@@ -102,7 +102,7 @@ def measure(
     start = sp.SoftPrompt.from_text(base, INIT_TEXT, NUM_VIRTUAL_TOKENS)
     # The evaluator has a model of its own, so that measuring leaves the one being trained alone.
     judge = sp.PromptedModel(sp.load_base(base_name, dtype=base.dtype, device=device), [start])
-    evaluator = Evaluator(judge, base.tokenizer, TASK, validation, base.max_positions)
+    evaluator = Evaluator(judge, TASK, validation)
 
     def accuracy(prompt: Tensor) -> float:
         judge.prompts[0].data.copy_(prompt.detach())
@@ -150,7 +150,7 @@ def _train_peft(
     `settings` are the TrainingArguments that differ from their defaults; without `embeddings` PEFT initialises the
     prompt as it does by default.
     """
-    encoded = Encoder(base.tokenizer, TASK).encode_rows(rows)
+    encoded = Encoder(base, TASK).encode_rows(rows)
     assert encoded.target_ids is not None, "every row has a label"
     pairs = [{"text": x, "target": y} for x, y in zip(encoded.input_ids, encoded.target_ids, strict=True)]
     set_seed(0)
@@ -172,7 +172,7 @@ def _train_peft(
             disable_tqdm=True,
             **settings,
         )
-        trainer = Trainer(model=wrapped, args=arguments, train_dataset=pairs, data_collator=collate, callbacks=[watch])
+        trainer = Trainer(model=wrapped, args=arguments, train_dataset=pairs, data_collator=pad_rows, callbacks=[watch])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
 

@@ -155,7 +155,7 @@ def measure_base(
         prompt = sp.SoftPrompt.from_text(base, INIT_TEXT, length)
         for size in options.batch_sizes:
             print(f"{label}, P={length}, B={size} ...", file=sys.stderr)
-            batches = make_batches(tokenizer, rows, size, options.rounds + 1)
+            batches = make_batches(base, rows, size, options.rounds + 1)
             case = {"base": name, "dtype": str(dtype).removeprefix("torch."), "P": length, "B": size}
             try:
                 case |= measure_case(models, prompt, batches, peak)

@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("length", [3, 20])
 def test_all_sides_compute_the_same(tiny_base: sp.Base, length: int) -> None:
-    batches = make_batches(tiny_base.tokenizer, ROWS, 4, 3)
+    batches = make_batches(tiny_base, ROWS, 4, 3)
     prompt = sp.SoftPrompt.from_text(tiny_base, INIT_TEXT, length)
     untouched = copy.deepcopy(tiny_base.model)
     made = {
@@ -50,7 +50,7 @@ def test_all_sides_compute_the_same(tiny_base: sp.Base, length: int) -> None:
 
 
 def test_batches_learn_the_label_alone(tiny_base: sp.Base) -> None:
-    (batch,) = make_batches(tiny_base.tokenizer, ROWS, 2, 1)
+    (batch,) = make_batches(tiny_base, ROWS, 2, 1)
     for row, answer in enumerate([" negative", " positive"]):
         text = tiny_base.tokenizer.decode(batch["input_ids"][row][batch["attention_mask"][row].bool()])
         assert text == f"Review: {TEXTS[row]}\nSentiment:{answer}"
@@ -122,7 +122,7 @@ def test_memory_that_does_not_suffice_is_said(tmp_path: Path, folder: str, monke
 
 @pytest.mark.slow
 def test_memory_is_that_of_a_process_of_its_own(tiny_base: sp.Base, folder: str) -> None:
-    batches = make_batches(tiny_base.tokenizer, ROWS, 4, 2)
+    batches = make_batches(tiny_base, ROWS, 4, 2)
     prompt = sp.SoftPrompt.from_text(tiny_base, INIT_TEXT, 3)
     ballast = torch.ones(1 << 28)  # 1 GiB here must not count there
     sizes = [

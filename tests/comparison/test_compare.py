@@ -159,7 +159,7 @@ def test_every_trained_method_is_calibrated_as_the_recipe_says(
         load = partial(load_base, dtype="float32")
         model = open_peer(method, load(base_folder), learned, load)
         rows = load_rows(file.data.train, file.task)
-        expected = measure_priors(model, make_base().tokenizer, file.task, rows, None)
+        expected = measure_priors(model, file.task, rows)
         assert json.loads((learned / "priors.json").read_text()) == pytest.approx(expected, rel=1e-4)
 
 

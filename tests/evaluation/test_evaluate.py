@@ -28,7 +28,7 @@ TEXTS = ["warm", "a", "rather far from here", "late"]
 
 def plain_probabilities(base: Base, prompt: SoftPrompt | None, text: str) -> torch.Tensor:
     """Each label on its own behind prompt and text, by the base's own forward."""
-    encoder = Encoder(base.tokenizer, TASK)
+    encoder = Encoder(base, TASK)
     assert encoder.label_ids is not None
     ids = encoder.encode_text({"text": text})
     scores = []
@@ -73,7 +73,7 @@ def test_the_best_of_equal_labels_is_the_first(tiny_base: Base, monkeypatch: pyt
 
 def greedy(base: Base, prompt: SoftPrompt, text: str, count: int) -> str:
     """The likeliest token again and again, each time by a whole forward pass."""
-    ids = Encoder(base.tokenizer, TEXT_TASK).encode_text({"text": text})
+    ids = Encoder(base, TEXT_TASK).encode_text({"text": text})
     new: list[int] = []
     while len(new) < count:
         whole = torch.cat([prompt.embeddings, base.embed(torch.tensor(ids + new))])

@@ -12,6 +12,7 @@ from softprompt.errors import SoftPromptError
 from softprompt.models.prompted import PromptedModel
 from softprompt.models.routes import logits
 from softprompt.models.state import Span, StatePool
+from tests.models.based import with_prompts
 from tests.models.batches import distance, make_example
 from tests.models.tiny import VOCABULARY, WIDTH, tiny_config, tiny_model
 
@@ -96,7 +97,7 @@ def hidden_of(model, prompt: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 def check_zero_shot(model) -> None:
     ids = torch.randint(2, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        answer = PromptedModel(model, [])(ids, labels=ids, return_logits=True)
+        answer = with_prompts(model, [])(ids, labels=ids, return_logits=True)
         expected = model(input_ids=ids, use_cache=False).logits[:, :-1]
     assert distance([answer.logits], [expected.reshape(-1, expected.shape[-1])]) < 1e-3
 

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from softprompt.errors import SoftPromptError
 from softprompt.models import generation
 from softprompt.models.generation import find_way, generate
-from softprompt.models.prompted import PromptedModel
 from softprompt.prompts import SoftPrompt
+from tests.models.based import with_prompts
 from tests.models.families import AWKWARD, CONFIGS, PACKED, VOCABULARY, WIDTH, make_model
 
 POOLED, CACHED, PLAIN = generation._Pooled, generation._Cached, generation._Plain
@@ -51,7 +51,7 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 def test_texts_of_all_lengths_behind_different_prompts(model: PreTrainedModel) -> None:
     prompts, texts = prompts_of(3, 6, 1), texts_of(LENGTHS)
-    found = generate(PromptedModel(model, prompts), texts, max_new_tokens=NEW, ends=[], prompt_index=INDEX)
+    found = generate(with_prompts(model, prompts), texts, max_new_tokens=NEW, ends=[], prompt_index=INDEX)
     assert found == [greedy(model, prompts[k].embeddings, ids, NEW) for k, ids in zip(INDEX, texts, strict=True)]
 
 
@@ -65,12 +65,12 @@ WAYS = dict.fromkeys(PACKED, POOLED) | {
 
 @pytest.mark.parametrize("family", WAYS)
 def test_the_fastest_exact_way_is_found(family: str) -> None:
-    assert find_way(PromptedModel(make_model(family), prompts_of(2))) is WAYS[family]
+    assert find_way(with_prompts(make_model(family), prompts_of(2))) is WAYS[family]
 
 
 @pytest.mark.parametrize("family", ["falcon_alibi", "bloom", "gpt_oss", "mamba", "bamba", "zamba2", "git", "diffllama"])
 def test_what_cannot_be_packed_is_cached_all_the_same(family: str) -> None:
-    assert find_way(PromptedModel(make_model(family), prompts_of(2))) is CACHED
+    assert find_way(with_prompts(make_model(family), prompts_of(2))) is CACHED
 
 
 @pytest.mark.parametrize("way", [POOLED, CACHED, generation._OneByOne, PLAIN])
@@ -86,11 +86,11 @@ def test_the_ways_agree(monkeypatch: pytest.MonkeyPatch, way: type, dtype: torch
     monkeypatch.setattr(generation, "find_way", lambda model: way)
     monkeypatch.setattr("softprompt.models.scoring._AT_ONCE", 40)
     finished: list[int] = []
-    prompted = PromptedModel(model, prompts)
+    prompted = with_prompts(model, prompts)
     found = generate(prompted, texts, max_new_tokens=NEW, ends=ends, prompt_index=index, progress=finished.append)
     assert found == cut
     assert sum(finished) == len(texts)
-    bare = generate(PromptedModel(model, []), texts[:7], max_new_tokens=NEW, ends=[])
+    bare = generate(with_prompts(model, []), texts[:7], max_new_tokens=NEW, ends=[])
     assert bare == [greedy(model, prompts[0].embeddings[:0], ids, NEW) for ids in texts[:7]]
 
 
@@ -113,24 +113,24 @@ def test_the_ways_agree(monkeypatch: pytest.MonkeyPatch, way: type, dtype: torch
 def test_nothing_else_of_the_generation_config_counts(family: str, setting: dict[str, object]) -> None:
     model, (prompt,), texts = make_model(family), prompts_of(3), texts_of([4, 6])
     ends = [greedy(model, prompt.embeddings, texts[0], 4)[3]]
-    expected = generate(PromptedModel(model, [prompt]), texts, max_new_tokens=NEW, ends=ends)
+    expected = generate(with_prompts(model, [prompt]), texts, max_new_tokens=NEW, ends=ends)
     for name, value in setting.items():
         setattr(model.generation_config, name, value)
-    assert generate(PromptedModel(model, [prompt]), texts, max_new_tokens=NEW, ends=ends) == expected
+    assert generate(with_prompts(model, [prompt]), texts, max_new_tokens=NEW, ends=ends) == expected
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom", "rwkv", "openai_gpt"])
 def test_what_is_suppressed_never_comes(family: str) -> None:
     model, (prompt,), texts = make_model(family), prompts_of(3), texts_of([4, 6])
-    first = generate(PromptedModel(model, [prompt]), texts, max_new_tokens=NEW, ends=[])
+    first = generate(with_prompts(model, [prompt]), texts, max_new_tokens=NEW, ends=[])
     model.generation_config.suppress_tokens = [first[0][0], first[1][0], -1]
-    found = generate(PromptedModel(model, [prompt]), texts, max_new_tokens=NEW, ends=[])
+    found = generate(with_prompts(model, [prompt]), texts, max_new_tokens=NEW, ends=[])
     assert not {first[0][0], first[1][0]} & {token for ids in found for token in ids}
     assert list(map(len, found)) == [NEW, NEW]
 
 
 def test_that_it_is_slow_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    model = PromptedModel(make_model("openai_gpt"), prompts_of(3))
+    model = with_prompts(make_model("openai_gpt"), prompts_of(3))
     with caplog.at_level(logging.WARNING, logger="softprompt"):
         for _ in range(2):
             generate(model, texts_of([3]), max_new_tokens=2, ends=[])
@@ -142,4 +142,4 @@ def test_that_it_is_slow_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_token_that_is_none_is_refused() -> None:
     with pytest.raises(SoftPromptError, match="token 61 of text 1"):
-        generate(PromptedModel(make_model("llama"), []), [[1], [61]], max_new_tokens=2, ends=[])
+        generate(with_prompts(make_model("llama"), []), [[1], [61]], max_new_tokens=2, ends=[])

@@ -18,9 +18,10 @@ from softprompt.errors import SoftPromptError
 from softprompt.models import attention, prompted
 from softprompt.models.attention import choose_kernel
 from softprompt.models.probe import find_route
-from softprompt.models.prompted import PromptedModel, PromptedOutput
+from softprompt.models.prompted import PromptedOutput
 from softprompt.models.routes import ROUTES
 from softprompt.prompts.prompt import SoftPrompt
+from tests.models.based import with_prompts
 from tests.models.batches import Example, distance, examples, make_example
 from tests.models.families import CONFIGS, CONTEXT, VOCABULARY, WIDTH, make_model, shared_model
 from tests.models.reference import keep_float64
@@ -45,7 +46,7 @@ def step(
 ) -> tuple[PromptedOutput, list[Tensor]]:
     """One forward and backward pass: the output and each prompt's gradient, zero where there is none."""
     prompts = example.parameters(dtype)
-    output = PromptedModel(model, prompts, **options)(**example.batch)
+    output = with_prompts(model, prompts, **options)(**example.batch)
     output.loss.backward()
     return output, [torch.zeros_like(p) if p.grad is None else p.grad for p in prompts]
 
@@ -118,7 +119,7 @@ def test_padding_on_either_side_changes_nothing(llama):
 
 def test_without_a_mask_every_token_is_text(llama):
     example = make_example([6, 6], [3], label_share=1.0)
-    model = PromptedModel(llama, example.parameters())
+    model = with_prompts(llama, example.parameters())
     assert torch.equal(
         model(example.input_ids, labels=example.labels).loss,
         model(example.input_ids, torch.ones_like(example.input_ids), example.labels).loss,
@@ -159,7 +160,7 @@ def test_a_bare_base_predicts_nothing_from_nothing(family):
     """Without a prompt the first token's label is not counted, as Transformers' own loss does not count it."""
     model = shared_model(family, torch.float64)
     example = make_example([7, 3], [0], sides=["right", "left"], label_share=1.0)
-    output = PromptedModel(model, [])(**example.batch, return_logits=True)
+    output = with_prompts(model, [])(**example.batch, return_logits=True)
     right = model(example.input_ids[:1], labels=example.labels[:1]).loss
     assert distance([output.row_loss[0]], [right * 6]) < 1e-9
     assert output.places.tolist() == [[0, c] for c in range(1, 7)] + [[1, 5], [1, 6]]
@@ -183,7 +184,7 @@ def test_rows_without_labels_or_tokens_are_allowed(llama, route, max_tokens):
 
 @pytest.mark.parametrize("max_tokens", [None, 9])
 def test_logits_at_the_labels_and_their_places(llama, max_tokens):
-    model = PromptedModel(llama, MIXED.parameters(), max_tokens=max_tokens)
+    model = with_prompts(llama, MIXED.parameters(), max_tokens=max_tokens)
     output = model(**MIXED.batch, return_logits=True)
     assert output.places.tolist() == (MIXED.labels != -100).nonzero().tolist()
     assert distance([output.logits], [MIXED.reference(llama).logits]) < 1e-9
@@ -196,7 +197,7 @@ def test_logits_at_the_labels_and_their_places(llama, max_tokens):
 def test_a_text_initialised_prompt_behaves_as_that_text(llama):
     beginning, text = torch.arange(5, 11), torch.arange(20, 29)
     prompt = nn.Parameter(llama.get_input_embeddings()(beginning).detach())
-    output = PromptedModel(llama, [prompt])(text[None], labels=text[None], return_logits=True)
+    output = with_prompts(llama, [prompt])(text[None], labels=text[None], return_logits=True)
     whole = llama(torch.cat([beginning, text])[None]).logits[0, 5:-1]
     assert distance([output.logits], [whole]) < 1e-9
 
@@ -238,7 +239,7 @@ def test_what_all_texts_begin_with_is_computed_once_after_each_prompt():
     model = make_model("llama")
     example = make_example([8, 6, 9, 7], [4, 3], [0, 1, 0, 1], beginning=5, label_share=1.0)
     prompts = example.parameters(torch.float32)
-    prompted_model = PromptedModel(model, prompts)
+    prompted_model = with_prompts(model, prompts)
     spy = Spy(model)
     prompted_model(**example.batch).loss.backward()
     expected = example.reference(model, torch.float32)
@@ -249,7 +250,7 @@ def test_what_all_texts_begin_with_is_computed_once_after_each_prompt():
 
 def test_no_part_is_longer_than_the_bound():
     model = make_model("llama")
-    prompted_model = PromptedModel(model, make_example([1], [4]).parameters(torch.float32), max_tokens=10)
+    prompted_model = with_prompts(model, make_example([1], [4]).parameters(torch.float32), max_tokens=10)
     spy = Spy(model)
     example = make_example([4, 6, 3, 12, 5, 5, 2], [4], label_share=1.0)
     prompted_model(**example.batch).loss.backward()
@@ -265,7 +266,7 @@ def test_no_part_is_longer_than_the_bound():
 def test_the_packed_row_holds_each_prompt_once_and_no_padding():
     model = make_model("llama")
     example = make_example([7, 3, 9, 1, 5], [6, 2, 4], [0, 2, 0, 2, 2], label_share=1.0)
-    prompted_model = PromptedModel(model, example.parameters(torch.float32))
+    prompted_model = with_prompts(model, example.parameters(torch.float32))
     spy = Spy(model)
     prompted_model(**example.batch)
     # The prompt that no row names is not computed, nor a row's last token, which predicts nothing (but its first is).
@@ -273,7 +274,7 @@ def test_the_packed_row_holds_each_prompt_once_and_no_padding():
 
 
 def test_parts_are_not_differentiated_where_no_gradient_is_wanted(monkeypatch, llama):
-    model = PromptedModel(llama, MIXED.parameters(), max_tokens=8)
+    model = with_prompts(llama, MIXED.parameters(), max_tokens=8)
     expected = MIXED.reference(llama).loss
     monkeypatch.setattr(torch.autograd, "grad", lambda *args, **kwargs: pytest.fail("a gradient in evaluation"))
     with torch.no_grad():
@@ -283,7 +284,7 @@ def test_parts_are_not_differentiated_where_no_gradient_is_wanted(monkeypatch, l
 
 
 def test_a_split_batch_refuses_a_second_derivative(llama):
-    model = PromptedModel(llama, MIXED.parameters(), max_tokens=8)
+    model = with_prompts(llama, MIXED.parameters(), max_tokens=8)
     (grad,) = torch.autograd.grad(model(**MIXED.batch).loss.square(), model.prompts[0], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
@@ -292,7 +293,7 @@ def test_a_split_batch_refuses_a_second_derivative(llama):
 @pytest.mark.parametrize("max_tokens", [None, 8])
 def test_the_loss_may_be_scaled_before_the_backward_pass(llama, max_tokens):
     prompts = MIXED.parameters()
-    (PromptedModel(llama, prompts, max_tokens=max_tokens)(**MIXED.batch).loss * 3).backward()
+    (with_prompts(llama, prompts, max_tokens=max_tokens)(**MIXED.batch).loss * 3).backward()
     assert distance([p.grad / 3 for p in prompts], MIXED.reference(llama).grads) < 1e-9
 
 
@@ -300,7 +301,7 @@ def test_the_loss_may_be_scaled_before_the_backward_pass(llama, max_tokens):
 @pytest.mark.parametrize("number", [5, torch.tensor(5)])
 def test_the_trainers_number_of_items_takes_the_place_of_the_count(llama, number, max_tokens):
     prompts = MIXED.parameters()
-    model = PromptedModel(llama, prompts, max_tokens=max_tokens)
+    model = with_prompts(llama, prompts, max_tokens=max_tokens)
     output = model(**MIXED.batch, num_items_in_batch=number)
     output.loss.backward()
     expected = MIXED.reference(llama)
@@ -332,7 +333,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(family):
 def test_gradient_checkpointing_recomputes_and_leaves_the_base_in_eval_mode(recompute, mode):
     model = make_model("llama")
     prompts = MIXED.parameters(torch.float32)
-    prompted_model = PromptedModel(model, prompts, gradient_checkpointing=recompute)
+    prompted_model = with_prompts(model, prompts, gradient_checkpointing=recompute)
     if mode != "new":
         prompted_model.train(mode == "train")
     assert prompted_model.training == (mode != "eval")
@@ -347,8 +348,8 @@ def test_gradient_checkpointing_recomputes_and_leaves_the_base_in_eval_mode(reco
 def test_gradient_checkpointing_stays_with_its_model():
     """Neither another prompted model of the same base nor its own `generate` gets to feel it."""
     model = make_model("bloom", torch.float64)
-    other = PromptedModel(model, MIXED.parameters())
-    recomputing = PromptedModel(model, MIXED.parameters(), gradient_checkpointing=True)
+    other = with_prompts(model, MIXED.parameters())
+    recomputing = with_prompts(model, MIXED.parameters(), gradient_checkpointing=True)
     assert (other.route, recomputing.route) == ("shared_prefix", "concatenated")
     recomputing(**MIXED.batch).loss.backward()
     other(**MIXED.batch).loss.backward()
@@ -368,9 +369,37 @@ def test_float16_loses_no_gradient_to_the_number_of_labels(count, max_tokens):
     for dtype in (torch.float32, torch.float16):
         (prompt,) = example.parameters(torch.float32)
         model = make_model("llama", dtype, vocab_size=30_000)  # so that a word's share is small
-        PromptedModel(model, [prompt], max_tokens=max_tokens)(**example.batch).loss.backward()
+        with_prompts(model, [prompt], max_tokens=max_tokens)(**example.batch).loss.backward()
         found.append(prompt.grad)
     assert distance([found[1]], [found[0]]) < 0.008
+
+
+# Without padding
+
+
+def test_a_flat_batch_equals_the_padded_one(llama):
+    (padded := with_prompts(llama, MIXED.parameters()))(**MIXED.batch).loss.backward()
+    batch = dict(MIXED.batch)
+    present = batch.pop("attention_mask").bool()
+    ids, labels = batch.pop("input_ids")[present], batch.pop("labels")[present]
+    flat = with_prompts(llama, MIXED.parameters())
+    output = flat(ids, labels=labels, lengths=present.sum(1), return_logits=True, **batch)
+    output.loss.backward()
+    for one, other in zip(flat.prompts, padded.prompts, strict=True):
+        assert torch.equal(one.grad, other.grad)
+    rows, columns = output.places.T
+    starts = present.sum(1).cumsum(0) - present.sum(1)
+    assert torch.equal(labels[starts[rows] + columns], labels[labels != -100])
+
+
+@pytest.mark.parametrize(
+    "change", [{"lengths": torch.tensor([3, 3])}, {"attention_mask": torch.ones(5)}, {"input_ids": torch.ones(1, 5)}]
+)
+def test_lengths_are_those_of_the_texts(change):
+    batch = {"input_ids": torch.tensor([2, 3, 4, 5, 6]), "lengths": torch.tensor([3, 2])} | change
+    model = with_prompts(shared_model("llama"), GOOD.parameters(torch.float32)[:1])
+    with pytest.raises(SoftPromptError, match=r"with lengths input_ids must be \[N\]"):
+        model(**batch, labels=batch["input_ids"])
 
 
 # What is kept of it
@@ -378,10 +407,10 @@ def test_float16_loses_no_gradient_to_the_number_of_labels(count, max_tokens):
 
 def test_its_state_is_the_prompts():
     model = make_model("gpt2", tie_word_embeddings=True)
-    prompted_model = PromptedModel(model, MIXED.parameters(torch.float32))
+    prompted_model = with_prompts(model, MIXED.parameters(torch.float32))
     state = prompted_model.state_dict()
     assert list(state) == ["prompts.0", "prompts.1"]
-    other = PromptedModel(model, [nn.Parameter(torch.zeros_like(p)) for p in prompted_model.prompts])
+    other = with_prompts(model, [nn.Parameter(torch.zeros_like(p)) for p in prompted_model.prompts])
     assert str(other.load_state_dict(state)) == "<All keys matched successfully>"
     assert all(torch.equal(a, b) for a, b in zip(other.prompts, prompted_model.prompts, strict=True))
     with pytest.raises(RuntimeError, match=r"Unexpected key"):
@@ -396,7 +425,7 @@ def test_a_trainer_of_it_keeps_and_resumes_the_prompts_alone(tmp_path):
     def train(steps, resume=None):
         settings = {"max_steps": steps, "save_steps": 2, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
         arguments = TrainingArguments(tmp_path, per_device_train_batch_size=2, learning_rate=0.1, **settings)
-        prompted_model = PromptedModel(model, MIXED.parameters(torch.float32))
+        prompted_model = with_prompts(model, MIXED.parameters(torch.float32))
         Trainer(prompted_model, arguments, train_dataset=rows).train(resume_from_checkpoint=resume)
         return [prompt.detach().clone() for prompt in prompted_model.prompts]
 
@@ -419,13 +448,13 @@ def test_numbers_that_are_not_finite_stay_with_their_prompt(route, kernel, monke
     example = make_example([9, 4, 12, 7, 5], [6, 3], [0, 1, 0, 1, 1], label_share=1.0)
     bad, good = example.parameters(torch.float32)
     bad.data.fill_(float("nan"))
-    answer = PromptedModel(model, [bad, good], route=route)(**example.batch)
+    answer = with_prompts(model, [bad, good], route=route)(**example.batch)
     answer.loss.backward()
     alone = example.rows(example.prompt_index == 1)
     other = nn.Parameter(good.detach().clone())
     batch = {**alone.batch, "prompt_index": torch.zeros(3, dtype=torch.long)}
     count = int((example.labels != -100).sum())
-    expected = PromptedModel(model, [other], route="concatenated")(**batch, num_items_in_batch=count)
+    expected = with_prompts(model, [other], route="concatenated")(**batch, num_items_in_batch=count)
     expected.loss.backward()
     assert not answer.row_loss[example.prompt_index == 0].isfinite().any()
     torch.testing.assert_close(answer.row_loss[example.prompt_index == 1], expected.row_loss)
@@ -441,7 +470,7 @@ def with_dropout() -> PreTrainedModel:
 
 def test_dropout_stays_off():
     model = with_dropout().train()
-    prompted_model = PromptedModel(model, MIXED.parameters())
+    prompted_model = with_prompts(model, MIXED.parameters())
     expected = prompted_model(**MIXED.batch).loss
     assert distance([expected], [MIXED.reference(make_model("gpt2", torch.float64)).loss]) < 1e-9
     prompted_model.train()
@@ -477,7 +506,7 @@ def test_gradient_checkpointing_of_layers_within_layers():
     model.model.layers[0] = Nested(model.model.layers[0])
     spy = Spy(model)
     prompts = MIXED.parameters()
-    PromptedModel(model, prompts, gradient_checkpointing=True)(**MIXED.batch).loss.backward()
+    with_prompts(model, prompts, gradient_checkpointing=True)(**MIXED.batch).loss.backward()
     assert distance([p.grad for p in prompts], MIXED.reference(make_model("llama", torch.float64)).grads) < 1e-9
     assert spy.layer_runs
 
@@ -491,14 +520,14 @@ def test_gradient_checkpointing_that_changes_the_gradient_is_refused():
 
     model.model.layers[0].input_layernorm.register_forward_hook(scale)
     with pytest.raises(SoftPromptError, match="gradient checkpointing changes LlamaForCausalLM's gradient"):
-        PromptedModel(model, MIXED.parameters(torch.float32), gradient_checkpointing=True, route="concatenated")
+        with_prompts(model, MIXED.parameters(torch.float32), gradient_checkpointing=True, route="concatenated")
 
 
 def test_a_base_that_cannot_be_recomputed_is_refused(monkeypatch):
     model = make_model("llama")
     monkeypatch.setattr(prompted, "GradientCheckpointingLayer", nn.Conv3d)  # of which it has none
     with pytest.raises(SoftPromptError, match="LlamaForCausalLM does not support gradient checkpointing"):
-        PromptedModel(model, [], gradient_checkpointing=True)
+        with_prompts(model, [], gradient_checkpointing=True)
 
 
 @pytest.mark.parametrize(
@@ -508,7 +537,7 @@ def test_the_base_stays_bit_for_bit_and_without_gradient(options):
     model = make_model("llama").requires_grad_(True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     prompts = MIXED.parameters(torch.float32)
-    prompted_model = PromptedModel(model, prompts, **options)
+    prompted_model = with_prompts(model, prompts, **options)
     optimizer = torch.optim.AdamW([p for p in prompted_model.parameters() if p.requires_grad], lr=0.1)
     start = [p.detach().clone() for p in prompts]
     prompted_model(**MIXED.batch).loss.backward()
@@ -521,7 +550,7 @@ def test_the_base_stays_bit_for_bit_and_without_gradient(options):
 def test_the_prompts_alone_are_trained_and_in_order(tiny_base):
     own = nn.Parameter(torch.randn(2, 32))
     soft = SoftPrompt(embeddings=torch.randn(3, 32))
-    model = PromptedModel(tiny_base, [soft, own])
+    model = with_prompts(tiny_base, [soft, own])
     trained = [p for p in model.parameters() if p.requires_grad]
     assert len(trained) == 2
     assert torch.equal(trained[0], soft.embeddings)
@@ -531,8 +560,8 @@ def test_the_prompts_alone_are_trained_and_in_order(tiny_base):
 
 
 def test_the_kernel_is_named():
-    assert PromptedModel(shared_model("llama"), []).kernel == f"packed/{choose_kernel(torch.device('cpu'), 1)}"
-    assert PromptedModel(shared_model("bloom"), []).kernel == "shared_prefix"
+    assert with_prompts(shared_model("llama"), []).kernel == f"packed/{choose_kernel(torch.device('cpu'), 1)}"
+    assert with_prompts(shared_model("bloom"), []).kernel == "shared_prefix"
 
 
 # Bad input
@@ -572,7 +601,7 @@ def changed(name: str, *changes: tuple[tuple[int, ...], int]) -> dict[str, Tenso
 )
 def test_bad_batches_are_refused_in_one_line(change, message):
     with pytest.raises(SoftPromptError, match=message) as caught:
-        PromptedModel(shared_model("llama"), GOOD.parameters(torch.float32))(**GOOD.batch | change)
+        with_prompts(shared_model("llama"), GOOD.parameters(torch.float32))(**GOOD.batch | change)
     assert "\n" not in str(caught.value)
 
 
@@ -587,9 +616,9 @@ def test_prompt_and_text_may_fill_the_context_but_not_more(family):
     model = shared_model(family)
     prompts = [nn.Parameter(torch.randn(4, WIDTH))]
     full, longer = make_example([CONTEXT - 4], [4]), make_example([2, CONTEXT - 3], [4])
-    assert PromptedModel(model, prompts)(**full.batch).loss.isfinite()
+    assert with_prompts(model, prompts)(**full.batch).loss.isfinite()
     with pytest.raises(SoftPromptError, match=f"row 1 has {CONTEXT - 3} tokens behind 4 virtual .* holds {CONTEXT}"):
-        PromptedModel(model, prompts)(**longer.batch)
+        with_prompts(model, prompts)(**longer.batch)
 
 
 @pytest.mark.parametrize(
@@ -602,7 +631,7 @@ def test_prompt_and_text_may_fill_the_context_but_not_more(family):
 )
 def test_prompts_that_do_not_fit_are_refused(shape, message):
     with pytest.raises(SoftPromptError, match=message):
-        PromptedModel(shared_model("llama"), [nn.Parameter(torch.zeros(shape))])
+        with_prompts(shared_model("llama"), [nn.Parameter(torch.zeros(shape))])
 
 
 @pytest.mark.parametrize(
@@ -618,4 +647,4 @@ def test_prompts_that_do_not_fit_are_refused(shape, message):
 )
 def test_options_that_cannot_be_kept_are_refused(family, options, message):
     with pytest.raises(SoftPromptError, match=message):
-        PromptedModel(shared_model(family), [], **options)
+        with_prompts(shared_model(family), [], **options)

@@ -11,8 +11,8 @@ from transformers import LlamaForCausalLM, LlamaModel, Qwen2MoeConfig, Qwen2MoeF
 from softprompt.errors import SoftPromptError
 from softprompt.models import routes
 from softprompt.models.probe import Route, find_route, objection
-from softprompt.models.prompted import PromptedModel
 from softprompt.models.routes import ROUTES, Batch, hidden_states, logits
+from tests.models.based import with_prompts
 from tests.models.batches import distance, make_example
 from tests.models.families import (
     CONCATENATED,
@@ -64,7 +64,7 @@ def test_loss_and_gradient_equal_the_reference_on_every_exact_route(family, dtyp
         expected = EXAMPLE.reference(model, dtype)
         for route in ROUTES[ROUTES.index(find_route(model).name) :]:
             prompts = EXAMPLE.parameters(dtype)
-            answer = PromptedModel(model, prompts, route=route)(**EXAMPLE.batch, return_logits=True)
+            answer = with_prompts(model, prompts, route=route)(**EXAMPLE.batch, return_logits=True)
             answer.loss.backward()
             assert distance([answer.loss], [expected.loss]) < limit
             assert distance([answer.logits], [expected.logits]) < limit
@@ -75,7 +75,7 @@ def test_loss_and_gradient_equal_the_reference_on_every_exact_route(family, dtyp
 def test_sliding_windows_cut(family):
     narrow, wide = make_model(family, torch.float64), make_model(family, torch.float64, sliding_window=CONTEXT)
     with keep_float64():
-        answers = [PromptedModel(m, EXAMPLE.parameters())(**EXAMPLE.batch, return_logits=True) for m in (narrow, wide)]
+        answers = [with_prompts(m, EXAMPLE.parameters())(**EXAMPLE.batch, return_logits=True) for m in (narrow, wide)]
         expected = [EXAMPLE.reference(m) for m in (narrow, wide)]
     for answer, right in zip(answers, expected, strict=True):
         assert distance([answer.logits], [right.logits]) < 1e-9
@@ -88,11 +88,11 @@ def test_a_prompt_beyond_the_windows_of_all_layers_has_no_gradient(route):
     # The one label stands at the text's end and is predicted from the place before it.
     example = make_example([reach + 2], [4], label_share=0.0)
     prompts = example.parameters()
-    PromptedModel(shared_model("mistral", torch.float64), prompts, route=route)(**example.batch).loss.backward()
+    with_prompts(shared_model("mistral", torch.float64), prompts, route=route)(**example.batch).loss.backward()
     assert not prompts[0].grad.any()
     example = make_example([reach + 1], [4], label_share=0.0)
     prompts = example.parameters()
-    PromptedModel(shared_model("mistral", torch.float64), prompts, route=route)(**example.batch).loss.backward()
+    with_prompts(shared_model("mistral", torch.float64), prompts, route=route)(**example.batch).loss.backward()
     assert not prompts[0].grad[:-1].any()
     assert prompts[0].grad[-1].any()
 
@@ -122,7 +122,7 @@ def test_a_window_that_only_the_mask_knows_is_not_packed():
     assert "window" in find_route(model).reason
     example = make_example([20, 9], [8], label_share=1.0)
     with keep_float64():
-        answer = PromptedModel(model, example.parameters())(**example.batch, return_logits=True)
+        answer = with_prompts(model, example.parameters())(**example.batch, return_logits=True)
         assert distance([answer.logits], [example.reference(model).logits]) < 1e-9
 
 
@@ -145,7 +145,7 @@ def test_a_slower_route_is_told_once_and_with_the_reason(caplog):
     model = make_model("gpt_oss")
     with caplog.at_level(logging.WARNING, "softprompt"):
         for _ in range(2):
-            PromptedModel(model, EXAMPLE.parameters(torch.float32))
+            with_prompts(model, EXAMPLE.parameters(torch.float32))
     assert [r.getMessage() for r in caplog.records if r.name.startswith("softprompt")] == [
         "GptOssForCausalLM takes a slower route than packed (CannotPackError: its attention takes s_aux)"
     ]
@@ -171,7 +171,7 @@ def test_a_probe_leaves_the_model_as_it_was(family):
 def test_a_model_set_to_another_attention_later_stays_exact():
     model = make_model("llama", torch.float64)
     prompts = EXAMPLE.parameters()
-    prompted = PromptedModel(model, prompts)
+    prompted = with_prompts(model, prompts)
     model.set_attn_implementation("eager")
     with keep_float64():
         answer = prompted(**EXAMPLE.batch)
@@ -183,7 +183,7 @@ def test_a_model_set_to_another_attention_later_stays_exact():
 @pytest.mark.parametrize("family", PACKED)
 def test_a_packed_row_has_no_mask_made_that_nobody_reads(family, monkeypatch):
     model = make_model(family)
-    prompted = PromptedModel(model, EXAMPLE.parameters(torch.float32))
+    prompted = with_prompts(model, EXAMPLE.parameters(torch.float32))
     monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda *args: pytest.fail("a mask was made"))
     assert prompted.route == "packed"
     assert prompted(**EXAMPLE.batch).loss.isfinite()
@@ -223,9 +223,9 @@ def test_a_head_that_is_not_understood_is_refused():
     model = TwiceAsLoud(CONFIGS["llama"]()).eval()
     for _ in range(2):
         with pytest.raises(SoftPromptError, match="TwiceAsLoud changes its logits"):
-            PromptedModel(model, [])
+            with_prompts(model, [])
         with pytest.raises(SoftPromptError, match="TwiceAsLoud changes its logits"):
-            PromptedModel(model, [], route="concatenated")
+            with_prompts(model, [], route="concatenated")
 
 
 def test_a_model_without_a_head_is_refused():

@@ -16,6 +16,7 @@ from softprompt.models import scoring
 from softprompt.models.prompted import PromptedModel
 from softprompt.models.routes import ROUTES
 from softprompt.models.scoring import score
+from tests.models.based import with_prompts
 from tests.models.families import CONTEXT, PACKED, VOCABULARY, WIDTH, make_model, shared_model
 
 TEXTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], []]
@@ -55,7 +56,7 @@ def plain(
 
 
 def assert_scores(model: PromptedModel, continuations: list[list[int]], texts=TEXTS, index=(0, 1, 0, 1)) -> None:
-    expected = plain(model.base, list(model.prompts), texts, continuations, index)
+    expected = plain(model.base.model, list(model.prompts), texts, continuations, index)
     answer = score(model, texts, continuations, index if len(model.prompts) else None)
     assert answer.dtype == torch.float32
     torch.testing.assert_close(answer, expected, rtol=1e-5, atol=1e-4)
@@ -64,18 +65,18 @@ def assert_scores(model: PromptedModel, continuations: list[list[int]], texts=TE
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("route", ROUTES)
 def test_scores_equal_plain_forwards(route, name):
-    assert_scores(PromptedModel(shared_model("llama"), make_prompts(6, 2), route=route), SETS[name])
+    assert_scores(with_prompts(shared_model("llama"), make_prompts(6, 2), route=route), SETS[name])
 
 
 @pytest.mark.parametrize("family", [*PACKED, "falcon_alibi", "gpt_oss", "mamba"])
 def test_every_family_scores(family):
     """With windows shorter than prompt, text and continuation, where the family has any."""
-    assert_scores(PromptedModel(shared_model(family), make_prompts(6, 2)), SETS["shared beginnings"])
+    assert_scores(with_prompts(shared_model(family), make_prompts(6, 2)), SETS["shared beginnings"])
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom", "mamba"])
 def test_a_bare_base_scores(family):
-    assert_scores(PromptedModel(shared_model(family), []), SETS["shared beginnings"], TEXTS[:3], (0, 0, 0))
+    assert_scores(with_prompts(shared_model(family), []), SETS["shared beginnings"], TEXTS[:3], (0, 0, 0))
 
 
 @given(
@@ -87,23 +88,23 @@ def test_a_bare_base_scores(family):
 @settings(max_examples=30, deadline=None)
 def test_any_continuations_after_any_texts(texts, continuations, seed):
     index = [(row + seed) % 2 for row in range(len(texts))]
-    assert_scores(PromptedModel(shared_model("llama"), make_prompts(3, 5)), continuations, texts, index)
+    assert_scores(with_prompts(shared_model("llama"), make_prompts(3, 5)), continuations, texts, index)
 
 
 def test_an_empty_text_has_no_part_in_what_the_others_begin_with():
-    model = PromptedModel(shared_model("llama"), make_prompts(3, 5))
+    model = with_prompts(shared_model("llama"), make_prompts(3, 5))
     assert_scores(model, [[3, 4]], [[], [5, 6], [5, 7]], (0, 1, 0))
 
 
 def test_all_continuations_of_one_token_share_the_probability():
-    model = PromptedModel(shared_model("llama"), make_prompts(4))
+    model = with_prompts(shared_model("llama"), make_prompts(4))
     likelihoods = score(model, TEXTS, [[token] for token in range(VOCABULARY)])
     torch.testing.assert_close(likelihoods.exp().sum(1), torch.ones(len(TEXTS)))
 
 
 @pytest.mark.parametrize("limit", ["_AT_ONCE", "_MOST_LOGITS"])
 def test_batches_and_turns_of_any_size_give_the_same(monkeypatch, limit):
-    model = PromptedModel(shared_model("llama"), make_prompts(6, 2))
+    model = with_prompts(shared_model("llama"), make_prompts(6, 2))
     texts, index = TEXTS * 5, [0, 1, 0, 1] * 5
     whole = score(model, texts, SETS["shared beginnings"], index)
     monkeypatch.setattr(scoring, limit, 20)
@@ -124,7 +125,7 @@ def test_batches_and_turns_of_any_size_give_the_same(monkeypatch, limit):
 )
 def test_each_text_is_computed_once_whatever_the_number_of_labels(continuations, nodes):
     model = make_model("llama")
-    prompted_model = PromptedModel(model, make_prompts(6, 2))
+    prompted_model = with_prompts(model, make_prompts(6, 2))
     lengths = []
     model.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
@@ -134,12 +135,12 @@ def test_each_text_is_computed_once_whatever_the_number_of_labels(continuations,
 
 
 def test_no_gradient_is_kept():
-    model = PromptedModel(shared_model("llama"), make_prompts(3))
+    model = with_prompts(shared_model("llama"), make_prompts(3))
     assert not score(model, TEXTS, [[3]]).requires_grad
 
 
 def test_no_texts_give_no_scores():
-    assert score(PromptedModel(shared_model("llama"), make_prompts(3)), [], [[3], [4]]).shape == (0, 2)
+    assert score(with_prompts(shared_model("llama"), make_prompts(3)), [], [[3], [4]]).shape == (0, 2)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +157,6 @@ def test_no_texts_give_no_scores():
     ],
 )
 def test_bad_input_is_refused_in_one_line(prompts, texts, continuations, index, message):
-    model = PromptedModel(shared_model("llama"), make_prompts(*prompts))
+    model = with_prompts(shared_model("llama"), make_prompts(*prompts))
     with pytest.raises(SoftPromptError, match=message):
         score(model, texts, continuations, index)

@@ -42,10 +42,7 @@ def test_an_answer_is_pythons_to_the_last_bit(
     base: Base, prompts: tuple[SoftPrompt, SoftPrompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     likelihoods = [-3.25, -1.5, -2.125]
-    card = prompts[1].card
-    classifier = Classifier(
-        base.tokenizer, TOPIC, virtual=4, context=base.max_positions, log_priors=card.log_priors(TOPIC.labels)
-    )
+    classifier = Classifier(base, TOPIC, prompts[1])
     monkeypatch.setattr(sys.modules[Evaluation.__module__], "score", lambda *_, **__: torch.tensor([likelihoods]))
     expected = predict(base, prompts[1], TOPIC, TEXTS[:1])[0]
     assert classifier.answer(likelihoods) == (expected.label, expected.probabilities)

@@ -27,7 +27,7 @@ LABELS = MOOD.labels
 def test_two_hundred_prompts_under_load(base, tmp_path):
     library = PromptLibrary(tmp_path / "library")
     expected = {}
-    encoder = Encoder(base.tokenizer, MOOD)
+    encoder = Encoder(base, MOOD)
     ids = [encoder.encode_text({"text": text}) for text in TEXTS]
     for number in range(PROMPTS):
         for version in (1, 2):

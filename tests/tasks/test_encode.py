@@ -13,8 +13,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from softprompt.errors import SoftPromptError
-from softprompt.tasks import Encoder, Row, Task
+from softprompt.tasks import Row, Task
 from tests.conftest import make_tokenizer
+from tests.tasks.encoders import make_encoder
 
 CLASSES = Task(template="Review: {text}\nSentiment:", labels=["negative", "positive"])
 ANSWERS = Task(template="Q: {question}\nA:", target=" {answer}")
@@ -57,7 +58,7 @@ def answer(question: str, wanted: str | None, number: int = 1) -> Row:
 class TestTexts:
     def test_the_tokenizers_own_encoding(self, tiny_tokenizer: Any) -> None:
         columns, task = {"text": "déjà vu"}, Task(template="Review: {text} <eos>\n", labels=["a", "b"])
-        ids = Encoder(tiny_tokenizer, task).encode_text(columns)
+        ids = make_encoder(tiny_tokenizer, task).encode_text(columns)
         assert ids == tiny_tokenizer(task.render(columns))["input_ids"]
         assert ids.count(0) == 1
 
@@ -65,36 +66,36 @@ class TestTexts:
         tokenizer = words(start="<s>")
         whole = tokenizer("Review: ok\nSentiment:")["input_ids"]
         assert (whole[0], whole[-1]) == (0, 1)
-        assert Encoder(tokenizer, CLASSES).encode_text({"text": "ok"}) == whole[:-1]
+        assert make_encoder(tokenizer, CLASSES).encode_text({"text": "ok"}) == whole[:-1]
 
     def test_a_special_token_at_the_end_of_the_template_itself_stays(self) -> None:
         tokenizer = words(start="<s>")
         task = Task(template="{text}</s>", labels=["a", "b"])
-        ids = Encoder(tokenizer, task).encode_text({"text": "ok"})
+        ids = make_encoder(tokenizer, task).encode_text({"text": "ok"})
         assert ids == tokenizer("ok</s>")["input_ids"][:-1]
         assert ids[-1] == tokenizer.eos_token_id
 
     def test_a_slow_tokenizer(self) -> None:
         tokenizer = ByT5Tokenizer()
-        ids = Encoder(tokenizer, CLASSES).encode_text({"text": "ok"})
+        ids = make_encoder(tokenizer, CLASSES).encode_text({"text": "ok"})
         assert ids == tokenizer("Review: ok\nSentiment:")["input_ids"][:-1]
 
     def test_a_text_without_tokens_is_refused(self) -> None:
         rows = [Row({"text": "ok"}), Row({"text": "文"}, source="a.csv", number=2)]
         with pytest.raises(SoftPromptError, match=r"^a\.csv: row 2: the tokenizer finds no tokens in {'text': '文'}"):
-            Encoder(words(), Task(template="{text}", labels=["a", "b"])).encode_rows(rows)
+            make_encoder(words(), Task(template="{text}", labels=["a", "b"])).encode_rows(rows)
 
     def test_quick(self, tiny_tokenizer: Any) -> None:
         rows = [Row({"text": "a film that is neither good nor bad"}, i % 2) for i in range(7000)]
         start = time.perf_counter()
-        encoded = Encoder(tiny_tokenizer, CLASSES, 200).encode_rows(rows)
+        encoded = make_encoder(tiny_tokenizer, CLASSES, 200).encode_rows(rows)
         assert time.perf_counter() - start < 4
         assert len(encoded.input_ids) == 7000
 
 
 class TestTargets:
     def test_labels(self, tiny_tokenizer: Any) -> None:
-        encoder = Encoder(tiny_tokenizer, CLASSES)
+        encoder = make_encoder(tiny_tokenizer, CLASSES)
         assert encoder.label_ids == [tiny_tokenizer(" negative")["input_ids"], tiny_tokenizer(" positive")["input_ids"]]
         encoded = encoder.encode_rows([Row({"text": "a"}, 1), Row({"text": "b"}, 0)])
         assert encoded.label == [1, 0]
@@ -102,7 +103,7 @@ class TestTargets:
         assert encoded.references is None
 
     def test_free_text_ends_with_the_end_of_text(self, tiny_tokenizer: Any) -> None:
-        encoder = Encoder(tiny_tokenizer, ANSWERS)
+        encoder = make_encoder(tiny_tokenizer, ANSWERS)
         encoded = encoder.encode_rows([answer("1+1?", "2"), answer("2+2?", "four")])
         assert encoder.label_ids is None
         assert encoded.label is None
@@ -111,11 +112,11 @@ class TestTargets:
 
     @pytest.mark.parametrize("row", [Row({"text": "a"}), answer("a", None)])
     def test_without_targets(self, tiny_tokenizer: Any, row: Row) -> None:
-        encoded = Encoder(tiny_tokenizer, CLASSES if "text" in row.columns else ANSWERS).encode_rows([row])
+        encoded = make_encoder(tiny_tokenizer, CLASSES if "text" in row.columns else ANSWERS).encode_rows([row])
         assert (encoded.target_ids, encoded.label, encoded.references) == (None, None, None)
 
     def test_no_rows(self, tiny_tokenizer: Any) -> None:
-        assert Encoder(tiny_tokenizer, CLASSES).encode_rows([]).input_ids == []
+        assert make_encoder(tiny_tokenizer, CLASSES).encode_rows([]).input_ids == []
 
     @pytest.mark.parametrize("template", ["{text}\nSentiment:", "{text}", "{text} ", "{text}\n"])
     @pytest.mark.parametrize("target", [" {label}", "{label}", "\n{label}", " {label}."])
@@ -123,7 +124,7 @@ class TestTargets:
     def test_text_and_target_read_as_one_string(self, template: str, target: str, metaspace: bool) -> None:
         tokenizer = words("▁good" if metaspace else " good", "good", start="<s>", metaspace=metaspace)
         task = Task(template=template, target=target, labels=["good", "bad"])
-        encoder = Encoder(tokenizer, task)
+        encoder = make_encoder(tokenizer, task)
         assert encoder.label_ids is not None
         for label, ids in zip(["good", "bad"], encoder.label_ids, strict=True):
             joint = encoder.encode_text({"text": "so"}) + ids
@@ -132,59 +133,59 @@ class TestTargets:
 
     def test_metaspace_puts_no_space_of_its_own_before_a_target(self) -> None:
         tokenizer = words("▁good", metaspace=True)
-        encoder = Encoder(tokenizer, Task(template="{text}:", labels=["good", "bad"]))
+        encoder = make_encoder(tokenizer, Task(template="{text}:", labels=["good", "bad"]))
         assert tokenizer.convert_ids_to_tokens(encoder.label_ids[0]) == ["▁good"]
         assert tokenizer.convert_ids_to_tokens(tokenizer(" good")["input_ids"]) == ["▁", "▁good"]
 
     def test_the_joint_string_decides_where_words_do_not_fuse(self) -> None:
         tokenizer = words(" good", "good")
-        label_ids = Encoder(tokenizer, Task(template="{text}:", labels=["good", "bad"])).label_ids
+        label_ids = make_encoder(tokenizer, Task(template="{text}:", labels=["good", "bad"])).label_ids
         assert tokenizer.convert_ids_to_tokens(label_ids[0]) == [" good"]
 
     def test_fused_words_are_encoded_apart(self) -> None:
         tokenizer = words(" good", "good")
         task = Task(template="{text}: ", target="{label}", labels=["good", "bad"])
         assert tokenizer(": good")["input_ids"] == tokenizer.convert_tokens_to_ids([":", " good"])
-        assert Encoder(tokenizer, task).label_ids[0] == tokenizer.convert_tokens_to_ids(["good"])
+        assert make_encoder(tokenizer, task).label_ids[0] == tokenizer.convert_tokens_to_ids(["good"])
 
     def test_a_label_that_begins_another_gives_all_an_end(self, tiny_tokenizer: Any) -> None:
         labels = ["card", "top up", "card lost"]
-        encoder = Encoder(tiny_tokenizer, Task(template="{text}:", labels=labels))
+        encoder = make_encoder(tiny_tokenizer, Task(template="{text}:", labels=labels))
         assert encoder.label_ids == [[*tiny_tokenizer(f" {label}")["input_ids"], 0] for label in labels]
         encoded = encoder.encode_rows([Row({"text": "a"}, 1)])
         assert encoded.target_ids == [encoder.label_ids[1]]
 
     def test_labels_that_merely_share_a_beginning_need_no_end(self, tiny_tokenizer: Any) -> None:
-        encoder = Encoder(tiny_tokenizer, Task(template="{text}:", labels=["card a", "card b"]))
+        encoder = make_encoder(tiny_tokenizer, Task(template="{text}:", labels=["card a", "card b"]))
         assert encoder.label_ids == [tiny_tokenizer(f" {label}")["input_ids"] for label in ("card a", "card b")]
 
     def test_a_hundred_labels(self, tiny_tokenizer: Any) -> None:
         labels = [f"intent {i}" for i in range(120)]
-        encoder = Encoder(tiny_tokenizer, Task(template="{text}:", labels=labels))
+        encoder = make_encoder(tiny_tokenizer, Task(template="{text}:", labels=labels))
         assert len({tuple(ids) for ids in encoder.label_ids}) == 120
         assert all(ids[-1] == tiny_tokenizer.eos_token_id for ids in encoder.label_ids)
 
     def test_labels_of_the_same_tokens(self) -> None:
         with pytest.raises(SoftPromptError, match=r"^task\.labels: 'ok文' and 'ok語' are the same tokens"):
-            Encoder(words(), Task(template="{text}:", labels=["ok文", "bad", "ok語"]))
+            make_encoder(words(), Task(template="{text}:", labels=["ok文", "bad", "ok語"]))
 
     def test_a_label_without_tokens(self) -> None:
         with pytest.raises(SoftPromptError, match=r"^task\.labels: the tokenizer finds no tokens in '文'"):
-            Encoder(words(), Task(template="{text}:", target="{label}", labels=["ok", "文"]))
+            make_encoder(words(), Task(template="{text}:", target="{label}", labels=["ok", "文"]))
 
     def test_no_end_of_text_token(self) -> None:
         tokenizer = words(eos=None)
-        Encoder(tokenizer, CLASSES).encode_rows([Row({"text": "a"}, 1)])
+        make_encoder(tokenizer, CLASSES).encode_rows([Row({"text": "a"}, 1)])
         with pytest.raises(SoftPromptError, match=r"no end-of-text token \(eos_token\), which free text needs"):
-            Encoder(tokenizer, ANSWERS).encode_rows([answer("a", "b")])
+            make_encoder(tokenizer, ANSWERS).encode_rows([answer("a", "b")])
         with pytest.raises(SoftPromptError, match=r"which a label that begins another one needs"):
-            Encoder(tokenizer, Task(template="{text}:", labels=["a", "ab"]))
+            make_encoder(tokenizer, Task(template="{text}:", labels=["a", "ab"]))
 
 
 class TestCutting:
     def cut(self, text: str, room: int, task: Task = CLASSES, tokenizer: Any = TINY) -> tuple[str, int]:
         """The text as it is left, and how many rows were cut."""
-        encoded = Encoder(tokenizer, task, room).encode_rows([Row({"text": text}, 0)])
+        encoded = make_encoder(tokenizer, task, room).encode_rows([Row({"text": text}, 0)])
         return tokenizer.decode(encoded.input_ids[0], skip_special_tokens=True), encoded.truncated
 
     def test_only_what_is_too_long(self) -> None:
@@ -195,14 +196,14 @@ class TestCutting:
 
     def test_training_and_evaluation_cut_alike(self) -> None:
         task = Task(template="{text}:", labels=["no", "certainly"])
-        encoder = Encoder(TINY, task, 20)
+        encoder = make_encoder(TINY, task, 20)
         rows = [Row({"text": "x" * 50}, label) for label in (0, 1, None)]
         first, second, third = (encoder.encode_rows([row]).input_ids[0] for row in rows)
         assert first == second == third == TINY("x" * 9 + ":")["input_ids"]
         assert encoder.encode_text({"text": "x" * 50}) == first
 
     def test_free_text_makes_room_for_its_own_target_or_what_is_reserved(self) -> None:
-        encoder = Encoder(TINY, Task(template="{question}:", target="{answer}"), 20)
+        encoder = make_encoder(TINY, Task(template="{question}:", target="{answer}"), 20)
         row = Row({"question": "x" * 50}, None, "y" * 6)  # and the end-of-text token
         assert len(encoder.encode_rows([row]).input_ids[0]) == 13
         assert len(encoder.encode_rows([row], reserve=10).input_ids[0]) == 10
@@ -218,13 +219,13 @@ class TestCutting:
             (11, "aaa|bbb|ccc"),
             (2, "||"),
         ]:
-            assert TINY.decode(Encoder(TINY, task, room).encode_text(columns)) == expected
+            assert TINY.decode(make_encoder(TINY, task, room).encode_text(columns)) == expected
         with pytest.raises(SoftPromptError, match=r"the template alone takes 2 tokens"):
-            Encoder(TINY, task, 1).encode_text(columns)
+            make_encoder(TINY, task, 1).encode_text(columns)
 
     def test_a_value_named_twice_is_cut_in_both_places(self) -> None:
         task = Task(template="{a}|{a}", target="{y}")
-        assert TINY.decode(Encoder(TINY, task, 9).encode_text({"a": "xyz" * 9})) == "xyzx|xyzx"
+        assert TINY.decode(make_encoder(TINY, task, 9).encode_text({"a": "xyz" * 9})) == "xyzx|xyzx"
 
     def test_no_half_characters(self) -> None:
         text, _ = self.cut("😀" * 40, 60)
@@ -236,13 +237,13 @@ class TestCutting:
 
     def test_special_tokens_count(self) -> None:
         tokenizer = words(start="<s>")
-        encoder = Encoder(tokenizer, Task(template="{text}:", labels=["a", "b"]), 10)
+        encoder = make_encoder(tokenizer, Task(template="{text}:", labels=["a", "b"]), 10)
         assert encoder.encode_text({"text": "x" * 50}) == tokenizer("x" * 6 + ":")["input_ids"][:-1]
 
     @pytest.mark.parametrize("text", ["x" * 100_000, "word " * 20_000, "😀" * 100_000])
     def test_a_very_long_text(self, text: str) -> None:
         start = time.perf_counter()
-        encoded = Encoder(TINY, CLASSES, 200).encode_rows([Row({"text": text}, 1)])
+        encoded = make_encoder(TINY, CLASSES, 200).encode_rows([Row({"text": text}, 1)])
         assert time.perf_counter() - start < 3
         assert 197 <= len(encoded.input_ids[0]) + len(" negative") <= 200
 
@@ -251,16 +252,16 @@ class TestCutting:
         row = Row({"text": "abc"}, 1, source="a.csv", number=7)
         line = rf"^a\.csv: row 7: the template alone takes {fixed} tokens, but the target leaves it 10 of 19"
         with pytest.raises(SoftPromptError, match=line):
-            Encoder(TINY, CLASSES, 10 + len(" negative")).encode_rows([row])
+            make_encoder(TINY, CLASSES, 10 + len(" negative")).encode_rows([row])
 
     def test_a_target_that_does_not_fit(self) -> None:
         with pytest.raises(SoftPromptError, match=r"^qa\.csv: row 2: the template alone takes 6 tokens"):
-            Encoder(TINY, ANSWERS, 30).encode_rows([answer("a", "b"), answer("a", "b" * 40, number=2)])
+            make_encoder(TINY, ANSWERS, 30).encode_rows([answer("a", "b"), answer("a", "b" * 40, number=2)])
 
     def test_long_texts_are_no_warning(self, caplog: pytest.LogCaptureFixture) -> None:
         tokenizer = make_tokenizer()
         tokenizer.model_max_length = 16
-        Encoder(tokenizer, CLASSES, 60).encode_rows([Row({"text": "x" * 500}, 1)])
+        make_encoder(tokenizer, CLASSES, 60).encode_rows([Row({"text": "x" * 500}, 1)])
         assert caplog.text == ""
 
     @settings(deadline=None, max_examples=150)
@@ -275,8 +276,8 @@ class TestCutting:
         self, columns: Mapping[str, str], room: int, tokenizer: Any
     ) -> None:
         task = Task(template="<{a}[{b}]:", labels=["no", "yes"])
-        encoder = Encoder(tokenizer, task, room)
-        uncut = Encoder(tokenizer, task).encode_text(columns)
+        encoder = make_encoder(tokenizer, task, room)
+        uncut = make_encoder(tokenizer, task).encode_text(columns)
         longest = max(map(len, encoder.label_ids or []))
         encoded = encoder.encode_rows([Row(dict(columns), 1)])
         [ids], [target] = encoded.input_ids, encoded.target_ids or []
@@ -294,4 +295,4 @@ class TestCutting:
 
 def uncut_ids(tokenizer: Any, task: Task, columns: Mapping[str, str], left: int) -> list[list[int]]:
     cuts = [{"a": columns["a"][:left], "b": columns["b"][:right]} for right in range(len(columns["b"]) + 1)]
-    return Encoder(tokenizer, task).encode_rows([Row(cut) for cut in cuts]).input_ids
+    return make_encoder(tokenizer, task).encode_rows([Row(cut) for cut in cuts]).input_ids

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import ByT5Tokenizer, CTRLTokenizer, PreTrainedTokenizerFast
 
-from softprompt.tasks import Encoder, Row, Task
+from softprompt.tasks import Row, Task
 from softprompt.tasks.special import SpecialTokens
+from tests.tasks.encoders import make_encoder
 
 LETTERS = [*map(chr, range(33, 127)), "\n"]
 SPECIAL = ["<s>", "</s>", "<|im_end|>", "<unk>"]
@@ -172,11 +173,13 @@ def test_the_tokenizer_is_not_changed(name: str) -> None:
 @pytest.mark.parametrize("beginning", ["", "<s>", "<s> "])
 def test_what_the_tokenizer_puts_first_does_not_come_twice(name: str, beginning: str) -> None:
     tokenizer = FAST[name]
-    ids = Encoder(tokenizer, Task(template=beginning + "ok {text}", target=" {answer}")).encode_text({"text": "ok"})
+    ids = make_encoder(tokenizer, Task(template=beginning + "ok {text}", target=" {answer}")).encode_text(
+        {"text": "ok"}
+    )
     assert ids.count(0) == 1
     without = tokenizer(beginning + "ok ok", add_special_tokens=False)["input_ids"]
     assert ids == (without if beginning else [0, *without])
-    of_value = Encoder(tokenizer, Task(template="{text}", target=" {answer}")).encode_text({"text": "<s>ok"})
+    of_value = make_encoder(tokenizer, Task(template="{text}", target=" {answer}")).encode_text({"text": "<s>ok"})
     assert (of_value[0], of_value.count(0)) == (0, 1)
 
 
@@ -186,7 +189,7 @@ class TestRows:
         texts = ["ok", "a</s>", "<s>", "a < s>", "<|im_end|>"]
         rows = [Row({"text": text}, i % 2) for i, text in enumerate(texts)]
         task = Task(template="<s>Review: {text}\n", labels=["a", "b</s>"])
-        encoded = Encoder(tokenizer, task).encode_rows(rows)
+        encoded = make_encoder(tokenizer, task).encode_rows(rows)
         assert encoded.with_special == 3
         whole = tokenizer([task.render({"text": text}) for text in texts])["input_ids"]
         assert [ours == theirs for ours, theirs in zip(encoded.input_ids, whole, strict=True)] == [
@@ -199,13 +202,13 @@ class TestRows:
         tokenizer = FAST["byte_level"]
         task = Task(template="{text}:", target=" {answer}<|im_end|>{more}")
         target = task.render_target({"answer": "a</s>", "more": "<|im_end|>"})
-        (ids,) = Encoder(tokenizer, task).encode_rows([Row({"text": "x"}, None, target)]).target_ids or []
+        (ids,) = make_encoder(tokenizer, task).encode_rows([Row({"text": "x"}, None, target)]).target_ids or []
         end, turn = 1, tokenizer.convert_tokens_to_ids("<|im_end|>")
         assert (ids.count(end), ids[-1], ids.count(turn)) == (1, end, 1)
         assert tokenizer.decode(ids[:-1]) == target
 
     def test_a_long_row_of_them_is_cut_no_more_than_it_must(self) -> None:
-        encoder = Encoder(FAST["byte_level"], Task(template="{text}:", labels=["a", "b"]), 30)
+        encoder = make_encoder(FAST["byte_level"], Task(template="{text}:", labels=["a", "b"]), 30)
         encoded = encoder.encode_rows([Row({"text": "</s>" * 30})])
         assert (encoded.truncated, len(encoded.input_ids[0])) == (1, 28)  # the longest label takes two
         assert FAST["byte_level"].decode(encoded.input_ids[0]) == "</s>" * 6 + "</s" + ":"

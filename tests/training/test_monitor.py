@@ -14,7 +14,7 @@ from softprompt import Base, Diagnosis, SoftPrompt
 from softprompt.bases.words import word_norms
 from softprompt.models.prompted import PromptedModel
 from softprompt.tasks.encode import Encoder
-from softprompt.training.trainer import Schedule, collate
+from softprompt.training.trainer import Schedule, flatten
 from softprompt.training.trajectory import Trajectory
 from tests.conftest import make_base
 from tests.training.runs import TASK, learn, recipe, rows
@@ -75,10 +75,10 @@ def test_what_is_measured_is_what_happened(tiny_base: Base, tmp_path: Path) -> N
 def test_the_gradient_is_that_of_the_whole_batch_before_clipping(tiny_base: Base, tmp_path: Path, parts: int) -> None:
     prompt = SoftPrompt.from_vocabulary(tiny_base, 6)
     learn(tiny_base, tmp_path / "run", prompt, recipe=recipe(gradient_accumulation_steps=parts, max_grad_norm=1e-3))
-    encoded = Encoder(tiny_base.tokenizer, TASK).encode_rows(rows(40))
+    encoded = Encoder(tiny_base, TASK).encode_rows(rows(40))
     schedule = Schedule(encoded, 4, 24, 0)
     model = PromptedModel(tiny_base, [prompt])
-    loss = model(**collate([schedule[i] for i in range(4)])).loss
+    loss = model(**flatten([schedule[i] for i in range(4)])).loss
     loss.backward()
     first = trajectory(tmp_path / "run").measurements[0]
     assert model.prompts[0].grad is not None

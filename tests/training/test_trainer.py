@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from softprompt.tasks import Encoded
-from softprompt.training.trainer import Schedule, collate
+from softprompt.training.trainer import Schedule, flatten
 
 
 def encoded(lengths: list[int]) -> Encoded:
@@ -36,8 +36,11 @@ def test_the_order_is_the_seeds() -> None:
     assert order(3) != order(4)
 
 
-def test_batches_are_padded_and_only_targets_are_learned() -> None:
-    batch = collate([{"text": [5, 6], "target": [7]}, {"text": [8], "target": [9, 4, 3]}])
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 0], [8, 9, 4, 3]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
-    assert batch["labels"].tolist() == [[-100, -100, 7, -100], [-100, 9, 4, 3]]
+def test_a_batch_is_flat_and_only_targets_are_learned() -> None:
+    rows = [{"text": [5, 6], "target": [7]}, {"text": [8], "target": [9, 4, 3]}]
+    batch = flatten(rows)
+    assert batch["input_ids"].tolist() == [5, 6, 7, 8, 9, 4, 3]
+    assert batch["labels"].tolist() == [-100, -100, 7, -100, 9, 4, 3]
+    assert batch["lengths"].tolist() == [3, 4]
+    named = flatten([row | {"prompt": k} for k, row in enumerate(rows)])
+    assert named["prompt_index"].tolist() == [0, 1]

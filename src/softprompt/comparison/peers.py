@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from softprompt.comparison.methods import LORA_RANK
 from softprompt.evaluation.evaluate import Evaluation, Evaluator
 from softprompt.models.prompted import PromptedModel
 from softprompt.training.recipe import Recipe
-from softprompt.training.trainer import DivergedError, Schedule, arguments, collate
+from softprompt.training.trainer import DivergedError, Schedule, arguments
 
 
 class Peer:
@@ -78,6 +78,20 @@ class Peer:
             self.base.tokenizer.save_pretrained(str(folder))
 
 
+def pad_rows(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """Rows as `input_ids`, `attention_mask` and `labels` `[B, T]`, padded at the right; the target alone is learned."""
+    width = max(len(row["text"]) + len(row["target"]) for row in rows)
+    input_ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    labels = torch.full_like(input_ids, -100)
+    for i, row in enumerate(rows):
+        start, stop = len(row["text"]), len(row["text"]) + len(row["target"])
+        input_ids[i, :stop] = torch.tensor(row["text"] + row["target"])
+        mask[i, :stop] = 1
+        labels[i, start:stop] = torch.tensor(row["target"])
+    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+
+
 class PeerTrainer(Trainer):
     """Trains a peer on a schedule of rows, validates by the task's metric and saves the best weights.
 
@@ -111,7 +125,7 @@ class PeerTrainer(Trainer):
         self.best_step = 0
         self._peer, self._recipe, self._schedule, self._evaluator = peer, recipe, schedule, evaluator
         self._metric, self._artifact = metric, folder
-        changed: dict[str, Any] = {"save_strategy": "no"}
+        changed: dict[str, Any] = {"save_strategy": "no", "include_num_input_tokens_seen": "non_padding"}
         if precision is not None:
             changed[precision] = True
         if recipe.gradient_checkpointing:
@@ -124,7 +138,7 @@ class PeerTrainer(Trainer):
             args=arguments(recipe, folder.parent, peer.base.device, validates=True, **changed),
             train_dataset=schedule,
             eval_dataset=evaluator.rows,
-            data_collator=collate,
+            data_collator=pad_rows,
             callbacks=[_LastStep(), *callbacks],
         )
         self.remove_callback(PrinterCallback)
@@ -175,4 +189,4 @@ def open_peer(method: str, base: Base, artifact: Path, load: Callable[[str], Bas
     if method == "full":
         return PromptedModel(load(str(artifact)), [])
     model: Any = PeftModel.from_pretrained(base.model, str(artifact))
-    return PromptedModel(model.get_base_model(), [])
+    return PromptedModel(replace(base, model=model.get_base_model()), [])

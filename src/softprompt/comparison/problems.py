@@ -163,8 +163,7 @@ def _in_labels(rows: Sequence[Row], task: Task) -> Iterator[Problem]:
 
 
 def _cut(parts: Mapping[str, Sequence[Row]], task: Task, base: Base, prompt: SoftPrompt) -> Iterator[Problem]:
-    room = None if base.max_positions is None else base.max_positions - prompt.num_virtual_tokens
-    encoder = Encoder(base.tokenizer, task, room)
+    encoder = Encoder(base, task, virtual_tokens=prompt.num_virtual_tokens)
     for part, rows in parts.items():
         cut = encoder.encode_rows(rows, reserve=0 if task.labels else task.max_new_tokens).truncated
         if cut:

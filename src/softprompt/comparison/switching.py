@@ -45,7 +45,7 @@ def switch_text(base: Base, artifact: Path, task: Task) -> Switch:
 
     def load() -> None:
         template = json.loads((artifact / "examples.json").read_text(encoding="utf-8"))["template"]
-        Encoder(base.tokenizer, task.model_copy(update={"template": template}), base.max_positions)
+        Encoder(base, task.model_copy(update={"template": template}))
 
     return Switch(_seconds(load, _TIMES), 0.0)
 

@@ -96,10 +96,9 @@ class _Work:
             self.base = load_base(plan.base, dtype=self.recipe.dtype)
             start = plan.start.model_copy(update={"seed": plan.start.seed + job.seed})
             self.prompt = make_prompt(self.base, start, plan.task, plan.train)
-            positions = self.base.max_positions
             # The same texts for all: those without a prompt are cut as if there were one.
-            self.room = None if positions is None else positions - self.prompt.num_virtual_tokens
-            self.encoder = Encoder(self.base.tokenizer, plan.task, self.room)
+            self.virtual = self.prompt.num_virtual_tokens
+            self.encoder = Encoder(self.base, plan.task, virtual_tokens=self.virtual)
         except SoftPromptError as error:
             raise _UnusableError(str(error)) from None
 
@@ -147,8 +146,7 @@ class _Work:
             precision = "bf16" if str(base.dtype) == "torch.bfloat16" else "fp16"
             base = load_base(self.plan.base, dtype="float32")
         peer = Peer(self.job.method, base, self.recipe.seed)
-        limits = [n for n in (self.recipe.max_length, self.room) if n is not None]
-        encoder = Encoder(base.tokenizer, self.plan.task, min(limits, default=None))
+        encoder = Encoder(base, self.plan.task, virtual_tokens=self.virtual, max_length=self.recipe.max_length)
         recipe = self.recipe
         schedule = Schedule(encoder.encode_rows(self.plan.train), recipe.batch_size, recipe.max_steps, recipe.seed)
         watch = Stopwatch(self._steps_told)
@@ -171,7 +169,7 @@ class _Work:
         # LoRA's adapter needs a base that has none yet; a whole model needs none.
         lora = self.job.method == "lora"
         model = self._open_peer(load_base(self.plan.base, dtype=self.recipe.dtype) if lora else self.base)
-        priors = measure_priors(model, self.base.tokenizer, task, self.plan.train, self.room)
+        priors = measure_priors(model, task, self.plan.train, virtual_tokens=self.virtual)
         evaluation = self._evaluator(model, task, "validation", priors).evaluate()
         if not worth_keeping(setting, evaluation, plain, task.metric):
             return plain
@@ -248,9 +246,8 @@ class _Work:
         self, model: PromptedModel, task: Task, which: str, log_priors: Sequence[float] | None = None
     ) -> Evaluator:
         rows = self.plan.validation if which == "validation" else self.plan.test
-        virtual = len(model.vectors()[0])
-        room = self.base.max_positions if self.room is None or task is not self.plan.task else self.room + virtual
-        return Evaluator(model, self.base.tokenizer, task, rows, room, log_priors)
+        virtual = self.virtual if task is self.plan.task else 0
+        return Evaluator(model, task, rows, virtual_tokens=virtual, log_priors=log_priors)
 
     def _ask(self, evaluator: Evaluator, task: Task) -> tuple[Evaluation, list[Any]]:
         """The figures, and what they are of: the label's index or the text for each row."""

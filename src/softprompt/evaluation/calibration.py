@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -62,27 +62,26 @@ def calibrate(
     prompt.check_base(base)
     rows = as_rows(data, task)
     model = PromptedModel(base, [prompt])
-    priors = measure_priors(model, base.tokenizer, task, rows, base.max_positions, progress)
+    priors = measure_priors(model, task, rows, progress=progress)
     calibration = dict(zip(task.labels or [], priors, strict=True))
     return SoftPrompt(prompt.embeddings, prompt.card.replace(calibration=calibration))
 
 
 def measure_priors(
     model: PromptedModel,
-    tokenizer: Any,
     task: Task,
     rows: Sequence[Row],
-    max_positions: int | None,
+    *,
+    virtual_tokens: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[float]:
     """A log prior for each label of the task, as `calibrate` has them, of any model.
 
     Args:
         model: the base with one prompt, or with none.
-        tokenizer: the base's.
         task: with labels.
         rows: labelled rows.
-        max_positions: the base's context in tokens; None: unbounded.
+        virtual_tokens: texts are cut as behind so many; None: as many as the model's prompt has.
         progress: called with the number of rows finished since the last call.
 
     Raises:
@@ -95,7 +94,7 @@ def measure_priors(
     # One more of each: a label that no row has may come all the same.
     frequencies = torch.tensor([counts[label] + 1 for label in range(len(labels))], dtype=torch.float64)
     some = rows[:: max(1, len(rows) // rows_asked(len(labels)))]  # from all over: a file may be sorted by label
-    likelihoods = Evaluator(model, tokenizer, task, some, max_positions).likelihoods(progress)
+    likelihoods = Evaluator(model, task, some, virtual_tokens=virtual_tokens).likelihoods(progress)
     return match(likelihoods, frequencies / frequencies.sum())
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from softprompt.bases.base import Base, end_ids
+from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
 from softprompt.models.generation import generate
 from softprompt.models.prompted import PromptedModel
@@ -95,29 +95,26 @@ class Evaluator:
 
     Args:
         model: the base with one prompt, or with none.
-        tokenizer: the base's.
         task: what is asked.
         rows: from `load_rows` or `rows_from`.
-        max_positions: the base's context in tokens; None: unbounded.
+        virtual_tokens: texts are cut as behind so many; None: as many as the model's prompt has.
         log_priors: of the task's labels, from the prompt's card where that is calibrated.
     """
 
     def __init__(
         self,
         model: PromptedModel,
-        tokenizer: Any,
         task: Task,
         rows: Sequence[Row],
-        max_positions: int | None,
+        *,
+        virtual_tokens: int | None = None,
         log_priors: Sequence[float] | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.task, self.rows = model, tokenizer, task, rows
-        self._log_priors = log_priors
-        virtual = len(model.vectors()[0])
-        room = None if max_positions is None else max_positions - virtual
-        self._encoder = Encoder(tokenizer, task, room)
+        self.model, self.task, self.rows, self._log_priors = model, task, rows, log_priors
+        virtual = len(model.vectors()[0]) if virtual_tokens is None else virtual_tokens
+        self._encoder = Encoder(model.base, task, virtual_tokens=virtual)
         self._encoded = self._encoder.encode_rows(rows, reserve=0 if task.labels else task.max_new_tokens)
-        tell_cut(self._encoded, room)
+        tell_cut(self._encoded, self._encoder.max_tokens)
 
     @property
     def truncated(self) -> int:
@@ -145,10 +142,10 @@ class Evaluator:
             self.model,
             self._encoded.input_ids,
             max_new_tokens=self.task.max_new_tokens,
-            ends=end_ids(self.model.base, self.tokenizer),
+            ends=self.model.base.end_ids,
             progress=progress,
         )
-        texts: list[str] = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        texts: list[str] = self.model.base.tokenizer.batch_decode(answers, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
     def predict(self, progress: Progress | None = None) -> list[Prediction]:
@@ -239,4 +236,4 @@ def _evaluator(base: Base, prompt: SoftPrompt | None, task: Task, rows: Sequence
         prompt.check_base(base)
     model = PromptedModel(base, [] if prompt is None else [prompt])
     log_priors = None if prompt is None else prompt.card.log_priors(task.labels)
-    return Evaluator(model, base.tokenizer, task, rows, base.max_positions, log_priors)
+    return Evaluator(model, task, rows, log_priors=log_priors)

@@ -74,4 +74,4 @@ def _evaluate_kept(
     left = [SoftPrompt(prompt.embeddings[torch.tensor(kept)], prompt.card)] if kept else []
     priors = prompt.card.log_priors(task.labels)
     model = PromptedModel(base, left)
-    return Evaluator(model, base.tokenizer, task, rows, base.max_positions, priors).evaluate(progress)
+    return Evaluator(model, task, rows, log_priors=priors).evaluate(progress)

@@ -193,9 +193,8 @@ def inspect(
 
 def continue_alone(base: Base, prompt: SoftPrompt, max_new_tokens: int = _CONTINUATION) -> str:
     """What the base says after the prompt and nothing else: the likeliest next token, again and again."""
-    room = max_new_tokens
-    if base.max_positions is not None:
-        room = min(room, base.max_positions - prompt.num_virtual_tokens)
+    left = base.room(prompt.num_virtual_tokens)
+    room = max_new_tokens if left is None else min(max_new_tokens, left)
     model = PromptedModel(base, [prompt])
     (answer,) = generate(model, [[]], max_new_tokens=room, ends=base.end_ids)
     return str(base.tokenizer.decode(answer, skip_special_tokens=True))

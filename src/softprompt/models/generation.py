@@ -64,21 +64,21 @@ def generate(
         SoftPromptError: prompt, text and answer do not fit the context, a text is empty and has no prompt, or a token
             is not in the vocabulary.
     """
-    check_tokens("text", texts, model.base.config.get_text_config().vocab_size)
+    check_tokens("text", texts, model.base.vocab_size)
     index = model.check_rows([len(text) + max_new_tokens for text in texts], prompt_index)
     model.check_not_empty(texts, index)
     vectors = model.vectors()
     way = find_way(model)
-    suppressed = sorted(suppressed_ids(model.base))
+    suppressed = sorted(suppressed_ids(model.base.model))
     answers: list[list[int]] = [[] for _ in texts]
     lengths = [len(vectors[k]) + len(text) for k, text in zip(index, texts, strict=True)]
     for rows in way.groups(lengths, [len(text) + max_new_tokens for text in texts]):
         decoder = way(
-            model.base, vectors, [index[row] for row in rows], [texts[row] for row in rows], max_new_tokens - 1
+            model.base.model, vectors, [index[row] for row in rows], [texts[row] for row in rows], max_new_tokens - 1
         )
         hidden, going = decoder.hidden, list(range(len(rows)))
         while going:
-            scores = logits(model.base, hidden)
+            scores = logits(model.base.model, hidden)
             scores[:, suppressed] = float("-inf")
             chosen = dict(zip(going, scores.argmax(-1).tolist(), strict=True))
             going = [i for i in going if chosen[i] not in ends]
@@ -264,19 +264,20 @@ def find_way(model: PromptedModel) -> type[Way]:
     Raises:
         SoftPromptError: the base changes its logits in a way that softprompt does not know.
     """
-    if model.base.training:
-        model.base.eval()
-    known = _ways.setdefault(model.base, {})
+    base = model.base.model
+    if base.training:
+        base.eval()
+    known = _ways.setdefault(base, {})
     ways: list[type[Way]] = [_Cached, _OneByOne]
     if model.logits_route == "packed":
         ways.insert(0, _Pooled)
     for way in ways:
         if way not in known:
-            known[way] = _objection(model.base, way)
+            known[way] = _objection(base, way)
             if known[way] and way is ways[-1]:
                 logger.warning(
                     "%s computes free text anew for every token, which is slow (its cache: %s)",
-                    type(model.base).__name__,
+                    type(base).__name__,
                     known[way],
                 )
         if not known[way]:

@@ -6,7 +6,7 @@ the loss. Knows nothing of tasks, files or optimisers; `routes.py` computes the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,12 +17,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput
 
 from softprompt.bases.base import Base
-from softprompt.bases.decoder import reach
 from softprompt.errors import SoftPromptError
 from softprompt.models.attention import choose_kernel
 from softprompt.models.division import divide_gradients, divide_value
@@ -78,7 +76,7 @@ class PromptedModel(nn.Module):
 
     def __init__(
         self,
-        base: Base | PreTrainedModel,
+        base: Base,
         prompts: Sequence[SoftPrompt | nn.Parameter],
         *,
         max_tokens: int | None = None,
@@ -86,14 +84,14 @@ class PromptedModel(nn.Module):
         route: RouteName | None = None,
     ) -> None:
         super().__init__()
-        model: PreTrainedModel = base.model if isinstance(base, Base) else base
-        self.base = model.requires_grad_(False).eval()
+        base.model.requires_grad_(False).eval()
+        self.base = base  # no module of this one: it is neither trained, nor moved, nor kept with it
         parameters = []
         for prompt in prompts:
             tensor = prompt.embeddings if isinstance(prompt, SoftPrompt) else prompt
             self._check_prompt(tensor)
             parameters.append(
-                prompt if isinstance(prompt, nn.Parameter) else nn.Parameter(tensor.to(model.device, copy=True))
+                prompt if isinstance(prompt, nn.Parameter) else nn.Parameter(tensor.to(base.device, copy=True))
             )
         self.prompts = nn.ParameterList(parameters)
         if max_tokens is not None and max_tokens < 1:
@@ -101,7 +99,7 @@ class PromptedModel(nn.Module):
         self.max_tokens = max_tokens
         self.route: RouteName = self._choose_route(route, gradient_checkpointing)
         # A route may be exact for logits alone; validation and scoring take no gradient.
-        self.logits_route: RouteName = route or find_route(self.base, gradient=False).name
+        self.logits_route: RouteName = route or find_route(self.base.model, gradient=False).name
         self._recomputed: list[nn.Module] = []
         if gradient_checkpointing:
             self._start_recomputing()
@@ -113,12 +111,6 @@ class PromptedModel(nn.Module):
             return self.route
         return f"packed/{choose_kernel(self.base.device, 1)}"
 
-    def train(self, mode: bool = True) -> PromptedModel:
-        """Set the mode of this module; the base always stays in eval mode, since with dropout no prompt is shared."""
-        super().train(mode)
-        self.base.eval()
-        return self
-
     def forward(
         self,
         input_ids: Tensor,
@@ -127,18 +119,20 @@ class PromptedModel(nn.Module):
         prompt_index: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         return_logits: bool = False,
+        lengths: Tensor | None = None,
     ) -> PromptedOutput:
         """The loss of a batch of texts behind their prompts.
 
         Args:
-            input_ids: `[B, T]` token ids, padded on any side.
+            input_ids: `[B, T]` token ids, padded on any side; with `lengths` `[N]`, the texts one after the other.
             attention_mask: `[B, T]`, 0 where padding stands; None: no padding.
-            labels: `[B, T]` token ids at the places to learn, -100 elsewhere. A label at a row's first token is
-                predicted by the prompt's last virtual token.
+            labels: shaped as `input_ids`: token ids at the places to learn, -100 elsewhere. A label at a row's first
+                token is predicted by the prompt's last virtual token.
             prompt_index: `[B]` which prompt stands before each row; may be left out with one prompt.
             num_items_in_batch: divide the summed loss by this instead of the number of label places (as the
                 Trainer asks with gradient accumulation).
             return_logits: return the logits at the label places, and which places these are.
+            lengths: `[B]` the texts' lengths, which sum to N, where they come without padding.
 
         Raises:
             SoftPromptError: the shapes differ, the batch is empty or has no label place, a label stands on padding
@@ -147,7 +141,8 @@ class PromptedModel(nn.Module):
         """
         if labels is None:
             raise SoftPromptError("labels are needed: the ids to predict, -100 at every other place")
-        batch, targets, places = self._read(input_ids, attention_mask, labels, prompt_index)
+        texts = _texts(input_ids, attention_mask, labels, lengths)
+        batch, targets, places = self._read(texts, prompt_index)
         count = len(targets) if num_items_in_batch is None else num_items_in_batch
         vectors = self.vectors()
         late = self.base.dtype == torch.float16 and not return_logits
@@ -171,23 +166,10 @@ class PromptedModel(nn.Module):
             places=places if return_logits else None,
         )
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # no overloads
-        """The prompts alone: the base never changes, and is not this module's to keep."""
-        found: dict[str, Any] = super().state_dict(*args, **kwargs)
-        base = f"{kwargs.get('prefix', '')}base."
-        for name in [name for name in found if name.startswith(base)]:
-            del found[name]
-        return found
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Take the prompts from what `state_dict` gives; the base stays.
-
-        Raises:
-            RuntimeError: with `strict`, other names than the prompts', as of any module.
-        """
-        return self.prompts.load_state_dict(
-            {name.removeprefix("prompts."): value for name, value in state_dict.items()}, strict, assign
-        )
+    @property
+    def room(self) -> int | None:
+        """Positions that the longest prompt leaves for text and answer; None: any number."""
+        return self.base.room(max(map(len, self.vectors())))
 
     def vectors(self) -> list[Tensor]:
         """The prompts' `[P, H]` tensors; a bare base has one of no virtual tokens."""
@@ -206,7 +188,7 @@ class PromptedModel(nn.Module):
             prompt_index = [0] * len(lengths)
         if len(prompt_index) != len(lengths):
             raise SoftPromptError(f"prompt_index has {len(prompt_index)} entries for {len(lengths)} rows")
-        limit = self._limit()
+        limit = self.base.max_positions
         for row, (length, k) in enumerate(zip(lengths, prompt_index, strict=True)):
             if not 0 <= k < len(vectors):
                 raise SoftPromptError(f"prompt_index of row {row} is {k}: there are {len(vectors)} prompts")
@@ -229,16 +211,16 @@ class PromptedModel(nn.Module):
 
     def hidden(self, vectors: Sequence[Tensor], batch: Batch) -> Tensor:
         """Final hidden states `[A, H]` at the places that a batch asks for, by this model's route."""
-        if self.base.training:  # a Trainer, or the base's owner, may have switched dropout on
-            self.base.eval()
+        if self.base.model.training:  # the base's owner may have switched dropout on, with which no prompt is shared
+            self.base.model.eval()
         with self._recomputing():
             return hidden_states(
-                self.route if torch.is_grad_enabled() else self.logits_route, self.base, vectors, batch
+                self.route if torch.is_grad_enabled() else self.logits_route, self.base.model, vectors, batch
             )
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """`[A]` cross-entropy of each target id given the final hidden state `[A, H]` before it."""
-        return functional.cross_entropy(logits(self.base, hidden), targets, reduction="none")
+        return functional.cross_entropy(logits(self.base.model, hidden), targets, reduction="none")
 
     def losses(
         self, vectors: Sequence[Tensor], batch: Batch, targets: Tensor, return_logits: bool
@@ -246,106 +228,82 @@ class PromptedModel(nn.Module):
         """`[A]` cross-entropy at each label place of a batch and, when asked for, the logits `[A, V]`."""
         hidden = self.hidden(vectors, batch)
         if return_logits:
-            scores = logits(self.base, hidden)
+            scores = logits(self.base.model, hidden)
             return functional.cross_entropy(scores, targets, reduction="none"), scores
-        at_once = max(1, _MOST_LOGITS // self.base.config.get_text_config().vocab_size)
+        at_once = max(1, _MOST_LOGITS // self.base.vocab_size)
         if len(targets) <= at_once:
             return self.nll(hidden, targets), None
         turns = zip(hidden.split(at_once), targets.split(at_once), strict=True)
         return torch.cat([checkpoint(self.nll, h, t, use_reentrant=False) for h, t in turns]), None
 
-    def _read(
-        self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor, prompt_index: Tensor | None
-    ) -> tuple[Batch, Tensor, Tensor]:
-        """The texts without padding, the ids to predict `[A]` and where they stand in the input `[A, 2]`."""
-        shape = tuple(input_ids.shape)
-        if input_ids.ndim != 2 or not input_ids.numel():
-            raise SoftPromptError(f"input_ids must be [B, T] with at least one row and one token, not {shape}")
-        present = torch.ones_like(input_ids, dtype=torch.bool)
-        if attention_mask is not None:
-            if attention_mask.shape != input_ids.shape:
-                raise SoftPromptError(f"attention_mask is {tuple(attention_mask.shape)}, input_ids {shape}")
-            present = attention_mask.bool()
-        if labels.shape != input_ids.shape:
-            raise SoftPromptError(f"labels are {tuple(labels.shape)}, input_ids {shape}")
+    def _read(self, texts: _Texts, prompt_index: Tensor | None) -> tuple[Batch, Tensor, Tensor]:
+        """What is computed, the ids to predict `[A]` and where they stand in the input `[A, 2]`."""
         if prompt_index is not None and (prompt_index.ndim != 1 or prompt_index.is_floating_point()):
             raise SoftPromptError(
                 f"prompt_index must be [B] integers, not {prompt_index.dtype} {[*prompt_index.shape]}"
             )
-        wanted = labels != -100
-        vocabulary = self.base.config.get_text_config().vocab_size
-        beyond = wanted & ((labels < 0) | (labels >= vocabulary))
-        if beyond.any():
-            row, column = beyond.nonzero()[0].tolist()
-            raise SoftPromptError(
-                f"label {labels[row, column]} at row {row}, column {column}: the vocabulary has {vocabulary} ids"
-            )
-        if (wanted & ~present).any():
-            row, column = (wanted & ~present).nonzero()[0].tolist()
-            raise SoftPromptError(f"label at row {row}, column {column} stands on padding")
-        known = self.base.get_input_embeddings().weight.shape[0]
-        foreign = present & ((input_ids < 0) | (input_ids >= known))
-        if foreign.any():
-            row, column = foreign.nonzero()[0].tolist()
-            raise SoftPromptError(
-                f"token {input_ids[row, column]} at row {row}, column {column}: the base has {known} embeddings"
-            )
-        lengths = present.sum(1).tolist()
-        index = self.check_rows(lengths, None if prompt_index is None else prompt_index.tolist())
-        # A label is predicted one token before it. Columns count present tokens, so -1 is the last virtual token,
-        # which a bare base does not have.
-        before = present.long().cumsum(1) - 2
-        bare = torch.tensor([not len(self.vectors()[k]) for k in index], device=wanted.device)
-        wanted = wanted & ~(bare[:, None] & (before < 0))
-        places = wanted.nonzero()
-        if not len(places):
+        tokens, labels = texts.tokens, texts.labels
+        wanted, vocabulary, known = labels != -100, self.base.vocab_size, self.base.embedding_count
+        texts.refuse(
+            wanted & ((labels < 0) | (labels >= vocabulary)), "label", labels, f"the vocabulary has {vocabulary} ids"
+        )
+        texts.refuse((tokens < 0) | (tokens >= known), "token", tokens, f"the base has {known} embeddings")
+        index = self.check_rows(texts.lengths, None if prompt_index is None else prompt_index.tolist())
+        # A label is predicted one token before it; -1 is the last virtual token, which a bare base does not have.
+        sizes = torch.tensor(texts.lengths, device=tokens.device)
+        starts = sizes.cumsum(0) - sizes
+        before = torch.arange(len(tokens), device=tokens.device) - starts[texts.rows] - 1
+        bare = torch.tensor([not len(self.vectors()[k]) for k in index], device=tokens.device)
+        wanted = wanted & ~(bare[texts.rows] & (before < 0))
+        rows = texts.rows[wanted]
+        if not len(rows):
             raise SoftPromptError("the batch has no label to predict: every place is -100")
         # What stands after a row's last prediction, such as the last word of a target, changes nothing.
         # The first word stays: not every route takes a text of no tokens.
-        last = before.masked_fill(~wanted, 0).amax(1, keepdim=True).clamp(min=0)
-        needed = present & (before < last)
-        batch = Batch(input_ids[needed], needed.sum(1).tolist(), index, places[:, 0], before[wanted])
-        return batch, labels[wanted], places
+        counts = rows.bincount(minlength=len(sizes))
+        last = torch.where(counts > 0, before[wanted][(counts.cumsum(0) - 1).clamp(min=0)], 0).clamp(min=0)
+        needed = before < last[texts.rows]
+        kept = torch.zeros_like(sizes).index_add_(0, texts.rows, needed.long())
+        batch = Batch(tokens[needed], kept.tolist(), index, rows, before[wanted])
+        return batch, labels[wanted], torch.stack([rows, texts.columns[wanted]], dim=1)
 
     def _no_prompt(self) -> Tensor:
-        return torch.zeros(0, self.base.get_input_embeddings().weight.shape[1], device=self.base.device)
-
-    def _limit(self) -> int | None:
-        return reach(self.base.config).positions
+        return torch.zeros(0, self.base.hidden_size, device=self.base.device)
 
     def _check_prompt(self, prompt: Tensor) -> None:
-        width, limit = self.base.get_input_embeddings().weight.shape[1], self._limit()
+        width, limit = self.base.hidden_size, self.base.max_positions
         if prompt.ndim != 2 or prompt.shape[1] != width:
-            raise SoftPromptError(f"a prompt for {type(self.base).__name__} is [P, {width}], not {list(prompt.shape)}")
+            name = type(self.base.model).__name__
+            raise SoftPromptError(f"a prompt for {name} is [P, {width}], not {list(prompt.shape)}")
         if limit is not None and len(prompt) >= limit:
             raise SoftPromptError(f"{len(prompt)} virtual tokens leave no room in a context of {limit}")
 
     def _choose_route(self, wanted: RouteName | None, recomputing: bool) -> RouteName:
         if wanted is None:
-            found = find_route(self.base).name
+            found = find_route(self.base.model).name
             return "concatenated" if recomputing and found == "shared_prefix" else found
         if wanted not in ROUTES:
             raise SoftPromptError(f"route is {wanted!r}: one of {', '.join(ROUTES)}")
         if recomputing and wanted == "shared_prefix":
             raise SoftPromptError("the route shared_prefix allows no gradient checkpointing: a cache is not recomputed")
-        if reason := objection(self.base, wanted):
-            raise SoftPromptError(f"{type(self.base).__name__} is not exact by the route {wanted}: {reason}")
+        if reason := objection(self.base.model, wanted):
+            raise SoftPromptError(f"{type(self.base.model).__name__} is not exact by the route {wanted}: {reason}")
         return wanted
 
     def _start_recomputing(self) -> None:
         """Find the layers to recompute, and make sure that this changes no gradient."""
-        name = type(self.base).__name__
-        every = [module for module in self.base.modules() if isinstance(module, GradientCheckpointingLayer)]
+        name = type(self.base.model).__name__
+        every = [module for module in self.base.model.modules() if isinstance(module, GradientCheckpointingLayer)]
         within = {part for layer in every for part in layer.modules() if part is not layer}
         layers = [layer for layer in every if layer not in within]
         if not layers:
             raise SoftPromptError(f"{name} does not support gradient checkpointing: it names no layers for it")
-        prompts, batch = probe(self.base)
+        prompts, batch = probe(self.base.model)
 
         def gradient() -> Tensor:
             leaves = [prompt.clone().requires_grad_() for prompt in prompts]
             with torch.enable_grad():
-                total = logits(self.base, self.hidden(leaves, batch)).logsumexp(-1).sum()
+                total = logits(self.base.model, self.hidden(leaves, batch)).logsumexp(-1).sum()
             return torch.cat(torch.autograd.grad(total, leaves))
 
         expected = gradient()
@@ -369,6 +327,54 @@ class PromptedModel(nn.Module):
                 del vars(layer)["forward"]
                 if forward is not None:
                     vars(layer)["forward"] = forward
+
+
+@dataclass
+class _Texts:
+    """Texts without padding, one after the other.
+
+    Attributes:
+        tokens, labels: `[N]`.
+        rows, columns: `[N]` where each token stood in the input.
+        lengths: of the B texts.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    rows: Tensor
+    columns: Tensor
+    lengths: list[int]
+
+    def refuse(self, wrong: Tensor, what: str, ids: Tensor, reason: str) -> None:
+        """Raise where any of the tokens is wrong, naming the first."""
+        if wrong.any():
+            i = int(wrong.nonzero()[0])
+            raise SoftPromptError(f"{what} {ids[i]} at row {self.rows[i]}, column {self.columns[i]}: {reason}")
+
+
+def _texts(input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor, lengths: Tensor | None) -> _Texts:
+    shape = tuple(input_ids.shape)
+    if lengths is None and (input_ids.ndim != 2 or not input_ids.numel()):
+        raise SoftPromptError(f"input_ids must be [B, T] with at least one row and one token, not {shape}")
+    if labels.shape != input_ids.shape:
+        raise SoftPromptError(f"labels are {tuple(labels.shape)}, input_ids {shape}")
+    if lengths is not None:
+        if input_ids.ndim != 1 or attention_mask is not None or int(lengths.sum()) != len(input_ids):
+            raise SoftPromptError(f"with lengths input_ids must be [N] and N their sum, without a mask, not {shape}")
+        rows = torch.arange(len(lengths), device=input_ids.device).repeat_interleave(lengths)
+        columns = torch.cat([torch.arange(length, device=input_ids.device) for length in lengths.tolist()])
+        return _Texts(input_ids, labels, rows, columns, lengths.tolist())
+    present = torch.ones_like(input_ids, dtype=torch.bool)
+    if attention_mask is not None:
+        if attention_mask.shape != input_ids.shape:
+            raise SoftPromptError(f"attention_mask is {tuple(attention_mask.shape)}, input_ids {shape}")
+        present = attention_mask.bool()
+    on_padding = (labels != -100) & ~present
+    if on_padding.any():
+        row, column = on_padding.nonzero()[0].tolist()
+        raise SoftPromptError(f"label at row {row}, column {column} stands on padding")
+    rows, columns = present.nonzero(as_tuple=True)
+    return _Texts(input_ids[present], labels[present], rows, columns, present.sum(1).tolist())
 
 
 class _InTurns(torch.autograd.Function):

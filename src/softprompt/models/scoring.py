@@ -52,7 +52,7 @@ def score(
     """
     if not continuations or not all(map(len, continuations)):
         raise SoftPromptError("every text needs continuations to score, each of at least one token")
-    vocabulary = model.base.config.get_text_config().vocab_size
+    vocabulary = model.base.vocab_size
     check_tokens("text", texts, vocabulary)
     check_tokens("continuation", continuations, vocabulary)
     longest = max(map(len, continuations))
@@ -150,7 +150,7 @@ def _score_tree(
         columns=(lengths[:, None] + steps).flatten(),
         tree=branches.tree,
     )
-    return branches.likelihoods(model.base, model.hidden(vectors, batch).view(len(texts), len(steps), -1))
+    return branches.likelihoods(model.base.model, model.hidden(vectors, batch).view(len(texts), len(steps), -1))
 
 
 def _score_rows(

@@ -219,7 +219,7 @@ def _describe(service: Service, served: Served) -> schemas.Model:
         version=served.version,
         parent=None if served.prompt is None else service.catalogue.base_name,
         num_virtual_tokens=served.virtual,
-        max_model_len=None if base.max_positions is None else base.max_positions - served.virtual,
+        max_model_len=base.room(served.virtual),
         card=None if served.prompt is None else _shown_card(service, served.prompt.card),
     )
 

@@ -160,16 +160,14 @@ class Catalogue:
         if entry.name == self._bare.name:
             raise SoftPromptError("the base has this name: add it to the library under another one")
         prompt.check_base(self._base)
-        context = self._base.max_positions
-        if context is not None and prompt.num_virtual_tokens >= context:
-            raise SoftPromptError(f"its {prompt.num_virtual_tokens} virtual tokens leave no room in {context}")
+        room = self._base.room(prompt.num_virtual_tokens)
+        if room is not None and room < 1:
+            raise SoftPromptError(
+                f"its {prompt.num_virtual_tokens} virtual tokens leave no room in {self._base.max_positions}"
+            )
         classifier = None
         if prompt.card.task is not None:
             task = Task.from_dict(prompt.card.task, "card.json: task")
             if task.labels is not None:
-                virtual = prompt.num_virtual_tokens
-                log_priors = prompt.card.log_priors(task.labels)
-                classifier = Classifier(
-                    self._base.tokenizer, task, virtual=virtual, context=context, log_priors=log_priors
-                )
+                classifier = Classifier(self._base, task, prompt)
         return Served(f"{entry.name}@{entry.version}", entry.name, entry.version, prompt, classifier)

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
 from softprompt.models.scoring import shares
+from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoder
 from softprompt.tasks.rows import Row, rows_from
 from softprompt.tasks.task import Task
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,9 @@ class Classifier:
     """One task's questions and answers.
 
     Args:
-        tokenizer: the base's.
+        base: the base.
         task: a task with labels.
-        virtual: P, the prompt's virtual tokens.
-        context: the base's context in tokens; None: unbounded.
-        log_priors: of the task's labels, from the prompt's card where that is calibrated.
+        prompt: the prompt that is asked; None: the base alone.
 
     Attributes:
         labels: the task's.
@@ -54,22 +54,14 @@ class Classifier:
         SoftPromptError: the labels cannot be told apart, or have no tokens.
     """
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        task: Task,
-        *,
-        virtual: int,
-        context: int | None,
-        log_priors: Sequence[float] | None = None,
-    ) -> None:
-        self._task, self._virtual, self._context, self._log_priors = task, virtual, context, log_priors
-        self._whole = Encoder(tokenizer, task)
-        self._cutting = Encoder(tokenizer, task, None if context is None else context - virtual)
-        if task.labels is None or self._whole.label_ids is None:
+    def __init__(self, base: Base, task: Task, prompt: SoftPrompt | None) -> None:
+        self._base, self._task = base, task
+        self._virtual = 0 if prompt is None else prompt.num_virtual_tokens
+        self._log_priors = None if prompt is None else prompt.card.log_priors(task.labels)
+        self._encoder = Encoder(base, task, virtual_tokens=self._virtual)
+        if task.labels is None or self._encoder.label_ids is None:
             raise SoftPromptError("the task generates free text: it has no labels to choose from")
-        self.labels, self._label_ids = task.labels, self._whole.label_ids
-        self._longest = max(map(len, self._label_ids))
+        self.labels, self._label_ids = task.labels, self._encoder.label_ids
 
     def ask(self, inputs: Sequence[str | Mapping[str, str]], *, truncate: bool) -> list[Question]:
         """The questions for rows of input.
@@ -91,13 +83,13 @@ class Classifier:
         return max(self.labels, key=lambda label: probabilities[label]), probabilities
 
     def _encode(self, row: Row, truncate: bool) -> Question:
-        if truncate:
-            encoded = self._cutting.encode_rows([row])
-            return Question(encoded.input_ids[0], self._label_ids, encoded.cut[0])
-        ids = self._whole.encode_rows([row]).input_ids[0]
-        if self._context is not None and self._virtual + len(ids) + self._longest > self._context:
+        encoded = self._encoder.encode_rows([row])
+        if encoded.cut[0] and not truncate:
+            text = self._task.render(row.columns)
+            whole = len(self._base.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
             raise SoftPromptError(
-                f"{row.place}: the text has {len(ids)} tokens and its label up to {self._longest}, but {self._context} "
-                f"fit the context, {self._virtual} of them virtual: shorten it, or send truncate: true"
+                f"{row.place}: the text has {whole} tokens and its label up to {max(map(len, self._label_ids))}, but "
+                f"{self._base.max_positions} fit the context, {self._virtual} of them virtual: shorten it, or send "
+                "truncate: true"
             )
-        return Question(ids, self._label_ids, False)
+        return Question(encoded.input_ids[0], self._label_ids, encoded.cut[0])

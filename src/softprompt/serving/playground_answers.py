@@ -66,13 +66,11 @@ class Asker:
         self._prompt = None if bare else served.prompt
         self._name = service.engine.base.name if bare else served.name
         base = service.engine.base
-        context = base.max_positions
         self._classifier: Classifier | None = None
         if self.task.labels is None:
-            room = None if context is None else context - (0 if bare else served.virtual)
-            self._encoder = Encoder(base.tokenizer, self.task, room)
+            self._encoder = Encoder(base, self.task, virtual_tokens=0 if bare else served.virtual)
         elif bare:
-            self._classifier = Classifier(base.tokenizer, self.task, virtual=0, context=context)
+            self._classifier = Classifier(base, self.task, None)
         else:
             self._classifier = served.classifier
 

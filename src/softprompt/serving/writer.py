@@ -131,17 +131,16 @@ class Writer:
         Raises:
             ContextError: not even one.
         """
-        context = self._base.max_positions
+        virtual = 0 if prompt is None else prompt.num_virtual_tokens
+        context = self._base.room(virtual)
         if context is None:
             return None
-        virtual = 0 if prompt is None else prompt.num_virtual_tokens
-        room = context - virtual - len(ids)
-        if room < 1:
+        if len(ids) >= context:
             raise ContextError(
-                f"This model's maximum context length is {context - virtual} tokens ({context} less {virtual} virtual "
-                f"ones), but the text has {len(ids)} tokens and the answer takes at least one: shorten the text"
+                f"This model's maximum context length is {context} tokens ({self._base.max_positions} less {virtual} "
+                f"virtual ones), but the text has {len(ids)} tokens and the answer takes at least one: shorten the text"
             )
-        return room
+        return context - len(ids)
 
     def check(self, prompt: SoftPrompt | None, ids: Sequence[int], max_tokens: int) -> None:
         """Check that there is something to predict from, and that text and answer fit the context.

@@ -18,7 +18,7 @@ from softprompt.tasks.task import LABEL_COLUMN, Task
 from softprompt.text import shown
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from softprompt.bases.base import Base
 
 
 @dataclass(frozen=True)
@@ -63,24 +63,24 @@ class Encoder:
     another's, and then all of them do: the shorter label could otherwise never be the less likely.
 
     Args:
-        tokenizer: The base's tokenizer.
+        base: Whose tokenizer and context count.
         task: The task.
-        max_tokens: Room for text and target together: the base's context less the prompt's P virtual tokens.
-            None: unbounded.
+        virtual_tokens: P, those that the prompt takes of the context.
+        max_length: The most tokens of text and target together, where the context has more room.
 
     Attributes:
         label_ids: Each label's target ids; None for free text.
+        max_tokens: Room for text and target together; None: unbounded.
 
     Raises:
         SoftPromptError: Two labels have the same ids, a label has none, or an end-of-text token is needed
             and the tokenizer has none.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Task, max_tokens: int | None = None) -> None:
-        self.tokenizer = tokenizer
-        self.task = task
-        self.max_tokens = max_tokens
-        self._special = SpecialTokens(tokenizer)
+    def __init__(self, base: Base, task: Task, *, virtual_tokens: int = 0, max_length: int | None = None) -> None:
+        limits = [limit for limit in (base.room(virtual_tokens), max_length) if limit is not None]
+        self.tokenizer, self.task, self.max_tokens = base.tokenizer, task, min(limits, default=None)
+        self._special = SpecialTokens(base.tokenizer)
         self.label_ids = None if task.labels is None else self._encode_labels(task.labels)
 
     def encode_text(self, columns: Mapping[str, str], *, reserve: int = 0) -> list[int]:

@@ -56,8 +56,7 @@ class Ensemble:
             prompt.check_base(base)
         model = PromptedModel(base, list(self.prompts))
         longest = max(prompt.num_virtual_tokens for prompt in self.prompts)
-        room = None if base.max_positions is None else base.max_positions - longest
-        encoder = Encoder(base.tokenizer, task, room)
+        encoder = Encoder(base, task, virtual_tokens=longest)
         if encoder.label_ids is None:
             raise SoftPromptError("an ensemble votes on labels: this task generates free text")
         texts = encoder.encode_rows(rows).input_ids

@@ -155,12 +155,10 @@ def train(
         check_trainable(rows, task)
         if recipe.calibrate is True:
             check_labels(task, "recipe.calibrate")
-        limits = [n for n in (recipe.max_length, _room(base, prompt)) if n is not None]
-        encoded = Encoder(base.tokenizer, task, min(limits, default=None)).encode_rows(rows)
-        tell_cut(encoded, min(limits, default=None))
-        evaluator = None
-        if checks is not None:
-            evaluator = Evaluator(model, base.tokenizer, task, checks, base.max_positions)
+        encoder = Encoder(base, task, virtual_tokens=prompt.num_virtual_tokens, max_length=recipe.max_length)
+        encoded = encoder.encode_rows(rows)
+        tell_cut(encoded, encoder.max_tokens)
+        evaluator = None if checks is None else Evaluator(model, task, checks)
         about = _describe(base, prompt, task, recipe, encoded, checks)
     _check_same(about)
     with ExitStack() as stack:
@@ -278,10 +276,6 @@ def recorded_dtype(folder: Path) -> str | None:
 
 def _dtype(base: Base) -> str:
     return str(base.dtype).removeprefix("torch.")
-
-
-def _room(base: Base, prompt: SoftPrompt) -> int | None:
-    return None if base.max_positions is None else base.max_positions - prompt.num_virtual_tokens
 
 
 def _describe(

@@ -27,7 +27,7 @@ from softprompt.tasks.encode import Encoder
 from softprompt.tasks.rows import Row, check_trainable
 from softprompt.tasks.task import Task
 from softprompt.training.recipe import Recipe
-from softprompt.training.trainer import Schedule, arguments, collate, diverged
+from softprompt.training.trainer import Schedule, arguments, diverged, flatten
 
 
 @dataclass
@@ -85,17 +85,13 @@ def train_side_by_side(
     )
     schedules = []
     for prompt, seed in zip(prompts, seeds, strict=True):
-        room = None if base.max_positions is None else base.max_positions - prompt.num_virtual_tokens
-        limits = [n for n in (recipe.max_length, room) if n is not None]
-        encoded = Encoder(base.tokenizer, task, min(limits, default=None)).encode_rows(train)
+        encoder = Encoder(base, task, virtual_tokens=prompt.num_virtual_tokens, max_length=recipe.max_length)
+        encoded = encoder.encode_rows(train)
         schedules.append(Schedule(encoded, recipe.batch_size, recipe.max_steps, seed))
     evaluators = None
     if validation is not None:
         # Each prompt is asked alone: the very tensor that is trained, before the same base.
-        evaluators = [
-            Evaluator(PromptedModel(base, [prompt]), base.tokenizer, task, validation, base.max_positions)
-            for prompt in model.prompts
-        ]
+        evaluators = [Evaluator(PromptedModel(base, [prompt]), task, validation) for prompt in model.prompts]
     with tempfile.TemporaryDirectory(prefix="softprompt-") as folder:
         trainer = _Trainer(model, recipe, schedules, evaluators, task.metric, Path(folder), callbacks)
         trainer.train()
@@ -115,10 +111,6 @@ class _Lanes(Dataset[dict[str, Any]]):
         batch, within = divmod(place, self._part * len(self._schedules))
         lane, row = divmod(within, self._part)
         return self._schedules[lane][batch * self._part + row] | {"prompt": lane}
-
-
-def _collate(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    return collate(rows) | {"prompt_index": torch.tensor([row["prompt"] for row in rows])}
 
 
 class _Trainer(Trainer):
@@ -158,7 +150,7 @@ class _Trainer(Trainer):
             args=settings,
             train_dataset=self._lanes,
             eval_dataset=None if evaluators is None else evaluators[0].rows,
-            data_collator=_collate,
+            data_collator=flatten,
             callbacks=[_Ends(self), *callbacks],
         )
         self.remove_callback(PrinterCallback)
@@ -168,7 +160,8 @@ class _Trainer(Trainer):
         batches, total = super().get_batch_samples(*args, **kwargs)
         counts = torch.zeros(len(self.members))
         for batch in batches:
-            counts.index_add_(0, batch["prompt_index"], (batch["labels"] != -100).sum(1).float())
+            of_token = batch["prompt_index"].repeat_interleave(batch["lengths"])
+            counts.index_add_(0, of_token, (batch["labels"] != -100).float())
         self._shares = counts / counts.sum()
         return batches, total
 

@@ -89,18 +89,19 @@ class Schedule(Dataset[dict[str, Any]]):
         return {"text": self._texts[row], "target": self._targets[row]}
 
 
-def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """Rows as `input_ids`, `attention_mask` and `labels` `[B, T]`, padded at the right; the target alone is learned."""
-    width = max(len(row["text"]) + len(row["target"]) for row in rows)
-    input_ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros_like(input_ids)
-    labels = torch.full_like(input_ids, -100)
-    for i, row in enumerate(rows):
-        start, stop = len(row["text"]), len(row["text"]) + len(row["target"])
-        input_ids[i, :stop] = torch.tensor(row["text"] + row["target"])
-        mask[i, :stop] = 1
-        labels[i, start:stop] = torch.tensor(row["target"])
-    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+def flatten(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """Rows as a flat batch: `input_ids` and `labels` `[N]`, text after text, and their `lengths` `[B]`.
+
+    The target alone is learned. Where rows name their prompt, `prompt_index` `[B]` says which.
+    """
+    ids = [token for row in rows for token in (*row["text"], *row["target"])]
+    labels = [label for row in rows for label in (*(-100 for _ in row["text"]), *row["target"])]
+    batch = {
+        "input_ids": torch.tensor(ids),
+        "labels": torch.tensor(labels),
+        "lengths": torch.tensor([len(row["text"]) + len(row["target"]) for row in rows]),
+    }
+    return batch | ({"prompt_index": torch.tensor([row["prompt"] for row in rows])} if "prompt" in rows[0] else {})
 
 
 class PromptTrainer(Trainer):
@@ -151,7 +152,7 @@ class PromptTrainer(Trainer):
             args=args,
             train_dataset=schedule,
             eval_dataset=None if evaluator is None else evaluator.rows,
-            data_collator=collate,
+            data_collator=flatten,
             callbacks=[_Validations(self), *([] if monitor is None else [monitor]), *callbacks],
         )
         self.remove_callback(PrinterCallback)
@@ -313,7 +314,7 @@ def arguments(recipe: Recipe, folder: Path, device: torch.device, validates: boo
         "logging_steps": recipe.log_every,
         "logging_first_step": True,
         "logging_nan_inf_filter": False,
-        "include_num_input_tokens_seen": "non_padding",
+        "include_num_input_tokens_seen": "all",  # no padding is among them
         "report_to": recipe.report_to or "none",
         "seed": recipe.seed,
         "use_cpu": device.type == "cpu",
