@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerFast
 
 from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError, WrongBaseError
-from softprompt.prompts import Card, SoftPrompt, initializers
+from softprompt.prompts import Card, SoftPrompt
 from softprompt.prompts.card import digest
+from softprompt.prompts.starts import labels, random, text, vocabulary
 from tests.conftest import make_base, make_tokenizer
 
 
@@ -74,27 +75,27 @@ def test_initialisers_reach_the_tensor_and_the_card(tiny_base: Base) -> None:
     cases = [
         (
             SoftPrompt.from_text(tiny_base, "abcdef", 3, spread=True),
-            initializers.text(tiny_base, 3, "abcdef", spread=True),
+            text.make(tiny_base, 3, "abcdef", spread=True),
             {"method": "text", "text": "abcdef", "spread": True},
         ),
         (
             SoftPrompt.from_labels(tiny_base, ("no", "yes"), 5, fill_text="z", seed=4),
-            initializers.labels(tiny_base, 5, ["no", "yes"], fill_text="z"),
+            labels.make(tiny_base, 5, ["no", "yes"], fill_text="z"),
             {"method": "labels", "labels": ["no", "yes"], "fill_text": "z", "seed": 4},
         ),
         (
             SoftPrompt.from_labels(tiny_base, ["no"], 5, seed=4),
-            initializers.labels(tiny_base, 5, ["no"], seed=4),
+            labels.make(tiny_base, 5, ["no"], seed=4),
             {"method": "labels", "labels": ["no"], "fill_text": None, "seed": 4},
         ),
         (
             SoftPrompt.from_vocabulary(tiny_base, 5, seed=4, most_common=9),
-            initializers.vocabulary(tiny_base, 5, seed=4, most_common=9),
+            vocabulary.make(tiny_base, 5, seed=4, most_common=9),
             {"method": "vocabulary", "seed": 4, "most_common": 9},
         ),
         (
             SoftPrompt.random(tiny_base, 5, seed=4, distribution="normal"),
-            initializers.random(tiny_base, 5, seed=4, distribution="normal"),
+            random.make(tiny_base, 5, seed=4, distribution="normal"),
             {"method": "random", "seed": 4, "distribution": "normal"},
         ),
     ]
@@ -176,7 +177,7 @@ def test_a_config_that_names_the_base_takes_the_base_s_tokenizer(tiny_base: Base
         tokenizer_name_or_path="tiny-llama",  # no such file or hub id: loading it would fail
     )
     prompt = SoftPrompt.from_peft_config(tiny_base, config)
-    assert torch.equal(prompt.embeddings, initializers.text(tiny_base, 4, "abc"))
+    assert torch.equal(prompt.embeddings, text.make(tiny_base, 4, "abc"))
 
 
 @pytest.mark.parametrize(

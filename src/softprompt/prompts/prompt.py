@@ -18,9 +18,16 @@ from torch import Tensor
 
 from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError, WrongBaseError
-from softprompt.prompts import files, initializers
+from softprompt.prompts import files
 from softprompt.prompts.card import Card, digest
 from softprompt.prompts.names import CARD, WEIGHTS
+from softprompt.prompts.starts import examples as from_examples
+from softprompt.prompts.starts import labels as from_labels
+from softprompt.prompts.starts import peft as from_peft
+from softprompt.prompts.starts import random as from_random
+from softprompt.prompts.starts import text as from_text
+from softprompt.prompts.starts import transfer as from_transfer
+from softprompt.prompts.starts import vocabulary as from_vocabulary
 
 if TYPE_CHECKING:
     from peft import PromptTuningConfig
@@ -81,17 +88,17 @@ class SoftPrompt:
 
     @classmethod
     def from_text(cls, base: Base, text: str, num_virtual_tokens: int = 16, *, spread: bool = False) -> SoftPrompt:
-        """Start from a text's embeddings; see `initializers.text`, also for what it raises."""
-        embeddings = initializers.text(base, num_virtual_tokens, text, spread=spread)
+        """Start from a text's embeddings; see `starts.text.make`, also for what it raises."""
+        embeddings = from_text.make(base, num_virtual_tokens, text, spread=spread)
         return cls._initialised(base, embeddings, method="text", text=text, spread=spread)
 
     @classmethod
     def from_examples(cls, base: Base, examples: Sequence[str], num_virtual_tokens: int = 16) -> SoftPrompt:
-        """Start from worked examples; see `initializers.examples`, also for what it raises.
+        """Start from worked examples; see `starts.examples.make`, also for what it raises.
 
         The card keeps how many there were and not what they say: they may be nobody else's business.
         """
-        embeddings = initializers.examples(base, num_virtual_tokens, examples)
+        embeddings = from_examples.make(base, num_virtual_tokens, examples)
         return cls._initialised(base, embeddings, method="examples", examples=len(examples))
 
     @classmethod
@@ -104,8 +111,8 @@ class SoftPrompt:
         fill_text: str | None = None,
         seed: int = 0,
     ) -> SoftPrompt:
-        """Start from the class labels' embeddings; see `initializers.labels`, also for what it raises."""
-        embeddings = initializers.labels(base, num_virtual_tokens, labels, fill_text=fill_text, seed=seed)
+        """Start from the class labels' embeddings; see `starts.labels.make`, also for what it raises."""
+        embeddings = from_labels.make(base, num_virtual_tokens, labels, fill_text=fill_text, seed=seed)
         return cls._initialised(base, embeddings, method="labels", labels=list(labels), fill_text=fill_text, seed=seed)
 
     @classmethod
@@ -117,8 +124,8 @@ class SoftPrompt:
         seed: int = 0,
         most_common: int | None = None,
     ) -> SoftPrompt:
-        """Start from tokens drawn at random; see `initializers.vocabulary`, also for what it raises."""
-        embeddings = initializers.vocabulary(base, num_virtual_tokens, seed=seed, most_common=most_common)
+        """Start from tokens drawn at random; see `starts.vocabulary.make`, also for what it raises."""
+        embeddings = from_vocabulary.make(base, num_virtual_tokens, seed=seed, most_common=most_common)
         return cls._initialised(base, embeddings, method="vocabulary", seed=seed, most_common=most_common)
 
     @classmethod
@@ -130,8 +137,8 @@ class SoftPrompt:
         seed: int = 0,
         distribution: Literal["table", "normal"] = "table",
     ) -> SoftPrompt:
-        """Start from random values; see `initializers.random`, also for what it raises."""
-        embeddings = initializers.random(base, num_virtual_tokens, seed=seed, distribution=distribution)
+        """Start from random values; see `starts.random.make`, also for what it raises."""
+        embeddings = from_random.make(base, num_virtual_tokens, seed=seed, distribution=distribution)
         return cls._initialised(base, embeddings, method="random", seed=seed, distribution=distribution)
 
     @classmethod
@@ -139,11 +146,11 @@ class SoftPrompt:
         """Start from another prompt of the same base, repeated or cut to P (default: as long as it is).
 
         The new card keeps the base but not the task, recipe and metrics, which were the other prompt's. See
-        `initializers.transfer`, also for what it raises.
+        `starts.transfer.make`, also for what it raises.
         """
         if num_virtual_tokens is None:
             num_virtual_tokens = prompt.num_virtual_tokens
-        embeddings = initializers.transfer(prompt.embeddings, num_virtual_tokens)
+        embeddings = from_transfer.make(prompt.embeddings, num_virtual_tokens)
         return cls(
             embeddings,
             Card(base=prompt.card.base, initialisation={"method": "prompt", "sha256": prompt.sha256}),
@@ -151,8 +158,8 @@ class SoftPrompt:
 
     @classmethod
     def from_peft_config(cls, base: Base, config: PromptTuningConfig, *, seed: int = 0) -> SoftPrompt:
-        """Start exactly where PEFT would; see `initializers.peft`, also for what it raises."""
-        embeddings = initializers.peft(base, config, seed=seed)
+        """Start exactly where PEFT would; see `starts.peft.make`, also for what it raises."""
+        embeddings = from_peft.make(base, config, seed=seed)
         stated = {key: value for key, value in config.to_dict().items() if key in files.STATED_BY_PEFT}
         return cls._initialised(base, embeddings, method="peft", seed=seed, **stated)
 

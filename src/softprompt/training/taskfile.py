@@ -28,10 +28,10 @@ from softprompt.bases.load import EMBEDDED
 from softprompt.errors import SoftPromptError
 from softprompt.prompts import names
 from softprompt.prompts.prompt import SoftPrompt
+from softprompt.prompts.starts import examples
 from softprompt.tasks.rows import Row
 from softprompt.tasks.task import LABEL_COLUMN, Task
 from softprompt.text import shown, validation_line
-from softprompt.training.examples import worked_examples
 from softprompt.training.recipe import Recipe
 
 _VIRTUAL_TOKENS = 16
@@ -223,7 +223,8 @@ def make_prompt(base: Base, start: PromptStart, task: Task, rows: Sequence[Row] 
         text = own_words(task) if start.init_text is None else start.init_text
         return SoftPrompt.from_text(base, text, count, spread=start.spread)
     if start.init == "examples":
-        return SoftPrompt.from_examples(base, worked_examples(base.tokenizer, task, rows, count, start.seed), count)
+        written = [(task.render(row.columns) + (row.target or ""), row.label) for row in rows]
+        return SoftPrompt.from_examples(base, examples.choose(base, written, count, start.seed), count)
     if start.init == "labels":
         # As they stand in a target: with the space before it " positive" is the token that the base is to produce.
         labels = [task.render_target({LABEL_COLUMN: label}) for label in task.labels or []]

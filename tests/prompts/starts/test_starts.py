@@ -14,7 +14,9 @@ from transformers import PreTrainedTokenizerFast
 from softprompt.bases.base import Base
 from softprompt.bases.identity import BaseIdentity
 from softprompt.errors import SoftPromptError
-from softprompt.prompts import initializers
+from softprompt.prompts.starts import examples, random, transfer, vocabulary
+from softprompt.prompts.starts import labels as from_labels
+from softprompt.prompts.starts import text as from_text
 
 H = 8
 
@@ -72,71 +74,71 @@ def encode(table: Table, text: str) -> list[int]:
 
 def test_text_is_tiled_or_cut(table: Table) -> None:
     abc = encode(table, "abc")
-    assert ids_of(initializers.text(table, 3, "abc")) == abc
-    assert ids_of(initializers.text(table, 7, "abc")) == [*abc, *abc, abc[0]]
-    assert ids_of(initializers.text(table, 2, "abc")) == abc[:2]
+    assert ids_of(from_text.make(table, 3, "abc")) == abc
+    assert ids_of(from_text.make(table, 7, "abc")) == [*abc, *abc, abc[0]]
+    assert ids_of(from_text.make(table, 2, "abc")) == abc[:2]
 
 
 def test_text_slips_in_no_special_token(framing_tokenizer: PreTrainedTokenizerFast) -> None:
     table = Table(framing_tokenizer)
-    assert ids_of(initializers.text(table, 2, "ab")) == encode(table, "ab")
-    assert 0 not in ids_of(initializers.labels(table, 2, ["a", "b"]))
+    assert ids_of(from_text.make(table, 2, "ab")) == encode(table, "ab")
+    assert 0 not in ids_of(from_labels.make(table, 2, ["a", "b"]))
 
 
 def test_examples_end_with_the_last_one(table: Table) -> None:
     abcd = encode(table, "abcd")
-    assert ids_of(initializers.examples(table, 3, ["ab", "cd"])) == abcd[1:]
-    assert ids_of(initializers.examples(table, 4, ["ab", "cd"])) == abcd
-    assert ids_of(initializers.examples(table, 7, ["ab", "cd"])) == [*abcd[1:], *abcd]
+    assert ids_of(examples.make(table, 3, ["ab", "cd"])) == abcd[1:]
+    assert ids_of(examples.make(table, 4, ["ab", "cd"])) == abcd
+    assert ids_of(examples.make(table, 7, ["ab", "cd"])) == [*abcd[1:], *abcd]
 
 
 def test_text_spread_over_a_longer_text(table: Table) -> None:
     letters = encode(table, "abcdefghi")
-    assert ids_of(initializers.text(table, 3, "abcdefghi", spread=True)) == [
+    assert ids_of(from_text.make(table, 3, "abcdefghi", spread=True)) == [
         letters[0],
         letters[4],
         letters[8],
     ]
-    assert ids_of(initializers.text(table, 1, "abcdefghi", spread=True)) == [letters[0]]
-    eight = ids_of(initializers.text(table, 8, "abcdefghi", spread=True))
+    assert ids_of(from_text.make(table, 1, "abcdefghi", spread=True)) == [letters[0]]
+    eight = ids_of(from_text.make(table, 8, "abcdefghi", spread=True))
     assert len(set(eight)) == 8
     assert (eight[0], eight[-1]) == (letters[0], letters[-1])
-    assert torch.equal(initializers.text(table, 12, "abc", spread=True), initializers.text(table, 12, "abc"))
+    assert torch.equal(from_text.make(table, 12, "abc", spread=True), from_text.make(table, 12, "abc"))
 
 
 def test_text_equals_the_model_s_own_embeddings(tiny_base: Base) -> None:
     ids = tiny_base.tokenizer("a good film", return_tensors="pt")["input_ids"][0]
     expected = tiny_base.model.get_input_embeddings().weight[ids]
-    assert torch.equal(initializers.text(tiny_base, len(ids), "a good film"), expected)
+    assert torch.equal(from_text.make(tiny_base, len(ids), "a good film"), expected)
 
 
 def test_labels_are_averaged_in_order_then_filled_by_text(table: Table) -> None:
     a, b, c = encode(table, "abc")
-    rows = initializers.labels(table, 5, ["ab", "c"], fill_text="ba")
+    rows = from_labels.make(table, 5, ["ab", "c"], fill_text="ba")
     assert ids_of(rows) == [(a + b) / 2, c, b, a, b]
 
 
 def test_labels_are_filled_from_the_vocabulary(table: Table) -> None:
-    rows = initializers.labels(table, 6, ["a", "b"], seed=3)
+    rows = from_labels.make(table, 6, ["a", "b"], seed=3)
     assert ids_of(rows)[:2] == encode(table, "ab")
-    assert torch.equal(rows[2:], initializers.vocabulary(table, 4, seed=3))
+    assert torch.equal(rows[2:], vocabulary.make(table, 4, seed=3))
 
 
 def test_more_labels_than_virtual_tokens_are_cut(table: Table) -> None:
-    assert ids_of(initializers.labels(table, 2, list("abcd"))) == encode(table, "ab")
+    assert ids_of(from_labels.make(table, 2, list("abcd"))) == encode(table, "ab")
 
 
 @pytest.mark.parametrize("labels", [[], "positive", ["a", ""], ["a", " "], ["a", 1], ["a", "b", ""]])
 def test_bad_labels(table: Table, labels: Any) -> None:
     with pytest.raises(SoftPromptError, match="label"):
-        initializers.labels(table, 2, labels)
+        from_labels.make(table, 2, labels)
 
 
 def test_vocabulary_draws_each_token_once_and_no_special(table: Table) -> None:
-    drawn = ids_of(initializers.vocabulary(table, 256))
+    drawn = ids_of(vocabulary.make(table, 256))
     assert sorted(drawn) == list(range(2, 258))
     with pytest.raises(SoftPromptError, match="257 different virtual tokens cannot be drawn from 256 tokens"):
-        initializers.vocabulary(table, 257)
+        vocabulary.make(table, 257)
 
 
 def test_vocabulary_leaves_out_added_and_unused_ids() -> None:
@@ -144,22 +146,22 @@ def test_vocabulary_leaves_out_added_and_unused_ids() -> None:
 
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(["added"])
-    drawn = ids_of(initializers.vocabulary(Table(tokenizer, embedding_count=300), 256))
+    drawn = ids_of(vocabulary.make(Table(tokenizer, embedding_count=300), 256))
     assert sorted(drawn) == list(range(2, 258))  # 258 is the added token, and rows 259 to 299 belong to none
-    smaller = ids_of(initializers.vocabulary(Table(tokenizer, embedding_count=100), 98))
+    smaller = ids_of(vocabulary.make(Table(tokenizer, embedding_count=100), 98))
     assert sorted(smaller) == list(range(2, 100))
 
 
 def test_vocabulary_of_the_most_common(table: Table) -> None:
-    assert sorted(ids_of(initializers.vocabulary(table, 10, most_common=10))) == list(range(2, 12))
+    assert sorted(ids_of(vocabulary.make(table, 10, most_common=10))) == list(range(2, 12))
     for bad in (0, 257):
         with pytest.raises(SoftPromptError, match=f"most_common is {bad}: it must be from 1 to 256"):
-            initializers.vocabulary(table, 1, most_common=bad)
+            vocabulary.make(table, 1, most_common=bad)
     with pytest.raises(SoftPromptError, match="larger most_common"):
-        initializers.vocabulary(table, 11, most_common=10)
+        vocabulary.make(table, 11, most_common=10)
 
 
-@pytest.mark.parametrize("initialise", [initializers.vocabulary, initializers.random])
+@pytest.mark.parametrize("initialise", [vocabulary.make, random.make])
 def test_the_seed_decides(table: Table, initialise: Callable[..., Tensor]) -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -176,33 +178,33 @@ def test_random_has_the_table_s_mean_and_deviation(tiny_base: Base, monkeypatch:
     weight = tiny_base.model.get_input_embeddings().weight
     with torch.no_grad():
         weight.copy_(weight * torch.linspace(0.01, 3, 32) + torch.linspace(-2, 2, 32))
-    monkeypatch.setattr(initializers, "_CHUNK", 100)  # so that several chunks are summed, the last one shorter
-    noise = initializers.random(tiny_base, 200, distribution="normal", seed=4)
+    monkeypatch.setattr(random, "_CHUNK", 100)  # so that several chunks are summed, the last one shorter
+    noise = random.make(tiny_base, 200, distribution="normal", seed=4)
     expected = noise * weight.std(dim=0, correction=0) + weight.mean(dim=0)
-    torch.testing.assert_close(initializers.random(tiny_base, 200, seed=4), expected)
+    torch.testing.assert_close(random.make(tiny_base, 200, seed=4), expected)
     assert noise.mean().abs() < 0.05
     assert (noise.std() - 1).abs() < 0.05
 
 
 def test_random_distribution_is_known_by_name(table: Table) -> None:
     with pytest.raises(SoftPromptError, match="'uniform': it must be 'table' or 'normal'"):
-        initializers.random(table, 2, distribution="uniform")  # type: ignore[arg-type]
+        random.make(table, 2, distribution="uniform")  # type: ignore[arg-type]
 
 
 def test_transfer_tiles_or_cuts() -> None:
     rows = torch.arange(6.0, requires_grad=True).reshape(3, 2)
-    assert torch.equal(initializers.transfer(rows, 3), rows)
-    assert torch.equal(initializers.transfer(rows, 2), rows[:2])
-    longer = initializers.transfer(rows, 7)
+    assert torch.equal(transfer.make(rows, 3), rows)
+    assert torch.equal(transfer.make(rows, 2), rows[:2])
+    longer = transfer.make(rows, 7)
     assert torch.equal(longer, torch.cat([rows, rows, rows[:1]]))
     assert not longer.requires_grad
 
 
 INITIALISERS: dict[str, Callable[[Table, Any], Tensor]] = {
-    "text": lambda source, count: initializers.text(source, count, "abc"),
-    "labels": lambda source, count: initializers.labels(source, count, ["a", "b"]),
-    "vocabulary": initializers.vocabulary,
-    "random": initializers.random,
+    "text": lambda source, count: from_text.make(source, count, "abc"),
+    "labels": lambda source, count: from_labels.make(source, count, ["a", "b"]),
+    "vocabulary": vocabulary.make,
+    "random": random.make,
 }
 
 
@@ -215,7 +217,7 @@ def test_a_count_that_is_none(table: Table, name: str, count: Any) -> None:
 
 def test_transfer_to_no_virtual_tokens() -> None:
     with pytest.raises(SoftPromptError, match="num_virtual_tokens is 0"):
-        initializers.transfer(torch.zeros(2, 2), 0)
+        transfer.make(torch.zeros(2, 2), 0)
 
 
 @pytest.mark.parametrize("name", INITIALISERS)
@@ -230,19 +232,19 @@ def test_a_prompt_must_leave_room_in_the_context(tiny_tokenizer: PreTrainedToken
 @pytest.mark.parametrize("text", ["", "  \n", None, 3])
 def test_empty_text(table: Table, text: Any) -> None:
     with pytest.raises(SoftPromptError, match="the text to initialise from is empty"):
-        initializers.text(table, 2, text)
+        from_text.make(table, 2, text)
     if text is not None:
         with pytest.raises(SoftPromptError, match="is empty"):
-            initializers.labels(table, 2, ["a"], fill_text=text)
+            from_labels.make(table, 2, ["a"], fill_text=text)
 
 
 def test_a_text_that_the_tokenizer_cannot_see() -> None:
     blind = Table(tokenizer=lambda text, add_special_tokens: {"input_ids": []})
     with pytest.raises(SoftPromptError, match="the text to initialise from has no tokens"):
-        initializers.text(blind, 2, "abc")
+        from_text.make(blind, 2, "abc")
 
 
 def test_a_token_without_an_embedding(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     source = Table(tiny_tokenizer, embedding_count=10)
     with pytest.raises(SoftPromptError, match="has no embedding: base 'table' has 10 embeddings"):
-        initializers.text(source, 2, "~~")
+        from_text.make(source, 2, "~~")
