@@ -435,7 +435,7 @@ def test_a_disk_that_fills_up_is_one_line(project, monkeypatch):
     def torch_full(*arguments: object, **others: object) -> None:
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
 
-    for place, failure in (("softprompt.training.trainer.save_file", full), ("torch.save", torch_full)):
+    for place, failure in (("softprompt.training.loop.save_file", full), ("torch.save", torch_full)):
         with monkeypatch.context() as patch:
             patch.setattr(place, failure)
             message = refused("train", "task.yaml", "--force")

@@ -12,9 +12,9 @@ import pytest
 
 from softprompt import SoftPrompt, calibrate, evaluate, load_base
 from softprompt.tasks import Task, load_rows
+from softprompt.training.folder import Replaced
 from softprompt.training.growth import LENGTHS
-from softprompt.training.replacing import Replaced
-from softprompt.training.trainer import PromptTrainer
+from softprompt.training.loop import PromptTrainer
 from tests.conftest import make_base
 from tests.test_cli import TASK, TRAIN_KEYS, make_project, printed, refused, run, save_base
 

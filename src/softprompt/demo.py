@@ -30,7 +30,7 @@ from softprompt.prompts import SoftPrompt
 from softprompt.reporting.run_report import write_report
 from softprompt.tasks import load_rows
 from softprompt.training import train
-from softprompt.training.run import RECORD
+from softprompt.training.folder import RECORD
 from softprompt.training.taskfile import TaskFile, load_task_file, make_prompt
 
 BASE = EMBEDDED

@@ -17,8 +17,8 @@ from softprompt.comparison.plan import artifact, read_plan, result_file
 from softprompt.comparison.worker import Tell, perform
 from softprompt.evaluation.calibration import measure_priors
 from softprompt.tasks import load_rows
+from softprompt.training.loop import DivergedError
 from softprompt.training.taskfile import TaskFile, load_task_file
-from softprompt.training.trainer import DivergedError
 from tests.conftest import make_base
 
 FILE = """\

@@ -14,7 +14,7 @@ from softprompt import Base, Diagnosis, SoftPrompt
 from softprompt.bases.words import word_norms
 from softprompt.models.prompted import PromptedModel
 from softprompt.tasks.encode import Encoder
-from softprompt.training.trainer import Schedule, flatten
+from softprompt.training.schedule import Lanes, Schedule, flatten
 from softprompt.training.trajectory import Trajectory
 from tests.conftest import make_base
 from tests.training.runs import TASK, learn, recipe, rows
@@ -78,7 +78,7 @@ def test_the_gradient_is_that_of_the_whole_batch_before_clipping(tiny_base: Base
     encoded = Encoder(tiny_base, TASK).encode_rows(rows(40))
     schedule = Schedule(encoded, 4, 24, 0)
     model = PromptedModel(tiny_base, [prompt])
-    loss = model(**flatten([schedule[i] for i in range(4)])).loss
+    loss = model(**flatten([Lanes([schedule], 4)[i] for i in range(4)])).loss
     loss.backward()
     first = trajectory(tmp_path / "run").measurements[0]
     assert model.prompts[0].grad is not None

@@ -262,9 +262,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_prompt(
 def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(
     tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from softprompt.training import trainer
+    from softprompt.training import loop
 
-    save_file, calls = trainer.save_file, []
+    save_file, calls = loop.save_file, []
 
     def full(*args: Any, **kwargs: Any) -> None:
         calls.append(1)
@@ -272,7 +272,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(
             raise OSError(28, "No space left on device")
         save_file(*args, **kwargs)
 
-    monkeypatch.setattr(trainer, "save_file", full)
+    monkeypatch.setattr(loop, "save_file", full)
     with pytest.raises(SoftPromptError, match=r"the checkpoint can't be written.*No space left"):
         learn(tiny_base, tmp_path / "run")
     monkeypatch.undo()

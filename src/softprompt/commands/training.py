@@ -40,7 +40,7 @@ def train(
         from softprompt.reporting.run_report import REPORT, write_report
         from softprompt.tasks import load_rows, with_validation
         from softprompt.training import grow, processes, train
-        from softprompt.training.run import RECORD, recorded_dtype
+        from softprompt.training.folder import RECORD, recorded_dtype
         from softprompt.training.taskfile import load_task_file, make_prompt
 
         overrides = overrides or []

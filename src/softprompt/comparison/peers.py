@@ -33,8 +33,9 @@ from softprompt.bases.base import Base
 from softprompt.comparison.methods import LORA_RANK
 from softprompt.evaluation.evaluate import Evaluation, Evaluator
 from softprompt.models.prompted import PromptedModel
+from softprompt.training.loop import DivergedError, arguments
 from softprompt.training.recipe import Recipe
-from softprompt.training.trainer import DivergedError, Schedule, arguments
+from softprompt.training.schedule import Schedule
 
 
 class Peer:

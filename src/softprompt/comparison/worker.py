@@ -38,9 +38,10 @@ from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoder
 from softprompt.tasks.metrics import classification_metrics, text_metrics
 from softprompt.tasks.task import Task
+from softprompt.training.loop import DivergedError
 from softprompt.training.run import train
+from softprompt.training.schedule import Schedule
 from softprompt.training.taskfile import make_prompt
-from softprompt.training.trainer import DivergedError, Schedule
 
 _EXAMPLES = "examples.json"
 _PRIORS = "priors.json"

@@ -28,7 +28,7 @@ from softprompt.tasks.rows import Rows, as_rows
 from softprompt.tasks.task import Task
 from softprompt.text import shorten
 from softprompt.training.diagnosis import diagnose
-from softprompt.training.run import LOG, MONITOR, PROMPT, RECORD
+from softprompt.training.folder import LOG, MONITOR, PROMPT, RECORD
 from softprompt.training.trajectory import PERCENTILES, Trajectory
 
 REPORT = "report.html"

@@ -17,7 +17,7 @@ from softprompt.reporting.page import figure
 from softprompt.serving.playground_looks import error, notice
 from softprompt.serving.playground_texts import Texts
 from softprompt.training.diagnosis import diagnose
-from softprompt.training.run import MONITOR, PROMPT, RECORD
+from softprompt.training.folder import MONITOR, PROMPT, RECORD
 from softprompt.training.trajectory import Trajectory
 
 _SHARES = ("accuracy", "macro_f1", "exact_match", "token_f1", "rouge_l", "bleu")

@@ -2,8 +2,8 @@
 
 from softprompt.training.diagnosis import Diagnosis
 from softprompt.training.growth import Growth, grow
+from softprompt.training.loop import DivergedError
 from softprompt.training.recipe import Recipe
 from softprompt.training.run import Run, train
-from softprompt.training.trainer import DivergedError
 
 __all__ = ["Diagnosis", "DivergedError", "Growth", "Recipe", "Run", "grow", "train"]

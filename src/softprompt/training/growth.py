@@ -26,11 +26,11 @@ from softprompt.tasks.rows import Row, Rows, with_validation
 from softprompt.tasks.task import Task
 from softprompt.training import processes
 from softprompt.training.diagnosis import Diagnosis
+from softprompt.training.folder import PROMPT, RECORD, Replaced, check_folder, open_run
+from softprompt.training.loop import DivergedError
 from softprompt.training.recipe import Recipe
-from softprompt.training.replacing import Replaced
-from softprompt.training.run import PROMPT, RECORD, Run, check_folder, open_run
+from softprompt.training.run import Run
 from softprompt.training.run import train as learn
-from softprompt.training.trainer import DivergedError
 
 LENGTHS = (8, 16, 32)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from softprompt.tasks import Encoded
-from softprompt.training.trainer import Schedule, flatten
+from softprompt.training.schedule import Lanes, Schedule, flatten
 
 
 def encoded(lengths: list[int]) -> Encoded:
@@ -37,10 +37,18 @@ def test_the_order_is_the_seeds() -> None:
 
 
 def test_a_batch_is_flat_and_only_targets_are_learned() -> None:
-    rows = [{"text": [5, 6], "target": [7]}, {"text": [8], "target": [9, 4, 3]}]
-    batch = flatten(rows)
+    batch = flatten([{"text": [5, 6], "target": [7], "prompt": 0}, {"text": [8], "target": [9, 4, 3], "prompt": 1}])
     assert batch["input_ids"].tolist() == [5, 6, 7, 8, 9, 4, 3]
     assert batch["labels"].tolist() == [-100, -100, 7, -100, 9, 4, 3]
     assert batch["lengths"].tolist() == [3, 4]
-    named = flatten([row | {"prompt": k} for k, row in enumerate(rows)])
-    assert named["prompt_index"].tolist() == [0, 1]
+    assert batch["prompt_index"].tolist() == [0, 1]
+
+
+def test_the_rows_of_several_prompts_stand_together_part_by_part() -> None:
+    schedules = [Schedule(encoded([1 + i % 7 for i in range(50)]), 4, 3, seed) for seed in (0, 1)]
+    lanes = Lanes(schedules, 2)
+    assert len(lanes) == 24
+    for k, schedule in enumerate(schedules):
+        own = [row for row in map(lanes.__getitem__, range(24)) if row["prompt"] == k]
+        assert [row["text"] for row in own] == [schedule[i]["text"] for i in range(12)]
+    assert [lanes[i]["prompt"] for i in range(8)] == [0, 0, 1, 1, 0, 0, 1, 1]

@@ -1,0 +1,357 @@
+"""The training loop: `transformers.Trainer`, taught to train prompts and nothing else.
+
+Owns what differs from the Trainer: rows in an order fixed by the seed, validation by the task's metric, the best of
+each prompt kept, several prompts trained side by side as each would be alone, and checkpoints that hold prompts instead
+of the base and are never half written. Knows nothing of task files, run folders or commands.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers.trainer_utils import get_last_checkpoint, set_seed
+
+from softprompt.errors import SoftPromptError
+from softprompt.evaluation.evaluate import Evaluation, Evaluator
+from softprompt.files import sync_all
+from softprompt.models.prompted import PromptedModel
+from softprompt.training.monitor import Monitor
+from softprompt.training.processes import count
+from softprompt.training.recipe import Recipe
+from softprompt.training.schedule import Lanes, Schedule, flatten
+
+STATE = "trainer_state.json"
+_PROMPTS = "prompt.safetensors"
+_STAGING = ".checkpoint-being-written"
+
+
+class DivergedError(SoftPromptError):
+    """The loss or its gradient is no longer a finite number."""
+
+
+def diverged(what: str, step: int, recipe: Recipe, dtype: torch.dtype) -> DivergedError:
+    """The error of a run in which `what` is no longer finite; in float16 the dtype may be the reason."""
+    narrow = " on a base in float16, which holds no number above 65504" if dtype == torch.float16 else ""
+    other = ", or recipe.dtype float32 or bfloat16" if narrow else ""
+    return DivergedError(
+        f"{what} became NaN or infinite at step {step} with learning_rate {recipe.rate:g}{narrow}: choose a lower "
+        f"recipe.learning_rate{other}"
+    )
+
+
+@dataclass
+class Member:
+    """One of the prompts that are trained, and the best that it has been.
+
+    Attributes:
+        prompt: `[P, H]` as it is trained.
+        evaluator: its validation rows; None: no validation.
+        best: `[P, H]` on the CPU: the best by validation; None before the first one.
+        step: the step that the best is from.
+        validation: the best's.
+        since: validations since then.
+    """
+
+    prompt: Tensor
+    evaluator: Evaluator | None = None
+    best: Tensor | None = None
+    step: int = 0
+    validation: Evaluation | None = None
+    since: int = 0
+
+    @property
+    def embeddings(self) -> Tensor:
+        """What the training gives, `[P, H]` on the CPU: the best by validation, or without it the last."""
+        return self.now if self.best is None else self.best
+
+    @property
+    def now(self) -> Tensor:
+        """The prompt as it is now, on the CPU."""
+        return self.prompt.detach().cpu().clone()
+
+
+class PromptTrainer(Trainer):
+    """Trains the prompts of a `PromptedModel`; the base is neither in the optimiser nor in a checkpoint.
+
+    Args:
+        model: the base with its prompts.
+        recipe: the settings; `batch_size` rows for each prompt.
+        schedules: each prompt's rows, in order.
+        evaluators: each prompt's validation rows, asked every `recipe.evaluate_every` steps; None: no validation.
+        folder: where checkpoints go.
+        callbacks: further callbacks of the Trainer's kind.
+        progress: called with the number of validation rows finished since the last call.
+        monitor: measures the one prompt at each log entry; None: nobody does.
+
+    Attributes:
+        members: the prompts.
+    """
+
+    model: PromptedModel
+
+    def __init__(
+        self,
+        model: PromptedModel,
+        recipe: Recipe,
+        schedules: Sequence[Schedule],
+        evaluators: Sequence[Evaluator] | None,
+        folder: Path,
+        callbacks: Sequence[TrainerCallback] = (),
+        progress: Callable[[int], None] | None = None,
+        monitor: Monitor | None = None,
+    ) -> None:
+        self.recipe, self.monitor = recipe, monitor
+        self.members = [
+            Member(prompt, None if evaluators is None else evaluators[k]) for k, prompt in enumerate(model.prompts)
+        ]
+        self._folder, self._progress = folder, progress
+        self._writing: Path | None = None
+        self._shares = [1.0] * len(self.members)
+        args = arguments(recipe, folder, model.base.device, validates=evaluators is not None)
+        part = args.per_device_train_batch_size
+        if len(schedules) > 1:
+            if args.world_size > 1:
+                raise SoftPromptError("prompts are trained side by side in one process: start it without a launcher")
+            # Each prompt's gradient is clipped by itself, in `part_gradients`.
+            args.per_device_train_batch_size, args.max_grad_norm = part * len(schedules), 0.0
+        _check_trackers(args)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=Lanes(schedules, part),
+            eval_dataset=None if evaluators is None else evaluators[0].rows,
+            data_collator=flatten,
+            callbacks=[_Turns(self), *([] if monitor is None else [monitor]), *callbacks],
+        )
+        self.remove_callback(PrinterCallback)
+
+    @property
+    def validates(self) -> bool:
+        """Whether there are validation rows."""
+        return self.members[0].evaluator is not None
+
+    @property
+    def ended(self) -> bool:
+        """Whether no prompt goes on: the last `patience` validations of each brought nothing better."""
+        return self.validates and all(member.since >= self.recipe.patience for member in self.members)
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint in the folder."""
+        found = get_last_checkpoint(str(self._folder))
+        return None if found is None else Path(found)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The batches of one step; which share of their targets is each prompt's is noted."""
+        batches, total = super().get_batch_samples(*args, **kwargs)
+        if len(self.members) > 1:
+            counts = torch.zeros(len(self.members))
+            for batch in batches:
+                of_token = batch["prompt_index"].repeat_interleave(batch["lengths"])
+                counts.index_add_(0, of_token, (batch["labels"] != -100).float())
+            self._shares = (counts / counts.sum()).tolist()
+        return batches, total
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One step, which must leave a finite loss and finite gradients."""
+        loss = super().training_step(*args, **kwargs)
+        grads = [prompt.grad for prompt in self.model.prompts]
+        bad = [k for k, grad in enumerate(grads) if grad is not None and not bool(grad.isfinite().all())]
+        if bad or not torch.isfinite(loss):
+            what = f"the gradient of prompt {bad[0]}" if bad and len(grads) > 1 else "the loss or its gradient"
+            raise diverged(what, self.state.global_step + 1, self.recipe, self.model.base.dtype)
+        if self.monitor is not None and grads[0] is not None:
+            self.monitor.gradient(grads[0])
+        return loss
+
+    def part_gradients(self) -> None:
+        """Of several prompts give each the gradient of its own mean loss, clipped by itself."""
+        if len(self.members) == 1:
+            return
+        for prompt, share in zip(self.model.prompts, self._shares, strict=True):
+            if prompt.grad is not None:
+                prompt.grad.div_(share)  # the loss is a mean over all prompts' targets
+                if self.recipe.max_grad_norm:
+                    nn.utils.clip_grad_norm_([prompt], self.recipe.max_grad_norm)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Validate each prompt that has not run out of patience, and keep it if it is its best so far."""
+        found: list[Evaluation] = []
+        for member in self.members:
+            if member.evaluator is None:
+                raise SoftPromptError("there are no validation rows")
+            metric = member.evaluator.task.metric
+            if member.since < self.recipe.patience:
+                found.append(member.evaluator.evaluate(self._progress))
+                member.since += 1
+                if found[-1].better_than(member.validation, metric):
+                    member.best, member.validation = member.now, found[-1]
+                    member.step, member.since = self.state.global_step, 0
+        figures = found[0].to_json()
+        if len(self.members) > 1:
+            figures = {metric: sum(getattr(one, metric) for one in found) / len(found)}
+        metrics = {f"eval_{key}": float(value) for key, value in figures.items() if isinstance(value, int | float)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """A log entry, to which the monitor adds its figures so that experiment trackers show them."""
+        if self.monitor is not None and "loss" in logs:
+            logs |= self.monitor.measure(self.model, self.state.global_step, logs)
+        super().log(logs, start_time)
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take the prompts and the best of each from a checkpoint.
+
+        Raises:
+            SoftPromptError: the checkpoint is damaged.
+        """
+        try:
+            with safe_open(checkpoint / _PROMPTS, framework="pt") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
+                about = json.loads(file.metadata()["best"])
+            self.state = TrainerState.load_from_json(str(checkpoint / STATE))
+            validated = [entry["step"] for entry in self.state.log_history if any(map(_is_validation, entry))]
+            # Of one prompt an older softprompt wrote it alone.
+            for k, best in enumerate(about if isinstance(about, list) else [about]):
+                member, suffix = self.members[k], f".{k}" if isinstance(about, list) else ""
+                with torch.no_grad():
+                    member.prompt.copy_(tensors[f"trained.prompts.{k}"])
+                member.best, member.step = tensors.get(f"best{suffix}"), best["step"]
+                member.validation = None if best["evaluation"] is None else Evaluation(**best["evaluation"])
+                member.since = sum(step > member.step for step in validated)
+        except Exception as error:
+            raise SoftPromptError(f"{checkpoint}: the checkpoint is damaged ({error}); remove it") from error
+
+    # The Trainer has no public way to write a checkpoint elsewhere first, nor to leave the base out of it: these four
+    # are what its own `_maybe_log_save_evaluate` and `train` call (transformers/trainer.py, since 4.x).
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._writing or self._folder)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # Written under another name and renamed, so that a kill leaves a whole checkpoint or none.
+        name = f"checkpoint-{self.state.global_step}"
+        self._writing = self._folder / _STAGING
+        try:
+            if self.args.should_save:
+                shutil.rmtree(self._writing, ignore_errors=True)
+            self.accelerator.wait_for_everyone()  # each process writes its own random state there
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                sync_all(self._writing / name)
+                shutil.rmtree(self._folder / name, ignore_errors=True)
+                os.replace(self._writing / name, self._folder / name)
+                shutil.rmtree(self._writing, ignore_errors=True)
+                for old in self._folder.glob("checkpoint-*"):
+                    if old.name != name:
+                        shutil.rmtree(old, ignore_errors=True)
+        except (OSError, SafetensorError, RuntimeError) as error:  # on a full disk torch.save raises a RuntimeError
+            raise SoftPromptError(
+                f"{self._folder}: the checkpoint can't be written; is the disk full? {error}"
+            ) from error
+        finally:
+            self._writing = None
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or self._folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"best.{k}": one.best for k, one in enumerate(self.members) if one.best is not None}
+        tensors |= {f"trained.prompts.{k}": one.now for k, one in enumerate(self.members)}
+        about = [
+            {"step": one.step, "evaluation": None if one.validation is None else one.validation.to_json()}
+            for one in self.members
+        ]
+        save_file(tensors, folder / _PROMPTS, metadata={"best": json.dumps(about)})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.restore(Path(resume_from_checkpoint))
+
+
+def _is_validation(key: str) -> bool:
+    return key.startswith("eval_")
+
+
+class _Turns(TrainerCallback):
+    """What the Trainer has to be told at its turns: to validate the last step too, and when no prompt goes on."""
+
+    def __init__(self, trainer: PromptTrainer) -> None:
+        self._trainer = trainer
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self._trainer.part_gradients()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps and self._trainer.validates:
+            control.should_evaluate = True
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._trainer.ended:
+            control.should_training_stop = control.should_save = True
+
+
+def arguments(recipe: Recipe, folder: Path, device: torch.device, validates: bool, **changed: Any) -> TrainingArguments:
+    """The Trainer's arguments for a recipe; `changed` are those that are to differ.
+
+    Raises:
+        SoftPromptError: the batch can't be shared by the processes and the parts of a step.
+    """
+    processes = count()
+    parts = processes * recipe.gradient_accumulation_steps
+    if recipe.batch_size % parts:
+        raise SoftPromptError(
+            f"recipe.batch_size {recipe.batch_size} can't be shared by {processes} processes in "
+            f"{recipe.gradient_accumulation_steps} parts each: choose a multiple of {parts}"
+        )
+    set_seed(recipe.seed)
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": recipe.max_steps,
+        "per_device_train_batch_size": recipe.batch_size // parts,
+        "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
+        "learning_rate": recipe.rate,
+        "optim": "adamw_torch" if recipe.optimizer == "adamw" else "adafactor",
+        "lr_scheduler_type": "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule,
+        "warmup_steps": recipe.warmup_steps,
+        "weight_decay": recipe.weight_decay,
+        "max_grad_norm": recipe.max_grad_norm,
+        "eval_strategy": "steps" if validates else "no",
+        "eval_steps": recipe.evaluate_every,
+        "save_strategy": "steps",
+        "save_steps": recipe.save_every,
+        "logging_steps": recipe.log_every,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "include_num_input_tokens_seen": "all",  # no padding is among them
+        "report_to": recipe.report_to or "none",
+        "seed": recipe.seed,
+        "use_cpu": device.type == "cpu",
+        "dataloader_pin_memory": device.type == "cuda",
+        "remove_unused_columns": False,
+        "train_sampling_strategy": "sequential",  # the schedule is in order already
+        "disable_tqdm": True,
+        "label_names": ["labels"],
+        "ddp_find_unused_parameters": False,  # each process's part of a batch has a prompt before it
+    }
+    return TrainingArguments(**settings | changed)
+
+
+def _check_trackers(args: TrainingArguments) -> None:
+    try:
+        for tracker in get_reporting_integration_callbacks(args.report_to):
+            tracker()
+    except (ImportError, RuntimeError, ValueError) as error:  # not installed, or unknown
+        raise SoftPromptError(f"recipe.report_to: {error}") from error

@@ -1,0 +1,89 @@
+"""The rows of a run in the order in which they are learned, and as the batches that the model takes.
+
+Owns the order, a function of the seed alone, and the flat form of a batch. Knows nothing of models or the loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from softprompt.errors import SoftPromptError
+from softprompt.tasks.encode import Encoded
+
+# Batches whose rows are sorted by length together: enough for little padding, few enough to stay shuffled.
+_SORTED_BATCHES = 50
+
+
+class Schedule(Dataset[dict[str, Any]]):
+    """The rows of a whole run in the order in which they are learned, a function of the seed alone.
+
+    Every row is seen once before any is seen again. Rows of like length stand in one batch; the batches are shuffled.
+
+    Args:
+        encoded: the training rows.
+        batch_size: rows in a batch.
+        batches: batches in the run.
+        seed: of the order.
+    """
+
+    def __init__(self, encoded: Encoded, batch_size: int, batches: int, seed: int) -> None:
+        if encoded.target_ids is None:
+            raise SoftPromptError("training rows need targets")
+        self._texts, self._targets = encoded.input_ids, encoded.target_ids
+        lengths = torch.tensor([len(x) + len(y) for x, y in zip(self._texts, self._targets, strict=True)])
+        generator = torch.Generator().manual_seed(seed)
+        passes = math.ceil(batches * batch_size / len(lengths))
+        rows = torch.cat([torch.randperm(len(lengths), generator=generator) for _ in range(passes)])
+        chunks = []
+        for some in rows[: batches * batch_size].split(_SORTED_BATCHES * batch_size):
+            together = some[lengths[some].argsort(descending=True, stable=True)].split(batch_size)
+            chunks += [together[i] for i in torch.randperm(len(together), generator=generator).tolist()]
+        self._order: list[int] = torch.cat(chunks).tolist()
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        row = self._order[place]
+        return {"text": self._texts[row], "target": self._targets[row]}
+
+
+class Lanes(Dataset[dict[str, Any]]):
+    """The schedules of several prompts, a part of each prompt's batch at a time.
+
+    Args:
+        schedules: one for each prompt, of one length.
+        part: rows of a prompt that stand together.
+    """
+
+    def __init__(self, schedules: Sequence[Schedule], part: int) -> None:
+        self._schedules, self._part = schedules, part
+
+    def __len__(self) -> int:
+        return len(self._schedules) * len(self._schedules[0])
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        batch, within = divmod(place, self._part * len(self._schedules))
+        lane, row = divmod(within, self._part)
+        return self._schedules[lane][batch * self._part + row] | {"prompt": lane}
+
+
+def flatten(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """Rows as a flat batch: `input_ids` and `labels` `[N]`, text after text, their `lengths` and `prompt_index` `[B]`.
+
+    The target alone is learned.
+    """
+    ids = [token for row in rows for token in (*row["text"], *row["target"])]
+    labels = [label for row in rows for label in (*(-100 for _ in row["text"]), *row["target"])]
+    return {
+        "input_ids": torch.tensor(ids),
+        "labels": torch.tensor(labels),
+        "lengths": torch.tensor([len(row["text"]) + len(row["target"]) for row in rows]),
+        "prompt_index": torch.tensor([row["prompt"] for row in rows]),
+    }
