@@ -19,7 +19,7 @@ from softprompt import (
     prune,
     train,
 )
-from softprompt.evaluation.calibration import match
+from softprompt.evaluation.calibration import fit_log_priors
 from softprompt.training.ensemble import Ensemble
 from tests.conftest import make_base
 from tests.training.test_run import TASK as LEARNED
@@ -78,9 +78,9 @@ def test_it_is_kept_and_measured_anew(tiny_base: Base, tmp_path: Path) -> None:
 def test_a_labels_prior_may_be_out_of_all_proportion() -> None:
     likelihoods = torch.tensor([[-900.0, -1.0, 0.0], [-901.0, 0.0, -3.0], [-2000.0, -2.0, -1.0]])
     wanted = torch.tensor([0.5, 0.3, 0.2], dtype=torch.double)
-    priors = torch.tensor(match(likelihoods, wanted), dtype=torch.double)
+    priors = torch.tensor(fit_log_priors(likelihoods, wanted), dtype=torch.double)
     assert torch.allclose((likelihoods.double() - priors).softmax(1).mean(0), wanted, rtol=1e-5)
-    calm = match(wanted.log().expand(4, 3), wanted)
+    calm = fit_log_priors(wanted.log().expand(4, 3), wanted)
     assert calm == pytest.approx([0, 0, 0], abs=1e-6)
 
 

@@ -11,15 +11,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt.bases.decoder import reach
 from softprompt.bases.identity import BaseIdentity
 
+# Of each kind of vocabulary what stood behind it in the serialised form.
+_AFTER_VOCABULARY = {"BPE": ("merges",), "WordLevel": ("unk_token",), "WordPiece": ()}
 _SAMPLE = 64  # elements of each weight tensor that the fingerprint looks at
 # What tokenizers treat differently: digits, spaces, case, contractions, accents, scripts, symbols.
 _PROBE = "The 2024 café's naïve  plan:\n\n\tx = [1, 22, 4096]; // WE'LL don't Straße привет 你好 🙂"
@@ -108,10 +111,11 @@ class Base:
         does with a probe; the rest of its serialised form changes with padding, truncation and versions.
         """
         tokenizer = self.tokenizer
-        if tokenizer.is_fast:  # the end of the serialised form is the vocabulary, and the merges where it has any
-            vocabulary = tokenizer.backend_tokenizer.to_str().partition('"vocab":')[2]
-        else:
-            vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+        vocabulary = (
+            _vocabulary(tokenizer.backend_tokenizer)
+            if tokenizer.is_fast
+            else json.dumps(sorted(tokenizer.get_vocab().items()))
+        )
         facts = [
             type(self.model).__name__,
             self.hidden_size,
@@ -128,6 +132,24 @@ class Base:
             samples.append(values[:: max(1, values.numel() // _SAMPLE)][:_SAMPLE].to(torch.bfloat16))
         digest.update(torch.cat(samples).cpu().view(torch.int16).numpy().astype("<i2").tobytes())
         return digest.hexdigest()
+
+
+def _vocabulary(tokenizer: Tokenizer) -> str:
+    """The vocabulary, and the merges where it has any, as one string that no release of `tokenizers` may change.
+
+    It is the end of the serialised form of 0.22, whatever the order of keys and the form of merges are now.
+    """
+    text = tokenizer.to_str()
+    model = json.loads(text)["model"]
+    if model["type"] not in _AFTER_VOCABULARY:  # Unigram: how its scores are written is the library's own
+        return text.partition('"vocab":')[2]
+    parts: dict[str, Any] = {"vocab": dict(sorted(model["vocab"].items(), key=lambda item: item[1]))}
+    for key in _AFTER_VOCABULARY[model["type"]]:
+        parts[key] = model[key]
+    if "merges" in parts:
+        parts["merges"] = [pair.split(" ") if isinstance(pair, str) else pair for pair in parts["merges"]]
+    written = (f'"{key}":{json.dumps(part, ensure_ascii=False, separators=(",", ":"))}' for key, part in parts.items())
+    return ",".join(written).removeprefix('"vocab":') + "}}"
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -21,7 +21,7 @@ from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
 from softprompt.evaluation.evaluate import Evaluation, Evaluator
 from softprompt.models.prompted import PromptedModel
-from softprompt.models.scoring import shares
+from softprompt.models.scoring import label_probabilities
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.rows import Row, Rows, as_rows
 from softprompt.tasks.task import Task
@@ -95,10 +95,10 @@ def measure_priors(
     frequencies = torch.tensor([counts[label] + 1 for label in range(len(labels))], dtype=torch.float64)
     some = rows[:: max(1, len(rows) // rows_asked(len(labels)))]  # from all over: a file may be sorted by label
     likelihoods = Evaluator(model, task, some, virtual_tokens=virtual_tokens).likelihoods(progress)
-    return match(likelihoods, frequencies / frequencies.sum())
+    return fit_log_priors(likelihoods, frequencies / frequencies.sum())
 
 
-def match(likelihoods: Tensor, frequencies: Tensor) -> list[float]:
+def fit_log_priors(likelihoods: Tensor, frequencies: Tensor) -> list[float]:
     """The log priors to subtract, so that the labels' mean probabilities become their frequencies.
 
     Rows and columns are made to sum to what they should in turn: Sinkhorn and Knopp 1967, "Concerning nonnegative
@@ -111,7 +111,7 @@ def match(likelihoods: Tensor, frequencies: Tensor) -> list[float]:
     least = torch.finfo(torch.float64).tiny  # a label that no text makes likely has a prior all the same
     priors = torch.zeros_like(frequencies)
     for _ in range(_MOST_ROUNDS):
-        too_much = shares(likelihoods, priors.tolist()).mean(0).clamp(min=least).log() - frequencies.log()
+        too_much = label_probabilities(likelihoods, priors.tolist()).mean(0).clamp(min=least).log() - frequencies.log()
         priors += too_much
         if too_much.abs().max() < _CLOSE:
             break

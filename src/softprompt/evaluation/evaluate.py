@@ -18,7 +18,7 @@ from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
 from softprompt.models.generation import generate
 from softprompt.models.prompted import PromptedModel
-from softprompt.models.scoring import score, shares
+from softprompt.models.scoring import label_probabilities, score
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoded, Encoder
 from softprompt.tasks.metrics import classification_metrics, text_metrics
@@ -127,7 +127,7 @@ class Evaluator:
         A label's likelihood is that of its whole token sequence, divided by the label's prior where the prompt is
         calibrated; all labels share the text's computation.
         """
-        return shares(self.likelihoods(progress), self._log_priors)
+        return label_probabilities(self.likelihoods(progress), self._log_priors)
 
     def likelihoods(self, progress: Progress | None = None) -> torch.Tensor:
         """`[n, L]` float32: each label's log-likelihood given the text, as the model has it."""

@@ -29,7 +29,7 @@ from softprompt.bases.decoder import NO_TOKEN, Decoder
 from softprompt.models.probe import objection_to_logits
 from softprompt.models.prompted import PromptedModel
 from softprompt.models.routes import Batch, concatenated, logits
-from softprompt.models.scoring import check_tokens, fill
+from softprompt.models.scoring import batch_by_tokens, check_tokens
 from softprompt.models.state import Span, StatePool, bytes_per_place
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class Way(ABC):
             lengths: tokens of each text with its prompt.
             costs: tokens of each text with the longest answer.
         """
-        return fill(costs)
+        return batch_by_tokens(costs)
 
     @abstractmethod
     def _begin(self) -> Tensor: ...
@@ -178,7 +178,7 @@ class _Cached(Way):
     def groups(lengths: Sequence[int], costs: Sequence[int]) -> Iterator[list[int]]:
         for length in sorted(set(lengths)):
             rows = [row for row, own in enumerate(lengths) if own == length]
-            for some in fill([costs[row] for row in rows]):
+            for some in batch_by_tokens([costs[row] for row in rows]):
                 yield [rows[i] for i in some]
 
     def _begin(self) -> Tensor:

@@ -65,7 +65,7 @@ def score(
         compute, times, extra = _score_tree, 1, len(branches.tree.tokens)
     else:
         compute, times, extra = _score_rows, len(continuations), sum(map(len, continuations))
-    for rows in fill([times * len(text) + extra for text in texts]):
+    for rows in batch_by_tokens([times * len(text) + extra for text in texts]):
         chosen = [index[row] for row in rows]
         answer[rows] = compute(model, vectors, [texts[row] for row in rows], chosen, branches).cpu()
         if progress is not None:
@@ -73,7 +73,7 @@ def score(
     return answer
 
 
-def shares(likelihoods: Tensor, log_priors: Sequence[float] | None = None) -> Tensor:
+def label_probabilities(likelihoods: Tensor, log_priors: Sequence[float] | None = None) -> Tensor:
     """Likelihoods made to sum to 1 over the continuations, float64.
 
     Args:
@@ -176,7 +176,7 @@ def _score_rows(
     return likelihood.new_zeros(len(pairs)).index_add_(0, batch.rows, likelihood).view(len(texts), -1)
 
 
-def fill(costs: Sequence[int]) -> Iterator[list[int]]:
+def batch_by_tokens(costs: Sequence[int]) -> Iterator[list[int]]:
     """Groups of rows of like cost, each group within `_AT_ONCE` tokens (or one row)."""
     group: list[int] = []
     total = 0

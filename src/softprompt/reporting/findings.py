@@ -47,7 +47,7 @@ class Token(BaseModel):
     nearest: list[Word]
 
 
-class Looked(BaseModel):
+class InspectionSummary(BaseModel):
     """What `softprompt inspect` found."""
 
     model_config = ConfigDict(frozen=True)
@@ -89,7 +89,7 @@ class Findings(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     prompt: str | None = None
-    inspection: Looked | None = None
+    inspection: InspectionSummary | None = None
     mistakes: list[Mistake] | None = None
     test: Evaluation | None = None
 
@@ -153,6 +153,6 @@ def _text(row: Row, task: Task) -> str:
     return row.columns[task.columns[0]] if len(task.columns) == 1 else task.render(row.columns)
 
 
-def looked(document: dict[str, Any]) -> Looked:
+def summarise_inspection(document: dict[str, Any]) -> InspectionSummary:
     """The part of an inspection's document that a report shows."""
-    return Looked.model_validate(document)
+    return InspectionSummary.model_validate(document)

@@ -14,7 +14,7 @@ import torch
 
 from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
-from softprompt.models.scoring import shares
+from softprompt.models.scoring import label_probabilities
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoder
 from softprompt.tasks.rows import Row, rows_from
@@ -78,7 +78,7 @@ class Classifier:
     def answer(self, likelihoods: Sequence[float]) -> tuple[str, dict[str, float]]:
         """The likeliest label and each label's probability, from the log-likelihoods of the continuations."""
         # As `sp.predict` does it, to the last bit.
-        found = shares(torch.tensor(likelihoods, dtype=torch.float32), self._log_priors).tolist()
+        found = label_probabilities(torch.tensor(likelihoods, dtype=torch.float32), self._log_priors).tolist()
         probabilities = dict(zip(self.labels, found, strict=True))
         return max(self.labels, key=lambda label: probabilities[label]), probabilities
 

@@ -23,7 +23,7 @@ from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
 from softprompt.evaluation.evaluate import Evaluation
 from softprompt.models.prompted import PromptedModel
-from softprompt.models.scoring import score, shares
+from softprompt.models.scoring import label_probabilities, score
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoder
 from softprompt.tasks.metrics import classification_metrics
@@ -65,7 +65,9 @@ class Ensemble:
         found = score(model, texts * count, encoder.label_ids, index, progress)
         of_member = found.view(count, len(texts), -1)
         pairs = zip(of_member, self.prompts, strict=True)
-        return torch.stack([shares(scores, prompt.card.log_priors(task.labels)) for scores, prompt in pairs])
+        return torch.stack(
+            [label_probabilities(scores, prompt.card.log_priors(task.labels)) for scores, prompt in pairs]
+        )
 
     def evaluate(
         self, base: Base, task: Task, rows: Sequence[Row], progress: Callable[[int], None] | None = None
