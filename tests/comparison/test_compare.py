@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,12 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 from softprompt import SoftPrompt, SoftPromptError, load_base
-from softprompt.comparison import Comparison, compare, processes, worker
-from softprompt.comparison.methods import METHODS, Job
-from softprompt.comparison.peers import PeerTrainer, open_peer
+from softprompt.comparison import Comparison, compare, processes
+from softprompt.comparison.jobs import Job
+from softprompt.comparison.methods import METHODS
+from softprompt.comparison.methods.method import Work
+from softprompt.comparison.methods.weights import WeightTrainer
+from softprompt.comparison.methods.zero_shot import ZeroShot
 from softprompt.comparison.plan import artifact, read_plan, result_file
 from softprompt.comparison.worker import Tell, perform
 from softprompt.evaluation.calibration import measure_priors
@@ -72,7 +74,7 @@ def task_file(project: Path, *overrides: str) -> TaskFile:
 
 def run(project: Path, *methods: str, overrides: Sequence[str] = (), **options: Any) -> Comparison:
     settings: dict[str, Any] = {"output": project / "out", "quick": True}
-    return compare(task_file(project, *overrides), methods or METHODS, **settings | options)
+    return compare(task_file(project, *overrides), methods or tuple(METHODS), **settings | options)
 
 
 def test_every_figure_comes_from_real_objects(project: Path, jobs: list[Any], base_folder: Path) -> None:
@@ -129,7 +131,7 @@ def test_what_is_finished_is_not_repeated(project: Path, jobs: list[Any], monkey
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(worker._Work, "_train_peer", interrupted)
+    monkeypatch.setattr(METHODS["lora"], "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(project, "zero-shot", "prompt", "lora", "few-shot")
     assert [name.split("-")[0] for name, _ in jobs] == ["few", "lora"]
@@ -156,8 +158,8 @@ def test_every_trained_method_is_calibrated_as_the_recipe_says(
     file = task_file(project)
     for method, (name, _) in zip(methods[2:], jobs[2:4], strict=True):
         learned = artifact(project / "out", name)
-        load = partial(load_base, dtype="float32")
-        model = open_peer(method, load(base_folder), learned, load)
+        work = Work(read_plan(project / "out"), None, 0, learned, lambda done, of: None)
+        model = METHODS[method].open(work).model
         rows = load_rows(file.data.train, file.task)
         expected = measure_priors(model, file.task, rows)
         assert json.loads((learned / "priors.json").read_text()) == pytest.approx(expected, rel=1e-4)
@@ -186,13 +188,13 @@ def test_settings_are_chosen_on_validation_and_only_the_best_is_tested(project: 
 def test_a_method_that_diverges_says_so_and_the_others_go_on(
     project: Path, jobs: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def diverging(self: PeerTrainer, *args: Any, **kwargs: Any) -> None:
+    def diverging(self: WeightTrainer, *args: Any, **kwargs: Any) -> None:
         raise DivergedError("the loss became NaN or infinite at step 1 with learning rate 0.0005")
 
     def exhausting(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr(PeerTrainer, "training_step", diverging)
+    monkeypatch.setattr(WeightTrainer, "training_step", diverging)
     found = run(project, "lora", "prompt")
     lora, prompt = reversed(found.rows)
     assert (lora["status"], prompt["status"]) == ("diverged", "done")
@@ -205,7 +207,7 @@ def test_a_method_that_diverges_says_so_and_the_others_go_on(
     jobs.clear()
     run(project, "lora")
     assert jobs == []  # it would diverge again
-    monkeypatch.setattr(PeerTrainer, "training_step", exhausting)
+    monkeypatch.setattr(WeightTrainer, "training_step", exhausting)
     full, *_ = run(project, "full").rows
     assert full["status"] == "out of memory"
     jobs.clear()
@@ -275,3 +277,18 @@ def test_each_job_has_a_process_of_its_own(project: Path) -> None:
     died = json.loads(result_file(project / "out", "trained", "lora-0.001-seed-0").read_text())
     assert died["status"] == "failed"
     assert "its process ended with 1" in died["message"]
+
+
+def test_a_new_method_is_a_class_and_a_line_in_the_table(
+    project: Path, jobs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Toy(ZeroShot):
+        name = "toy"
+        title = "A toy"
+
+    monkeypatch.setitem(METHODS, "toy", Toy())
+    found = run(project, "toy", "zero-shot")
+    assert [row["method"] for row in found.rows] == ["zero-shot", "toy"]
+    assert found.rows[0]["test"]["log_loss"] == found.rows[1]["test"]["log_loss"]
+    for name in ("comparison.md", "comparison.html"):
+        assert "A toy" in (project / "out" / name).read_text() or "toy" in (project / "out" / name).read_text()

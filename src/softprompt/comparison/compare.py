@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.comparison import processes
-from softprompt.comparison.methods import METHODS, Job, check_methods, grid
+from softprompt.comparison.jobs import Job
+from softprompt.comparison.methods import METHODS, check_methods
 from softprompt.comparison.plan import (
     Plan,
     artifact,
@@ -22,12 +23,12 @@ from softprompt.comparison.plan import (
     open_folder,
     read_result,
     result_file,
-    write_text,
 )
 from softprompt.comparison.report import html, markdown
 from softprompt.comparison.rows import Outcome, make_rows
 from softprompt.errors import SoftPromptError
 from softprompt.evaluation.evaluate import Evaluation
+from softprompt.files import write_file
 from softprompt.prompts.json_text import with_short_lists
 from softprompt.training.taskfile import TaskFile
 
@@ -72,7 +73,7 @@ class Comparison:
 
 def compare(
     file: TaskFile,
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] = tuple(METHODS),
     *,
     output: str | Path,
     seeds: int = 1,
@@ -113,7 +114,7 @@ def compare(
         ("comparison.md", markdown(comparison.name, comparison.metric, comparison.rows, comparison.notes)),
         ("comparison.html", html(comparison.name, comparison.metric, comparison.rows, comparison.notes)),
     ):
-        write_text(folder / name, text)
+        write_file(folder / name, text)
     return comparison
 
 
@@ -122,7 +123,7 @@ class _Runner:
 
     def __init__(self, plan: Plan, folder: Path, methods: Sequence[str], seeds: int, progress: Progress) -> None:
         self._plan, self._folder, self._progress = plan, folder, progress
-        self._settings = {method: grid(method, plan.recipe.rate, one=plan.one_setting) for method in methods}
+        self._settings = {method: METHODS[method].settings(plan.recipe, one=plan.one_setting) for method in methods}
         # A process for each setting and, where there are several, one more for the test of the best.
         self._total = seeds * sum(len(settings) + (len(settings) > 1) for settings in self._settings.values())
         self._begun = 0

@@ -6,7 +6,6 @@ Owns the folder's names and how a file gets there. Knows nothing of models.
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from softprompt.errors import SoftPromptError
+from softprompt.files import write_file
 from softprompt.tasks.rows import Row, check_trainable, load_rows, split_rows
 from softprompt.tasks.task import Task
 from softprompt.training.recipe import Recipe
@@ -150,7 +150,7 @@ def open_folder(folder: Path, plan: Plan, *, force: bool) -> None:
             for entry in [*(set(folder.iterdir()) - {record}), record]:
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(record, text)
+        write_file(record, text)
     except OSError as error:
         raise SoftPromptError(f"{folder}: the comparison's folder can't be made: {error.strerror}") from error
 
@@ -177,17 +177,6 @@ def read_result(file: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file at once or not at all; its folder is made."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}")
-    with temporary.open("w", encoding="utf-8", newline="") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, file)
 
 
 def _sample(rows: Sequence[Row], count: int) -> list[Row]:

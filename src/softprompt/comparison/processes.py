@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from softprompt.comparison.methods import Job
-from softprompt.comparison.plan import read_result, result_file, write_text
+from softprompt.comparison.jobs import Job
+from softprompt.comparison.plan import read_result, result_file
 from softprompt.comparison.worker import Tell
+from softprompt.files import write_file
 
 _KILLED = -9  # what Linux does to the process that takes the last memory
 
@@ -60,6 +61,6 @@ def run_job(folder: Path, job: Job, parts: Sequence[str], tell: Tell) -> None:
             died = {"status": "failed", "message": f"its process ended with {code}: {words[0]}"}
             if code == _KILLED:
                 died = {"status": "out of memory", "message": "its process was killed, as for want of memory"}
-            write_text(result_file(folder, part, job.name), json.dumps(asdict(job) | died))
+            write_file(result_file(folder, part, job.name), json.dumps(asdict(job) | died))
         if found is None or found["status"] != "done":
             return

@@ -10,28 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from softprompt.comparison.methods import METHODS
 from softprompt.reporting.page import Section, figure, page, paragraph, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TITLES = {
-    "zero-shot": "Zero-shot",
-    "few-shot": "Few-shot",
-    "prompt": "Prompt tuning",
-    "lora": "LoRA, rank 8",
-    "full": "Full fine-tuning",
-}
-_MARKERS = {"zero-shot": "o", "few-shot": "s", "prompt": "D", "lora": "^", "full": "v"}
-_COLOURS = {
-    # Okabe and Ito's, told apart by colour-blind readers; their grey and orange darkened to be seen on white too.
-    "zero-shot": "#808080",
-    "few-shot": "#B07A00",
-    "prompt": "#0072B2",
-    "lora": "#009E73",
-    "full": "#D55E00",
-}
 Rows = Sequence[dict[str, Any]]
 
 
@@ -54,7 +39,7 @@ def cells(metric: str, rows: Rows) -> tuple[list[str], list[list[str]]]:
     ]
     if all(row["spread"] is None for row in rows):
         del lines[1]
-    head = ["", *(TITLES[row["method"]] for row in rows)]
+    head = ["", *(METHODS[row["method"]].title for row in rows)]
     body = []
     for number, (name, shown) in enumerate(lines):
         # A method that failed says so in the first line.
@@ -68,7 +53,7 @@ def remarks(rows: Rows, notes: Sequence[str]) -> list[str]:
     """What has to be said beside the table: the notes, what failed, and where a grid ended too early."""
     found = list(notes)
     for row in rows:
-        title = TITLES[row["method"]]
+        title = METHODS[row["method"]].title
         if row["message"]:
             some = "" if row["status"] != "done" else " (not with every seed)"
             found.append(f"{title}{some}: {row['message']}")
@@ -136,7 +121,7 @@ def _against(row: dict[str, Any]) -> str:
 
 
 def _setting(row: dict[str, Any]) -> str:
-    what = "examples a label" if row["method"] == "few-shot" else "rate"
+    what = METHODS[row["method"]].unit
     chosen = sorted({setting for setting in row["settings"] if setting is not None})
     return f"{what} {', '.join(f'{setting:.3g}' for setting in chosen)}" if chosen else ""
 
@@ -171,10 +156,10 @@ def _quality(metric: str, rows: Rows) -> Markup:
             middle,
             # The mean may lie a hair outside an interval that rounding has made empty.
             yerr=[[max(0.0, middle - low)], [max(0.0, high - middle)]],
-            fmt=_MARKERS[method],
-            color=_COLOURS[method],
+            fmt=METHODS[method].marker,
+            color=METHODS[method].colour,
             capsize=4,
-            label=TITLES[method],
+            label=METHODS[method].title,
         )
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xlim(left=-0.5)
@@ -185,15 +170,15 @@ def _quality(metric: str, rows: Rows) -> Markup:
         f"Test {words} against trained parameters",
         "Further up is better, further left is smaller; the scale is logarithmic, and what trains nothing stands "
         "around 0. The bars are 95% intervals. "
-        f"The highest is {TITLES[best['method']]} with {best['test'][metric]:.3f}.",
+        f"The highest is {METHODS[best['method']].title} with {best['test'][metric]:.3f}.",
     )
 
 
 def _memory(rows: Rows) -> Markup:
     drawn, axes = _axes("Peak memory of the process", "method", "peak memory (gigabytes)")
     for row in rows:
-        axes.bar(TITLES[row["method"]], row["peak_memory_bytes"] / 1e9, color=_COLOURS[row["method"]])
-    shown = ", ".join(f"{TITLES[row['method']]} {size(row['peak_memory_bytes'])}" for row in rows)
+        axes.bar(METHODS[row["method"]].title, row["peak_memory_bytes"] / 1e9, color=METHODS[row["method"]].colour)
+    shown = ", ".join(f"{METHODS[row['method']].title} {size(row['peak_memory_bytes'])}" for row in rows)
     return figure(
         drawn,
         "Peak memory",
@@ -213,9 +198,9 @@ def _curves(metric: str, rows: Rows) -> Markup:
             axes.plot(
                 [entry["seconds"] for entry in points],
                 [entry[metric] for entry in points],
-                marker=_MARKERS[method],
-                color=_COLOURS[method],
-                label=TITLES[method],
+                marker=METHODS[method].marker,
+                color=METHODS[method].colour,
+                label=METHODS[method].title,
             )
     axes.legend()
     return figure(
@@ -233,8 +218,8 @@ def _losses(rows: Rows) -> Markup:
             axes.plot(
                 [entry["step"] for entry in row["losses"]],
                 [entry["loss"] for entry in row["losses"]],
-                color=_COLOURS[method],
-                label=TITLES[method],
+                color=METHODS[method].colour,
+                label=METHODS[method].title,
             )
     axes.legend()
     return figure(drawn, "Training loss", "The mean loss since the entry before; lower is better.")

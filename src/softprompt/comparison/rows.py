@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softprompt.comparison.methods import TRAINED
+from softprompt.comparison.methods import METHODS
 from softprompt.comparison.plan import Plan
 from softprompt.comparison.statistics import interval, paired_test
 from softprompt.evaluation.row_scores import row_scores
@@ -97,7 +97,7 @@ def _row(
         "share": first["trainable_parameters"] / first["base_parameters"],
         "artifact_bytes": artifact,
         # A fully fine-tuned model needs no base beside it.
-        "bytes_of_100_tasks": _TASKS * artifact + (0 if method == "full" else base),
+        "bytes_of_100_tasks": _TASKS * artifact + (base if METHODS[method].needs_base else 0),
         "peak_memory_bytes": max(found["peak_memory_bytes"] for found in trained),
         "train_seconds": fmean(found["train_seconds"] for found in trained),
         "best_seconds": fmean(found["best_seconds"] for found in trained),
@@ -135,7 +135,7 @@ def _scores(plan: Plan, outcomes: Sequence[Outcome]) -> NDArray[np.float64] | No
 def _is_edge(outcome: Outcome) -> bool:
     rates = [found["setting"] for found in outcome.tried]
     return (
-        outcome.trained["method"] in TRAINED
+        METHODS[outcome.trained["method"]].is_trained
         and len(rates) > 1
         and outcome.trained["setting"] in (min(rates), max(rates))
     )

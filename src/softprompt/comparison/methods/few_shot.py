@@ -8,21 +8,64 @@ begins with the examples; knows nothing of models.
 
 from __future__ import annotations
 
+import json
 import random
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain, zip_longest
-from typing import Any
+from typing import ClassVar
 
+from softprompt.bases.base import Base
+from softprompt.comparison.methods.method import Learned, Method, Switch, Work, seconds
 from softprompt.errors import SoftPromptError
+from softprompt.evaluation.evaluate import Evaluator
+from softprompt.files import write_file
+from softprompt.models.prompted import PromptedModel
+from softprompt.tasks.encode import Encoder
 from softprompt.tasks.rows import Row
 from softprompt.tasks.special import SpecialTokens
 from softprompt.tasks.task import Task
+from softprompt.training.recipe import Recipe
 
 _BETWEEN = "\n\n"
 _FREE_TEXT = 4  # examples of free text for each example that a label would get
 # Before each row stands no more than this, nor more than half of the context: every row has to be computed behind it.
 _MOST_TOKENS = 1024
+# Examples for each label; of free text four times as many in all. As few as fit are taken.
+_SHOTS = (1.0, 2.0, 4.0)
+_EXAMPLES = "examples.json"
+
+
+class FewShot(Method):
+    """Nothing is learned: examples stand in the text before each row."""
+
+    name: ClassVar[str] = "few-shot"
+    title: ClassVar[str] = "Few-shot"
+    marker: ClassVar[str] = "s"
+    colour: ClassVar[str] = "#B07A00"
+    unit: ClassVar[str] = "examples a label"
+    is_trained: ClassVar[bool] = False
+
+    def settings(self, recipe: Recipe, *, one: bool) -> list[float | None]:
+        return [_SHOTS[-1]] if one else list(_SHOTS)
+
+    def train(self, work: Work) -> Learned:
+        examples = choose(work.plan.train, work.task, int(work.setting or 0), work.seed)
+        task, shown = with_examples(work.task, examples, work.base)
+        write_file(work.artifact / _EXAMPLES, json.dumps({"template": task.template}))
+        evaluator = work.evaluator(PromptedModel(work.base, []), task, test=False)
+        return Learned(0, evaluator.evaluate(work.told(len(work.plan.validation))), more={"examples": shown})
+
+    def open(self, work: Work) -> Evaluator:
+        return work.evaluator(PromptedModel(work.base, []), self._task(work), test=True)
+
+    def switch(self, work: Work) -> Switch:
+        """Read the other task's text and encode its labels."""
+        return Switch(seconds(lambda: Encoder(work.base, self._task(work))), 0.0)
+
+    def _task(self, work: Work) -> Task:
+        template = json.loads((work.artifact / _EXAMPLES).read_text(encoding="utf-8"))["template"]
+        return work.task.model_copy(update={"template": template})
 
 
 def choose(rows: Sequence[Row], task: Task, shots: int, seed: int) -> list[Row]:
@@ -43,14 +86,13 @@ def choose(rows: Sequence[Row], task: Task, shots: int, seed: int) -> list[Row]:
     return [row for row in chain.from_iterable(zip_longest(*groups)) if row is not None]
 
 
-def with_examples(task: Task, examples: Sequence[Row], tokenizer: Any, context: int | None) -> tuple[Task, int]:
+def with_examples(task: Task, examples: Sequence[Row], base: Base) -> tuple[Task, int]:
     """The task with as many of the examples, from the first on, as fit before each row.
 
     Args:
         task: the task.
         examples: labelled rows; those that hold the text of a special token are left out.
-        tokenizer: the base's.
-        context: the base's context in tokens; None: unbounded.
+        base: the base.
 
     Returns:
         The task, and how many of the examples it shows.
@@ -58,6 +100,7 @@ def with_examples(task: Task, examples: Sequence[Row], tokenizer: Any, context: 
     Raises:
         SoftPromptError: not even one fits.
     """
+    context, tokenizer = base.max_positions, base.tokenizer
     room = _MOST_TOKENS if context is None else min(_MOST_TOKENS, context // 2)
     shown: list[str] = []
     special = SpecialTokens(tokenizer)
