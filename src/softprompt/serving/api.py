@@ -24,7 +24,7 @@ from fastapi.staticfiles import StaticFiles
 
 from softprompt.errors import SoftPromptError
 from softprompt.prompts.card import Card
-from softprompt.serving import completions, metrics, schemas
+from softprompt.serving import completions, metrics, predictions, schemas
 from softprompt.serving.catalogue import Served
 from softprompt.serving.classification import Classifier, Question
 from softprompt.serving.completions import ReadyService, check_count, check_queue, problems, run_long
@@ -115,7 +115,7 @@ def make_app(
         app.add_middleware(Prefix, root_path=root_path)
     # Only for the OpenAPI page: it is the gate that asks for the key.
     locked: list[Any] = [Depends(HTTPBearer(auto_error=False, description="An API key."))] if access.api_keys else []
-    for router in (_models, completions.router, _tasks, _prompts, _figures):
+    for router in (_models, completions.router, _tasks, predictions.router, _prompts, _figures):
         app.include_router(router, dependencies=locked)
     app.include_router(_open)
     app.mount("/docs/files", StaticFiles(packages=[("fastapi_offline", "static")]), name="docs")
@@ -312,6 +312,38 @@ async def list_prompts(service: AnyService) -> schemas.PromptList:
             for name, reason in sorted(service.catalogue.refused.items())
         ],
     )
+
+
+@_prompts.get(
+    "/v1/library",
+    summary="Every version in the library",
+    response_model=schemas.Library,
+    responses=problems(400, 401, 429, 500),
+)
+def list_library(service: AnyService) -> schemas.Library:
+    """Loaded or not, with the versions' cards."""
+    library, catalogue = service.library, service.catalogue
+    loaded = {served.id for served in catalogue.prompts}
+    refused, data = dict(catalogue.refused), []
+    for name in library.names():
+        try:
+            library.entry(name)  # where the current version is damaged, it says how
+            for entry in library.versions(name):
+                version = schemas.LibraryVersion(
+                    id=f"{name}@{entry.version}",
+                    name=name,
+                    version=entry.version,
+                    current=entry.current,
+                    loaded=f"{name}@{entry.version}" in loaded,
+                    num_virtual_tokens=entry.num_virtual_tokens,
+                    bytes=entry.bytes,
+                    card=_shown_card(service, entry.card),
+                )
+                data.append(version)
+        except SoftPromptError as error:
+            refused.setdefault(name, str(error).replace(f"{library.folder}/", ""))
+    faults = [schemas.RefusedPrompt(name=name, reason=reason) for name, reason in sorted(refused.items())]
+    return schemas.Library(data=data, refused=faults)
 
 
 @_prompts.post(
