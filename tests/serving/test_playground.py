@@ -412,18 +412,19 @@ class TestFiles:
     def test_a_visitor_who_goes_stops_the_work(self, base, library, tmp_path):
         path = write_csv(tmp_path / "rows.csv", self.ROWS)
 
-        async def act(visitor: Visitor, service: Service) -> float:
-            steps = answer_file(visitor, "mood", str(path), True)
-            async with aclosing(steps):
-                await anext(steps)
-                await anext(steps)
+        async def act(visitor: Visitor, service: Service) -> Any:
             going = asyncio.create_task(listed(answer_file(visitor, "mood", str(path), True)))
             await asyncio.sleep(0.5)  # within the first rows
             going.cancel()
+            async with aclosing(ask(visitor, ["bare"], "abc")) as shown:
+                await anext(shown)
+                await anext(shown)
             await asyncio.gather(going, return_exceptions=True)
-            return service.engine.cancelled
+            return service.engine.cancelled, service.metrics.page().decode()
 
-        assert visiting(base, library, act, engine=lambda base: PlainEngine(base, pause=0.05)) > 0
+        cancelled, page = visiting(base, library, act, engine=lambda base: PlainEngine(base, pause=0.05))
+        assert cancelled >= 2
+        assert 'route="/v1/predict",status="499"' in page
 
     def test_two_versions_are_compared(self, base, library, tmp_path):
         path = write_csv(tmp_path / "rows.csv", self.ROWS)
@@ -698,7 +699,7 @@ class TestBesideTheApi:
                     assert answer.headers["www-authenticate"].startswith("Basic realm=")
             joined = live.post("/gradio_api/queue/join", json={"fn_index": 0, "data": [], "session_hash": "x"})
             assert joined.status_code == 401
-            for given in ("Basic !!!", "Basic", "Basic YQ", "Bearer x"):
+            for given in ("Basic !!!", "Basic", "Basic YQ", "Bearer x", b"Basic \xe9"):
                 assert live.get("/", headers={"Authorization": given}).status_code == 401
             for auth in (("", "sésame"), ("anybody", "sésame"), ("sésame", "")):
                 assert live.get("/", auth=auth).status_code == 200

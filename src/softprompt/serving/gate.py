@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import re
 import secrets
 import time
@@ -169,7 +168,7 @@ def read_key(authorization: str, *, basic: bool) -> bytes:
     if scheme.lower() == "bearer":
         return given.strip(" ").encode("latin-1")  # the bytes as they came
     if basic and scheme.lower() == "basic":
-        with suppress(binascii.Error):
+        with suppress(ValueError):  # it is no Base64
             name, _, password = base64.b64decode(given, validate=True).partition(b":")
             return password or name
     return b""
@@ -250,6 +249,9 @@ class Gate:
             await self._app(scope, self._limited(headers, receive), send_marked)
         except ClientGoneError:
             status = _CLIENT_GONE
+        except asyncio.CancelledError:  # so does who asks within this process
+            status = _CLIENT_GONE
+            raise
         except Exception as error:
             problem = find_problem(error)
             if problem.status_code == 500:

@@ -28,7 +28,7 @@ STYLE = """
 .sp .bar { display: grid; grid-template-columns: minmax(0, 2fr) minmax(0, 3fr) 4rem; gap: .6rem; align-items: center; }
 .sp .bar .track { height: .8rem; border-radius: 6px; background: var(--border-color-primary); overflow: hidden; }
 .sp .bar .fill { display: block; height: 100%; background: var(--body-text-color-subdued); }
-.sp .bar .share, .sp td.number { text-align: right; font-variant-numeric: tabular-nums; }
+.sp .bar .share { text-align: right; font-variant-numeric: tabular-nums; }
 .sp .bar.best .fill { background: #0072B2; }
 .sp .bar.best .name, .sp .bar.best .share { font-weight: 700; }
 .sp .said { white-space: pre-wrap; min-height: 1.5rem; }
@@ -38,7 +38,7 @@ STYLE = """
 .sp .faint, .sp caption, .sp figcaption { color: var(--body-text-color-subdued); font-size: .9rem; text-align: left; }
 .sp progress { width: 100%; accent-color: #0072B2; }
 .sp .scroll, .sp pre { overflow-x: auto; max-width: 100%; margin: 0 0 1rem; font-size: .9rem; }
-.sp table { border: 0 !important; border-collapse: collapse; width: 100%; overflow-wrap: break-word; }
+.sp table, .sp tr { border: 0 !important; border-collapse: collapse; width: 100%; overflow-wrap: break-word; }
 .sp th, .sp td { text-align: left; padding: .35rem .6rem; border: 0 !important; vertical-align: top;
   border-bottom: 1px solid var(--border-color-primary) !important; }
 .sp summary { cursor: pointer; }

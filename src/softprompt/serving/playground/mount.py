@@ -46,7 +46,7 @@ async def page_beside(
         }
         page = _mount(api, runs, body_limit, root_path)
         for path in ["/", *(f"{start}{{rest:path}}" for start in PATHS.calls + PATHS.files)]:
-            api.router.add_route(path, page, include_in_schema=False)  # type: ignore[arg-type]  # an app is a route, too
+            api.router.add_route(path, page, include_in_schema=False)  # type: ignore[arg-type]  # it takes apps, too
         async with page.router.lifespan_context(page):
             closing = asyncio.create_task(_close(page, stopping))
             try:
