@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -28,7 +26,7 @@ def test_examples_are_balanced_and_fixed_by_the_seed() -> None:
 
 def test_the_task_shows_them_before_each_row(tiny_base: Base) -> None:
     braces = Row({"text": "a {b} c"}, 0, " yes")
-    task, shown = with_examples(TASK, [braces, ROWS[19]], tiny_base)
+    task, shown = with_examples(TASK, [braces, ROWS[19]], tiny_base.tokenizer, 256)
     assert shown == 2
     assert task.render({"text": "new"}) == "a {b} c: yes\n\nt19: no\n\nnew:"
     assert Encoder(tiny_base, task).label_ids == Encoder(tiny_base, TASK).label_ids
@@ -36,16 +34,13 @@ def test_the_task_shows_them_before_each_row(tiny_base: Base) -> None:
 
 def test_those_with_special_tokens_are_left_out(tiny_base: Base) -> None:
     special = Row({"text": "a<eos>"}, 0, " yes")
-    task, shown = with_examples(TASK, [special, ROWS[19]], tiny_base)
+    task, shown = with_examples(TASK, [special, ROWS[19]], tiny_base.tokenizer, 256)
     assert (shown, task.render({"text": "new"})) == (1, "t19: no\n\nnew:")
     with pytest.raises(SoftPromptError, match="every example holds the text of a special token"):
-        with_examples(TASK, [special], tiny_base)
+        with_examples(TASK, [special], tiny_base.tokenizer, 256)
 
 
 def test_as_many_as_fit_half_of_the_context(tiny_base: Base) -> None:
-    def of(context: int) -> Any:
-        return SimpleNamespace(tokenizer=tiny_base.tokenizer, max_positions=context)
-
-    assert with_examples(TASK, ROWS, of(40))[1] == 2  # of 9 and 10 tokens each
+    assert with_examples(TASK, ROWS, tiny_base.tokenizer, 40)[1] == 2  # of 9 and 10 tokens each
     with pytest.raises(SoftPromptError, match="the first example alone"):
-        with_examples(TASK, ROWS, of(16))
+        with_examples(TASK, ROWS, tiny_base.tokenizer, 16)

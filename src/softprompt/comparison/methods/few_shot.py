@@ -1,9 +1,6 @@
-"""Labelled examples in the text before a row's own: few-shot, or in-context, learning.
+"""Few-shot, or in-context, learning: labelled examples in the text before a row's own.
 
 Brown et al. 2020, "Language Models are Few-Shot Learners" (https://arxiv.org/abs/2005.14165).
-
-Owns which examples are taken and how they are joined. The answer is a task like the one it came from, whose template
-begins with the examples; knows nothing of models.
 """
 
 from __future__ import annotations
@@ -13,10 +10,11 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain, zip_longest
-from typing import ClassVar
+from typing import Any
 
-from softprompt.bases.base import Base
-from softprompt.comparison.methods.method import Learned, Method, Switch, Work, seconds
+from softprompt.comparison.measuring import median_seconds
+from softprompt.comparison.methods.method import Method, Work
+from softprompt.comparison.results import Trained
 from softprompt.errors import SoftPromptError
 from softprompt.evaluation.evaluate import Evaluator
 from softprompt.files import write_file
@@ -25,57 +23,48 @@ from softprompt.tasks.encode import Encoder
 from softprompt.tasks.rows import Row
 from softprompt.tasks.special import SpecialTokens
 from softprompt.tasks.task import Task
-from softprompt.training.recipe import Recipe
 
-_BETWEEN = "\n\n"
+_FILE = "examples.json"
+_SHOTS = (1.0, 2.0, 4.0)  # examples for each label, as few as fit
 _FREE_TEXT = 4  # examples of free text for each example that a label would get
+_BETWEEN = "\n\n"
 # Before each row stands no more than this, nor more than half of the context: every row has to be computed behind it.
 _MOST_TOKENS = 1024
-# Examples for each label; of free text four times as many in all. As few as fit are taken.
-_SHOTS = (1.0, 2.0, 4.0)
-_EXAMPLES = "examples.json"
 
 
 class FewShot(Method):
-    """Nothing is learned: examples stand in the text before each row."""
+    """The bare base behind examples."""
 
-    name: ClassVar[str] = "few-shot"
-    title: ClassVar[str] = "Few-shot"
-    marker: ClassVar[str] = "s"
-    colour: ClassVar[str] = "#B07A00"
-    unit: ClassVar[str] = "examples a label"
-    is_trained: ClassVar[bool] = False
+    name, title, tunes = "few-shot", "Few-shot", "examples a label"
 
-    def settings(self, recipe: Recipe, *, one: bool) -> list[float | None]:
-        return [_SHOTS[-1]] if one else list(_SHOTS)
+    def grid(self, recipe_rate: float, *, one: bool) -> list[float | None]:
+        return [_SHOTS[-1]] if one else [*_SHOTS]
 
-    def train(self, work: Work) -> Learned:
-        examples = choose(work.plan.train, work.task, int(work.setting or 0), work.seed)
-        task, shown = with_examples(work.task, examples, work.base)
-        write_file(work.artifact / _EXAMPLES, json.dumps({"template": task.template}))
-        evaluator = work.evaluator(PromptedModel(work.base, []), task, test=False)
-        return Learned(0, evaluator.evaluate(work.told(len(work.plan.validation))), more={"examples": shown})
+    def train(self, work: Work) -> Trained:
+        plan, base = work.plan, work.base
+        examples = choose(plan.train, plan.task, int(work.setting or 0), work.seed)
+        task, count = with_examples(plan.task, examples, base.tokenizer, base.max_positions)
+        write_file(work.folder / _FILE, json.dumps({"template": task.template}))
+        validation, _ = work.ask(self.open(work, plan.validation))
+        return work.trained(validation, examples=count)
 
-    def open(self, work: Work) -> Evaluator:
-        return work.evaluator(PromptedModel(work.base, []), self._task(work), test=True)
+    def open(self, work: Work, rows: Sequence[Row]) -> Evaluator:
+        # The examples stand where a prompt would: the text has the whole context.
+        return Evaluator(PromptedModel(work.base, []), self._task(work), rows)
 
-    def switch(self, work: Work) -> Switch:
-        """Read the other task's text and encode its labels."""
-        return Switch(seconds(lambda: Encoder(work.base, self._task(work))), 0.0)
+    def switch(self, work: Work) -> tuple[float, float | None]:
+        """The other task's text is read and its labels are encoded."""
+        return median_seconds(lambda: Encoder(work.base, self._task(work))), 0.0
 
     def _task(self, work: Work) -> Task:
-        template = json.loads((work.artifact / _EXAMPLES).read_text(encoding="utf-8"))["template"]
-        return work.task.model_copy(update={"template": template})
+        kept = json.loads((work.folder / _FILE).read_text(encoding="utf-8"))
+        return work.plan.task.model_copy(update={"template": kept["template"]})
 
 
 def choose(rows: Sequence[Row], task: Task, shots: int, seed: int) -> list[Row]:
     """`shots` rows of each label, or where there are fewer all of them, the labels taking turns.
 
-    Args:
-        rows: the training rows.
-        task: whose labels are balanced; of free text `4 * shots` rows are taken.
-        shots: for each label.
-        seed: of the choice and the order.
+    Of free text four times as many are taken in all. The seed is that of the choice and the order.
     """
     generator = random.Random(seed)
     of_label: dict[int | None, list[Row]] = defaultdict(list)
@@ -86,21 +75,14 @@ def choose(rows: Sequence[Row], task: Task, shots: int, seed: int) -> list[Row]:
     return [row for row in chain.from_iterable(zip_longest(*groups)) if row is not None]
 
 
-def with_examples(task: Task, examples: Sequence[Row], base: Base) -> tuple[Task, int]:
-    """The task with as many of the examples, from the first on, as fit before each row.
+def with_examples(task: Task, examples: Sequence[Row], tokenizer: Any, context: int | None) -> tuple[Task, int]:
+    """The task with as many examples, from the first on, as fit before each row, and how many these are.
 
-    Args:
-        task: the task.
-        examples: labelled rows; those that hold the text of a special token are left out.
-        base: the base.
-
-    Returns:
-        The task, and how many of the examples it shows.
+    Those that hold the text of a special token are left out. `context` is the base's, in tokens; None: unbounded.
 
     Raises:
         SoftPromptError: not even one fits.
     """
-    context, tokenizer = base.max_positions, base.tokenizer
     room = _MOST_TOKENS if context is None else min(_MOST_TOKENS, context // 2)
     shown: list[str] = []
     special = SpecialTokens(tokenizer)

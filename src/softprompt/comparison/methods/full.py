@@ -1,44 +1,36 @@
-"""Full fine-tuning: every weight of the base."""
+"""Full fine-tuning: every weight of the base is trained, and a whole model is kept."""
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-import torch
+from pathlib import Path
+from typing import Any
 
 from softprompt.bases.base import Base
-from softprompt.comparison.methods.method import Switch, Work, seconds
-from softprompt.comparison.methods.weights import Weights, WeightTuning
-from softprompt.training.recipe import Recipe
+from softprompt.bases.load import load_base
+from softprompt.comparison.measuring import median_seconds
+from softprompt.comparison.methods.fine_tuning import FineTuning
+from softprompt.comparison.methods.method import Work
 
-_TIMES = 3
 
+class FullFineTuning(FineTuning):
+    """The base itself, unfrozen."""
 
-class Full(WeightTuning):
-    """A whole model for each task."""
+    name, title, needs_base = "full", "Full fine-tuning", False
+    usual_rate = 5e-5  # the Trainer's default
 
-    name: ClassVar[str] = "full"
-    title: ClassVar[str] = "Full fine-tuning"
-    marker: ClassVar[str] = "v"
-    colour: ClassVar[str] = "#D55E00"
-    needs_base: ClassVar[bool] = False
+    def adapt(self, work: Work) -> tuple[Base, Any]:
+        base = work.base
+        if base.dtype.itemsize < 4:  # steps of AdamW are lost in 16 bits
+            base = load_base(work.plan.base, dtype="float32")
+        return base, base.model.requires_grad_(True)
 
-    def rate(self, recipe: Recipe) -> float:
-        """The Trainer's default."""
-        return 5e-5
+    def save(self, model: Any, base: Base, folder: Path) -> None:
+        super().save(model, base, folder)
+        base.tokenizer.save_pretrained(str(folder))  # a model without its tokenizer answers nothing
 
-    def prepare(self, work: Work) -> Weights:
-        base, precision = work.base, None
-        if base.dtype.itemsize < 4:
-            # Steps of AdamW are lost in 16 bits: the weights stay in 32, the products are computed in 16.
-            precision = "bf16" if base.dtype == torch.bfloat16 else "fp16"
-            base = work.load(work.plan.base, dtype="float32")
-        base.model.requires_grad_(True)
-        return Weights(base, base.model, precision)
+    def load(self, work: Work) -> Base:
+        return load_base(str(work.folder), dtype=work.recipe.dtype)
 
-    def load(self, work: Work, *, again: bool) -> Base:
-        return work.load(str(work.artifact))
-
-    def switch(self, work: Work) -> Switch:
+    def switch(self, work: Work) -> tuple[float, float | None]:
         """The other task's whole model is loaded."""
-        return Switch(seconds(lambda: work.load(str(work.artifact)), _TIMES), None)
+        return median_seconds(lambda: self.load(work), times=3), None

@@ -1,175 +1,146 @@
-"""What a method of the comparison is, and what it works with.
-
-Owns the seam: a new method is a file beside this one with a class of `Method`, and a line in `METHODS`.
-"""
+"""The seam between a comparison and its methods: what a method says of itself, and what it is given to work with."""
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import ClassVar
 
-import torch
-
-from softprompt.bases.base import Base
 from softprompt.bases.load import load_base
+from softprompt.comparison.measuring import Stopwatch, peak_memory
 from softprompt.comparison.plan import Plan
-from softprompt.comparison.stopwatch import Stopwatch
+from softprompt.comparison.results import Trained
+from softprompt.errors import SoftPromptError
 from softprompt.evaluation.evaluate import Evaluation, Evaluator
 from softprompt.models.prompted import PromptedModel
-from softprompt.prompts.prompt import SoftPrompt
-from softprompt.tasks.task import Task
-from softprompt.training.recipe import Recipe
+from softprompt.tasks.encode import Encoder
+from softprompt.tasks.metrics import classification_metrics, text_metrics
+from softprompt.tasks.rows import Row
 from softprompt.training.taskfile import make_prompt
 
+RATE = "rate"
 _STEP = 3.0  # between two rates of a grid: three of them span an order of magnitude
-TIMES = 5  # a switch is measured
+
+
+class UnusableError(SoftPromptError):
+    """What is wrong with the plan itself, its base, its prompt or its labels: every method would fail alike."""
 
 
 class Work:
-    """One job: the base, freshly loaded, and the rows.
+    """One setting of a method with one seed: the plan, a freshly loaded base, and a folder for what is learned.
 
-    Args:
-        plan: the comparison's.
-        setting: that the method is tried with; None: it has none.
-        seed: of the order of the rows and of what is drawn.
-        artifact: where what is learned goes: a file or folder of this name.
-        tell: called with the work that is done and how much there is.
+    The base may be changed. `prompt` is what prompt tuning starts from: the texts of all methods are cut as if it stood
+    before them. `recipe` is the plan's with this seed; `watch` belongs among the Trainer's callbacks. `tell` is called
+    with the work that is done and how much there is.
+
+    Raises:
+        UnusableError: the plan's base, prompt or labels can't be used.
     """
 
     def __init__(
-        self, plan: Plan, setting: float | None, seed: int, artifact: Path, tell: Callable[[int, int], None]
+        self, plan: Plan, setting: float | None, seed: int, folder: Path, tell: Callable[[int, int], None]
     ) -> None:
-        self.plan, self.setting, self.seed, self.artifact, self._tell = plan, setting, seed, artifact, tell
-        self.task = plan.task
-        self.recipe: Recipe = plan.recipe.model_copy(update={"seed": plan.recipe.seed + seed})
-        self.base = self.load(plan.base)
-        start = plan.start.model_copy(update={"seed": plan.start.seed + seed})
-        self.prompt: SoftPrompt = make_prompt(self.base, start, plan.task, plan.train)
+        self.plan, self.setting, self.seed, self.folder, self._tell = plan, setting, seed, folder, tell
+        self.recipe = plan.recipe.model_copy(update={"seed": plan.recipe.seed + seed})
+        self.watch = Stopwatch(lambda step: tell(step, self.recipe.max_steps))
+        try:
+            self.base = load_base(plan.base, dtype=self.recipe.dtype)
+            start = plan.start.model_copy(update={"seed": plan.start.seed + seed})
+            self.prompt = make_prompt(self.base, start, plan.task, plan.train)
+            Encoder(self.base, plan.task, virtual_tokens=self.prompt.num_virtual_tokens)
+        except SoftPromptError as error:
+            raise UnusableError(str(error)) from None
         weights = list(self.base.model.parameters())
-        self.base_parameters = self.base.model.num_parameters()
-        self.base_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
-
-    def load(self, name: str, dtype: str | None = None) -> Base:
-        """A base, in the recipe's dtype unless said."""
-        return load_base(name, dtype=dtype or self.recipe.dtype)
+        self._base_parameters = self.base.model.num_parameters()
+        self._base_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
 
     def evaluator(
-        self, model: PromptedModel, task: Task, test: bool, log_priors: Sequence[float] | None = None
+        self, model: PromptedModel, rows: Sequence[Row], log_priors: Sequence[float] | None = None
     ) -> Evaluator:
-        """The test or the validation rows before a model. The same texts for all: those without a prompt are cut as if
-        there were one, unless the template is another."""
-        virtual = self.prompt.num_virtual_tokens if task is self.task else 0
-        rows = self.plan.test if test else self.plan.validation
-        return Evaluator(model, task, rows, virtual_tokens=virtual, log_priors=log_priors)
+        """Rows before a model with one prompt or none; `log_priors` are the labels', where it is calibrated."""
+        virtual = self.prompt.num_virtual_tokens
+        return Evaluator(model, self.plan.task, rows, virtual_tokens=virtual, log_priors=log_priors)
 
-    def watch(self) -> Stopwatch:
-        """A clock that tells of each step."""
-        return Stopwatch(lambda steps: self._tell(steps, self.recipe.max_steps))
+    def ask(self, evaluator: Evaluator) -> tuple[Evaluation, list[int] | list[str]]:
+        """The figures, and what they are of: the label's index or the text for each row."""
+        task, rows, begun, done = evaluator.task, evaluator.rows, time.perf_counter(), 0
 
-    def told(self, total: int) -> Callable[[int], None]:
-        """What takes the number of rows finished since the last call, of so many in all."""
-        done = 0
-
-        def told(rows: int) -> None:
+        def told(more: int) -> None:
             nonlocal done
-            done += rows
-            self._tell(done, total)
+            done += more
+            self._tell(done, len(rows))
 
-        return told
+        answers: list[int] | list[str]
+        if task.labels is None:
+            answers = evaluator.outputs(told)
+            figures = text_metrics(answers, [row.target or "" for row in rows])
+        else:
+            probabilities = evaluator.probabilities(told).numpy()
+            answers = probabilities.argmax(1).tolist()
+            figures = classification_metrics([row.label or 0 for row in rows], probabilities, task.labels)
+        seconds = time.perf_counter() - begun
+        return Evaluation(**figures, truncated=evaluator.truncated, seconds=seconds), answers
 
-
-@dataclass(frozen=True)
-class Learned:
-    """What training brought.
-
-    Attributes:
-        trainable: numbers that were trained.
-        validation: of what is kept.
-        best_step: that it is from.
-        watch: the training's clock and curves; None where nothing was trained.
-        peak: bytes of memory at the end of training; None: measured when all is done.
-        more: further keys of the result.
-    """
-
-    trainable: int
-    validation: Evaluation
-    best_step: int = 0
-    watch: Stopwatch | None = None
-    peak: int | None = None
-    more: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Switch:
-    """How long a running program takes to switch to another task, medians in seconds.
-
-    Attributes:
-        from_disk: read the other task's file and put it in place.
-        in_memory: put in place what was read before; None where nothing but reading it helps.
-    """
-
-    from_disk: float
-    in_memory: float | None
+    def trained(
+        self,
+        validation: Evaluation,
+        trainable_parameters: int = 0,
+        best_step: int = 0,
+        peak: int | None = None,
+        examples: int | None = None,
+    ) -> Trained:
+        """What training found, once what was learned lies in the folder; `peak` is the memory's where it rose since."""
+        files = [file for file in self.folder.rglob("*") if file.is_file()]
+        return Trained(
+            trainable_parameters=trainable_parameters,
+            base_parameters=self._base_parameters,
+            base_bytes=self._base_bytes,
+            artifact_bytes=sum(file.stat().st_size for file in files),
+            peak_memory_bytes=peak_memory(self.base.device) if peak is None else peak,
+            train_seconds=self.watch.seconds,
+            best_seconds=self.watch.seconds_at(best_step),
+            best_step=best_step,
+            validation=validation,
+            curve=self.watch.curve,
+            losses=self.watch.losses,
+            examples=examples,
+        )
 
 
 class Method(ABC):
-    """One way to do a task.
+    """A way to do a task. What a comparison has to know of it stands here: nobody asks which one it is.
 
     Attributes:
-        name: in `--methods` and files.
-        title: in tables.
-        marker, colour: in figures, matplotlib's; the colours are Okabe and Ito's.
-        unit: of its settings.
-        is_trained: whether these are learning rates.
-        needs_base: whether what is learned needs the base beside it.
+        name, title: as it is asked for, and as it is shown.
+        tunes: what the settings of its grid are; None where there is nothing to choose.
+        usual_rate: the middle of a grid of rates; None: that of the recipe, which is meant for the prompt.
+        needs_base: whether the base is needed beside what it has learned.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
-    marker: ClassVar[str]
-    colour: ClassVar[str]
-    unit: ClassVar[str] = "rate"
-    is_trained: ClassVar[bool] = True
+    tunes: ClassVar[str | None] = RATE
+    usual_rate: ClassVar[float | None] = None
     needs_base: ClassVar[bool] = True
 
-    def settings(self, recipe: Recipe, *, one: bool) -> list[float | None]:
-        """What it is tried with: three settings, or one; a method that has none gives [None]."""
-        middle = self.rate(recipe)
-        return [middle] if one else [middle / _STEP, middle, middle * _STEP]
-
-    def rate(self, recipe: Recipe) -> float:
-        """The middle of its learning rates."""
-        return recipe.rate
+    def grid(self, recipe_rate: float, *, one: bool) -> list[float | None]:
+        """The settings to be tried: three where there are any, or the usual one alone."""
+        usual = recipe_rate if self.usual_rate is None else self.usual_rate
+        return [usual] if one else [usual / _STEP, usual, usual * _STEP]
 
     @abstractmethod
-    def train(self, work: Work) -> Learned:
-        """Learn the task, and keep what is learned at `work.artifact`.
+    def train(self, work: Work) -> Trained:
+        """Learn the plan's task with the work's setting, validate it, and leave what is learned in its folder."""
 
-        Raises:
-            DivergedError: the loss is no longer finite.
+    @abstractmethod
+    def open(self, work: Work, rows: Sequence[Row]) -> Evaluator:
+        """What lies in the work's folder, ready to answer these rows."""
+
+    @abstractmethod
+    def switch(self, work: Work) -> tuple[float, float | None]:
+        """The median seconds in which a running program switches to what lies in the work's folder.
+
+        From disk, and where it has been read before; None where nothing but reading helps.
         """
-
-    @abstractmethod
-    def open(self, work: Work) -> Evaluator:
-        """The test rows, before what was learned."""
-
-    @abstractmethod
-    def switch(self, work: Work) -> Switch:
-        """Measure a switch; may change the base."""
-
-
-def seconds(work: Callable[[], object], times: int = TIMES) -> float:
-    """The median time of `work`, after one call that warms up."""
-    taken = []
-    for _ in range(times + 1):
-        start = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - start)
-    return median(taken[1:])

@@ -1,55 +1,56 @@
-"""Prompt tuning, as `train` does it."""
+"""Prompt tuning, as `softprompt train` does it.
+
+Lester, Al-Rfou, Constant 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning"
+(https://aclanthology.org/2021.emnlp-main.243).
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
 
 import torch
 
-from softprompt.comparison.methods.method import Learned, Method, Switch, Work, seconds
+from softprompt.comparison.measuring import median_seconds
+from softprompt.comparison.methods.method import Method, Work
+from softprompt.comparison.results import Trained
 from softprompt.evaluation.evaluate import Evaluator
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
+from softprompt.tasks.rows import Row
 from softprompt.training.run import train
 
 
-class Prompt(Method):
-    """P virtual tokens."""
+class PromptTuning(Method):
+    """`[P, H]` numbers before each row, learned by the plan's recipe."""
 
-    name: ClassVar[str] = "prompt"
-    title: ClassVar[str] = "Prompt tuning"
-    marker: ClassVar[str] = "D"
-    colour: ClassVar[str] = "#0072B2"
+    name, title = "prompt", "Prompt tuning"
 
-    def train(self, work: Work) -> Learned:
-        watch, plan = work.watch(), work.plan
-        recipe = work.recipe.model_copy(update={"learning_rate": work.setting})
+    def train(self, work: Work) -> Trained:
         run = train(
             work.base,
             work.prompt,
-            work.task,
-            train=plan.train,
-            validation=plan.validation,
-            recipe=recipe,
-            callbacks=[watch],
+            work.plan.task,
+            train=work.plan.train,
+            validation=work.plan.validation,
+            recipe=work.recipe.model_copy(update={"learning_rate": work.setting}),
+            callbacks=[work.watch],
         )
-        run.prompt.save(work.artifact, force=work.artifact.exists())
+        run.prompt.save(work.folder, force=work.folder.exists())
         assert run.validation is not None, "there are validation rows"
-        return Learned(run.prompt.embeddings.numel(), run.validation, run.best_step, watch)
+        return work.trained(run.validation, run.prompt.embeddings.numel(), run.best_step)
 
-    def open(self, work: Work) -> Evaluator:
-        prompt = SoftPrompt.load(work.artifact, work.base)
-        log_priors = prompt.card.log_priors(work.task.labels)
-        return work.evaluator(PromptedModel(work.base, [prompt]), work.task, test=True, log_priors=log_priors)
+    def open(self, work: Work, rows: Sequence[Row]) -> Evaluator:
+        prompt = SoftPrompt.load(work.folder, work.base)
+        return work.evaluator(PromptedModel(work.base, [prompt]), rows, prompt.card.log_priors(work.plan.task.labels))
 
-    def switch(self, work: Work) -> Switch:
-        """The `[P, H]` numbers are read, checked against the base and copied into the model."""
-        other = SoftPrompt.load(work.artifact, work.base)
+    def switch(self, work: Work) -> tuple[float, float | None]:
+        """The other prompt's numbers are read, checked against the base and copied into the model."""
+        other = SoftPrompt.load(work.folder, work.base)
         model = PromptedModel(work.base, [other])
 
         @torch.no_grad()
-        def swap(prompt: SoftPrompt) -> None:
+        def put(prompt: SoftPrompt) -> None:
             model.prompts[0].copy_(prompt.embeddings)
 
-        from_disk = seconds(lambda: swap(SoftPrompt.load(work.artifact, work.base)))
-        return Switch(from_disk, seconds(lambda: swap(other)))
+        from_disk = median_seconds(lambda: put(SoftPrompt.load(work.folder, work.base)))
+        return from_disk, median_seconds(lambda: put(other))

@@ -1,33 +1,30 @@
-"""The bare base, asked in the task's template."""
+"""Zero-shot: the base as it is, asked with the task's template. Nothing is learned and nothing is kept."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
 
-from softprompt.comparison.methods.method import Learned, Method, Switch, Work
+from softprompt.comparison.methods.method import Method, Work
+from softprompt.comparison.results import Trained
 from softprompt.evaluation.evaluate import Evaluator
 from softprompt.models.prompted import PromptedModel
-from softprompt.training.recipe import Recipe
+from softprompt.tasks.rows import Row
 
 
 class ZeroShot(Method):
-    """Nothing is learned; its validation is all that there is."""
+    """The bare base."""
 
-    name: ClassVar[str] = "zero-shot"
-    title: ClassVar[str] = "Zero-shot"
-    marker: ClassVar[str] = "o"
-    colour: ClassVar[str] = "#808080"
-    is_trained: ClassVar[bool] = False
+    name, title, tunes = "zero-shot", "Zero-shot", None
 
-    def settings(self, recipe: Recipe, *, one: bool) -> list[float | None]:
+    def grid(self, recipe_rate: float, *, one: bool) -> list[float | None]:
         return [None]
 
-    def train(self, work: Work) -> Learned:
-        evaluator = work.evaluator(PromptedModel(work.base, []), work.task, test=False)
-        return Learned(0, evaluator.evaluate(work.told(len(work.plan.validation))))
+    def train(self, work: Work) -> Trained:
+        validation, _ = work.ask(self.open(work, work.plan.validation))
+        return work.trained(validation)
 
-    def open(self, work: Work) -> Evaluator:
-        return work.evaluator(PromptedModel(work.base, []), work.task, test=True)
+    def open(self, work: Work, rows: Sequence[Row]) -> Evaluator:
+        return work.evaluator(PromptedModel(work.base, []), rows)
 
-    def switch(self, work: Work) -> Switch:
-        return Switch(0.0, 0.0)
+    def switch(self, work: Work) -> tuple[float, float | None]:
+        return 0.0, 0.0
