@@ -22,7 +22,7 @@ from softprompt.cli import app
 from softprompt.errors import SoftPromptError
 from softprompt.prompts.library import PromptLibrary
 from softprompt.serving.gate import Access
-from softprompt.serving.server import bind, serve
+from softprompt.serving.server import Server, bind, run, serve
 from softprompt.serving.service import Service
 from tests.conftest import make_base
 from tests.serving.conftest import MOOD, fill_library, living, make_app, make_chat_base, make_prompt
@@ -134,6 +134,21 @@ class TestStart:
         thread.join()
         assert stopped
         assert signal.getsignal(signal.SIGTERM) == before
+
+    def test_it_is_not_told_ready_once_a_signal_has_closed_the_socket(self, base, library):
+        class Ending(Server):
+            async def serve(self, sockets=None):
+                self.should_exit = True
+                await asyncio.sleep(0.2)
+
+        async def main():
+            service = Service(PlainEngine(base), library)
+            await service.start()
+            with bind("127.0.0.1", 0) as bound:
+                await run(Ending(make_app(service), service, patience=1), bound, pytest.fail)
+            await service.stop()
+
+        asyncio.run(main())
 
 
 @pytest.fixture(scope="module")

@@ -157,7 +157,8 @@ async def run(server: Server, bound: socket.socket, ready: Callable[[], None]) -
         if starting.done():
             await starting
             gc.freeze()  # else each large body has all that was imported looked through, again and again
-            ready()
+            if not server.should_exit:  # a signal may have come meanwhile, and closed the socket
+                ready()
             await asyncio.wait([serving, failing], return_when=asyncio.FIRST_COMPLETED)
         if failing.done():
             raise SoftPromptError("the engine has failed, and its log says why: start the server again")
