@@ -12,7 +12,7 @@ from torch import Tensor
 import softprompt as sp
 from softprompt import demo
 from softprompt.bases.sources import read_snippets
-from softprompt.comparison.peers import pad_rows
+from softprompt.comparison.methods.fine_tuning import pad_rows
 from softprompt.tasks.encode import Encoder
 
 TASK = sp.Task(template="Review: {text}\nSentiment:", target=" {label}", labels=["negative", "positive"])

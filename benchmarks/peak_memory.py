@@ -17,7 +17,7 @@ import torch
 
 import softprompt as sp
 from benchmarks.sides import SIDES, Batch, open_model
-from softprompt.comparison.memory import peak_memory
+from softprompt.comparison.measuring import peak_memory
 
 LOADED_ONLY = "loaded_only"
 

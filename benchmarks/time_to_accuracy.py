@@ -21,7 +21,7 @@ from transformers.trainer_utils import set_seed
 import softprompt as sp
 from benchmarks.measure import markdown_table
 from benchmarks.movies import INIT_TEXT, TASK
-from softprompt.comparison.peers import pad_rows
+from softprompt.comparison.methods.fine_tuning import pad_rows
 from softprompt.evaluation.evaluate import Evaluator
 from softprompt.tasks.encode import Encoder
 

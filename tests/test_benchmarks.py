@@ -13,7 +13,7 @@ from benchmarks import measure, peak_memory, sides, time_to_accuracy, training_s
 from benchmarks.movies import INIT_TEXT, make_batches
 
 import softprompt as sp
-from softprompt.comparison.memory import peak_memory as process_peak
+from softprompt.comparison.measuring import peak_memory as process_peak
 from tests.conftest import make_base
 
 TEXTS = ["a joy to watch", "dull", "fine acting, and a plot that holds", "no", "it drags on and on", "bright"]

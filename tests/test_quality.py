@@ -11,9 +11,11 @@ from benchmarks import quality
 
 from softprompt import SoftPromptError
 from softprompt.comparison import Comparison
+from softprompt.comparison.rows import TableRow
 from softprompt.training.recipe import AUTO_LEARNING_RATE
 from softprompt.training.taskfile import load_task_file
 from tests.comparison.test_compare import FILE, table
+from tests.comparison.test_report import row
 from tests.conftest import make_base
 
 
@@ -81,9 +83,10 @@ def test_a_row_of_an_older_default_is_measured_again(
 
 def test_the_methods_table_is_the_comparisons(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def compared(file: Any, methods: Any, *, output: Path, **options: Any) -> Comparison:
-        done = {"method": "prompt", "status": "done", "test": {"accuracy": 0.9}, "interval": [0.8, 1.0]}
-        done |= {"trainable_parameters": 128, "artifact_bytes": 5000, "peak_memory_bytes": 10**9, "train_seconds": 3.0}
-        return Comparison(file.name, "accuracy", [done, {"method": "full", "status": "diverged"}], ["A note."], output)
+        changed = {"trainable_parameters": 128, "artifact_bytes": 5000, "peak_memory_bytes": 10**9}
+        done = row("prompt", accuracy=0.9, interval=(0.8, 1.0), train_seconds=3.0, **changed)
+        rows = [done, TableRow("full", "diverged", "the loss became NaN", 0, [], None)]
+        return Comparison(file.name, "accuracy", rows, ["A note."], output)
 
     monkeypatch.setattr(quality, "compare", compared)
     quality.main([str(task), "--parts", "methods", "--out", str(tmp_path / "out")])

@@ -10,7 +10,7 @@ import pytest
 
 from softprompt.comparison.report import html
 from tests.browser import PHONE, Seen
-from tests.comparison.test_report import NOTES, ROWS, row
+from tests.comparison.test_report import NOTES, ROWS, UNTRAINED, row
 from tests.reporting.looks import check_figures, check_fits, check_keyboard, check_legible
 
 if TYPE_CHECKING:
@@ -30,17 +30,9 @@ WORDS = {
 }
 EVERY = [
     ROWS[0],
-    row(
-        "few-shot",
-        trainable_parameters=0,
-        share=0.0,
-        settings=[2],
-        curve=[],
-        losses=[],
-        test={"n": 200, "accuracy": 0.7},
-    ),
+    row("few-shot", **UNTRAINED | {"settings": [2], "accuracy": 0.7}),
     *ROWS[1:3],
-    row("full", trainable_parameters=134_515_008, share=1.0, test={"n": 200, "accuracy": 0.83}, interval=[0.78, 0.87]),
+    row("full", trainable_parameters=134_515_008, accuracy=0.83, interval=(0.78, 0.87)),
 ]
 
 

@@ -53,7 +53,7 @@ def test_what_goes_wrong_is_one_line(project: Path, monkeypatch: pytest.MonkeyPa
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(processes, "run_job", interrupted)
+    monkeypatch.setattr(processes, "run", interrupted)
     for asked, message in (
         (["--methods", "magic"], "error: methods: magic: choose of zero-shot, few-shot, prompt, lora, full\n"),
         (["--methods", ","], "error: methods: none: choose of zero-shot, few-shot, prompt, lora, full\n"),

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from functools import partial
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,17 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 from softprompt import SoftPrompt, SoftPromptError, load_base
-from softprompt.comparison import Comparison, compare, processes, worker
-from softprompt.comparison.methods import METHODS, Job
-from softprompt.comparison.peers import PeerTrainer, open_peer
-from softprompt.comparison.plan import artifact, read_plan, result_file
-from softprompt.comparison.worker import Tell, perform
+from softprompt.comparison import Comparison, compare, processes
+from softprompt.comparison.folder import Folder
+from softprompt.comparison.jobs import Job
+from softprompt.comparison.methods import METHODS
+from softprompt.comparison.methods.method import Method, Work
+from softprompt.comparison.plan import make_plan
+from softprompt.comparison.rows import Figures
 from softprompt.evaluation.calibration import measure_priors
-from softprompt.tasks import load_rows
-from softprompt.training.loop import DivergedError
+from softprompt.models.prompted import PromptedModel
 from softprompt.training.taskfile import TaskFile, load_task_file
+from tests.comparison.toys import Toy, diverges, interrupts, needs_memory, once
 from tests.conftest import make_base
 
 FILE = """\
@@ -58,12 +60,20 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[str, ...]]]:
     """The jobs that were run, in this process instead of one of their own."""
     done: list[tuple[str, tuple[str, ...]]] = []
 
-    def run_here(folder: Path, job: Job, parts: Sequence[str], tell: Tell) -> None:
+    def run_here(work: Callable[..., None], arguments: Any, log: Path, heard: Callable[[Any], None]) -> int:
+        _, job, _, parts = arguments
         done.append((job.name, tuple(parts)))
-        perform(folder, job, list(parts), tell)
+        work(heard, *arguments)
+        return 0
 
-    monkeypatch.setattr(processes, "run_job", run_here)
+    monkeypatch.setattr(processes, "run", run_here)
     return done
+
+
+@pytest.fixture
+def add(monkeypatch: pytest.MonkeyPatch) -> Callable[[Method], None]:
+    """Adds a method to the table."""
+    return lambda method: monkeypatch.setitem(METHODS, method.name, method)
 
 
 def task_file(project: Path, *overrides: str) -> TaskFile:
@@ -72,68 +82,93 @@ def task_file(project: Path, *overrides: str) -> TaskFile:
 
 def run(project: Path, *methods: str, overrides: Sequence[str] = (), **options: Any) -> Comparison:
     settings: dict[str, Any] = {"output": project / "out", "quick": True}
-    return compare(task_file(project, *overrides), methods or METHODS, **settings | options)
+    return compare(task_file(project, *overrides), methods or None, **settings | options)
+
+
+def figures(found: Comparison) -> dict[str, Figures]:
+    """Those of each method, all of which are done."""
+    assert {row.status for row in found.rows} == {"done"}
+    return {row.method: row.figures for row in found.rows if row.figures is not None}
 
 
 def test_every_figure_comes_from_real_objects(project: Path, jobs: list[Any], base_folder: Path) -> None:
     shares: list[float] = []
-    found = run(project, progress=lambda what, share: shares.append(share))
-    rows = {row["method"]: row for row in found.rows}
+    comparison = run(project, progress=lambda what, share: shares.append(share))
+    rows = figures(comparison)
     assert list(rows) == list(METHODS)
-    assert {row["status"] for row in found.rows} == {"done"}
     base = make_base()
     all_parameters = base.model.num_parameters()
-    assert {row["base_parameters"] for row in found.rows} == {all_parameters}
+    assert {found.trained.base_parameters for found in rows.values()} == {all_parameters}
     adapted = get_peft_model(make_base().model, LoraConfig(task_type="CAUSAL_LM", r=8, target_modules="all-linear"))
-    assert {method: row["trainable_parameters"] for method, row in rows.items()} == {
+    assert {method: found.trained.trainable_parameters for method, found in rows.items()} == {
         "zero-shot": 0,
         "few-shot": 0,
         "prompt": 4 * 32,
         "lora": adapted.get_nb_trainable_parameters()[0],
         "full": all_parameters,
     }
-    for (name, _), row in zip(jobs, found.rows, strict=True):
-        folder = artifact(project / "out", name)
-        assert row["artifact_bytes"] == sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        assert row["bytes_of_100_tasks"] == 100 * row["artifact_bytes"] + (
-            0 if row["method"] == "full" else 4 * all_parameters
-        )
-        assert row["peak_memory_bytes"] > 4 * all_parameters
-        assert row["test"]["n"] == 10
-        assert row["interval"][0] <= row["test"]["accuracy"] <= row["interval"][1]
-        assert row["share"] == row["trainable_parameters"] / all_parameters
-    assert rows["prompt"]["artifact_bytes"] < rows["lora"]["artifact_bytes"] < rows["full"]["artifact_bytes"]
+    kept = Folder(project / "out")
+    for (name, _), (method, found) in zip(jobs, rows.items(), strict=True):
+        size = sum(file.stat().st_size for file in kept.artifact(name).rglob("*") if file.is_file())
+        assert found.trained.artifact_bytes == size
+        assert found.bytes_of_100_tasks == 100 * size + (0 if method == "full" else 4 * all_parameters)
+        assert found.trained.peak_memory_bytes > 4 * all_parameters
+        assert found.tested.test.n == 10
+        assert found.interval is not None
+        assert found.interval[0] <= found.tested.test.accuracy <= found.interval[1]
+        assert found.share == found.trained.trainable_parameters / all_parameters
+    sizes = [rows[method].trained.artifact_bytes for method in ("prompt", "lora", "full")]
+    assert sizes == sorted(sizes)
     for method in ("prompt", "lora", "full"):
-        assert rows[method]["train_seconds"] >= rows[method]["best_seconds"] > 0
-        assert rows[method]["switch_seconds"] > 0
-        assert [entry["step"] for entry in rows[method]["curve"]] == [2, 4, 6]
-    assert rows["prompt"]["switch_in_memory_seconds"] < rows["prompt"]["switch_seconds"]
-    assert rows["full"]["switch_in_memory_seconds"] is None
-    assert rows["prompt"]["against_prompt"] is None
-    assert rows["zero-shot"]["against_prompt"]["p"] <= 1
-    assert rows["zero-shot"]["switch_seconds"] == 0
+        assert rows[method].trained.train_seconds >= rows[method].trained.best_seconds > 0
+        assert rows[method].tested.switch_seconds > 0
+        assert [entry["step"] for entry in rows[method].trained.curve] == [2, 4, 6]
+    assert rows["prompt"].tested.switch_in_memory_seconds < rows["prompt"].tested.switch_seconds
+    assert rows["full"].tested.switch_in_memory_seconds is None
+    assert rows["prompt"].against_prompt is None
+    assert rows["zero-shot"].against_prompt.p <= 1
+    assert rows["zero-shot"].tested.switch_seconds == 0
     assert 0 == shares[0] <= shares[-1] <= 1
     assert shares == pytest.approx(sorted(shares))
     # What was learned is there to be used.
-    SoftPrompt.load(artifact(project / "out", jobs[2][0]), base)
-    assert load_base(str(artifact(project / "out", jobs[4][0]))).hidden_size == 32
-    assert json.loads((project / "out/comparison.json").read_text()) == json.loads(json.dumps(found.to_json()))
+    SoftPrompt.load(kept.artifact(jobs[2][0]), base)
+    assert load_base(kept.artifact(jobs[4][0])).hidden_size == 32
+    document = json.loads((project / "out/comparison.json").read_text())
+    assert document == json.loads(json.dumps(comparison.to_json()))
     assert "| trainable parameters | 0 | 0 | 128 |" in (project / "out/comparison.md").read_text()
 
 
-def test_what_is_finished_is_not_repeated(project: Path, jobs: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_is_a_line_in_the_table(project: Path, jobs: list[Any], add: Callable[[Method], None]) -> None:
+    """Somebody's own method is trained, chosen, compared and shown, and nothing else is touched."""
+    add(Toy())
+    found = run(project, "zero-shot", "toy", "prompt", quick=False)
+    assert [name for name, _ in jobs if name.startswith("toy")] == [
+        *(f"toy-{rate}-seed-0" for rate in ("0.333", "1", "3")),
+        "toy-0.333-seed-0",  # all alike: the first is tested
+    ]
+    toy = figures(found)["toy"]
+    assert (toy.settings, toy.edge, toy.trained.trainable_parameters) == ([1 / 3], True, 1)
+    assert toy.tested.test.accuracy == figures(found)["zero-shot"].tested.test.accuracy
+    assert toy.against_prompt is not None
+    row = found.to_json()["rows"][-1]
+    assert (row["method"], row["switch_seconds"], row["switch_in_memory_seconds"]) == ("toy", 0.5, None)
+    for name in ("comparison.md", "comparison.html"):
+        text = (project / "out" / name).read_text()
+        for words in ("A method called toy", "500.0 ms", "not possible", "rate 0.333", "at the end of its grid"):
+            assert words in text
+    assert "toy" in METHODS
+    with pytest.raises(SoftPromptError, match="choose of zero-shot, few-shot, prompt, lora, full, toy"):
+        run(project, "toys")
+
+
+def test_what_is_finished_is_not_repeated(project: Path, jobs: list[Any], add: Callable[[Method], None]) -> None:
     first = run(project, "zero-shot", "prompt")
     assert [parts for _, parts in jobs] == [("trained", "tested")] * 2
     jobs.clear()
-
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(worker._Work, "_train_peer", interrupted)
+    add(Toy("toy", interrupts))
     with pytest.raises(KeyboardInterrupt):
-        run(project, "zero-shot", "prompt", "lora", "few-shot")
-    assert [name.split("-")[0] for name, _ in jobs] == ["few", "lora"]
-    monkeypatch.undo()
+        run(project, "zero-shot", "prompt", "toy", "few-shot")
+    assert [name.split("-")[0] for name, _ in jobs] == ["few", "toy"]
     assert run(project, "zero-shot", "prompt").rows == first.rows
     with pytest.raises(SoftPromptError, match="holds another comparison: choose another --output, or --force"):
         run(project, "prompt", overrides=["recipe.max_steps=3"])
@@ -151,15 +186,16 @@ def test_every_trained_method_is_calibrated_as_the_recipe_says(
     dtype = "recipe.dtype=float32"
     plain = run(project, *methods, output=project / "plain", overrides=[dtype])
     found = run(project, *methods, overrides=[dtype, "recipe.calibrate=true"])
-    same = [one["test"]["log_loss"] == two["test"]["log_loss"] for one, two in zip(plain.rows, found.rows, strict=True)]
+    one, two = figures(plain), figures(found)
+    same = [one[method].tested.test.log_loss == two[method].tested.test.log_loss for method in methods]
     assert same == [True, False, False, False]
-    file = task_file(project)
-    for method, (name, _) in zip(methods[2:], jobs[2:4], strict=True):
-        learned = artifact(project / "out", name)
-        load = partial(load_base, dtype="float32")
-        model = open_peer(method, load(base_folder), learned, load)
-        rows = load_rows(file.data.train, file.task)
-        expected = measure_priors(model, file.task, rows)
+    plan = make_plan(task_file(project), quick=True)
+    for method in methods[2:]:
+        setting = two[method].settings[0]
+        learned = Folder(project / "out").artifact(Job(METHODS[method], setting, 0).name)
+        work = Work(plan, setting, 0, learned, lambda done, of: None)
+        model = PromptedModel(METHODS[method].load(work), [])
+        expected = measure_priors(model, plan.task, plan.train, virtual_tokens=4)
         assert json.loads((learned / "priors.json").read_text()) == pytest.approx(expected, rel=1e-4)
 
 
@@ -168,49 +204,61 @@ def test_settings_are_chosen_on_validation_and_only_the_best_is_tested(project: 
     tested = [name for name, parts in jobs if "tested" in parts]
     assert len(jobs) == 2 * 2 * (3 + 1)
     assert len(tested) == 2 * 2
-    for row in found.rows:
-        assert len(row["settings"]) == row["seeds"] == 2
-        assert row["spread"] is not None
+    rows = figures(found)
+    assert [row.seeds for row in found.rows] == [2, 2]
+    for one in rows.values():
+        assert len(one.settings) == 2
+        assert one.spread is not None
     for seed in (0, 1):
         results = [
             json.loads(file.read_text()) for file in (project / "out/trained").glob(f"prompt-*-seed-{seed}.json")
         ]
         assert sorted(result["setting"] for result in results) == pytest.approx([0.01 / 3, 0.01, 0.03])
         best = max(results, key=lambda one: (one["validation"]["accuracy"], -one["validation"]["log_loss"]))
-        assert found.rows[1]["settings"][seed] == best["setting"]
-        assert Job("prompt", best["setting"], seed).name in tested
+        assert rows["prompt"].settings[seed] == best["setting"]
+        assert Job(METHODS["prompt"], best["setting"], seed).name in tested
     kept = {folder.name for folder in (project / "out/artifacts").iterdir()}
     assert kept == set(tested)
 
 
 def test_a_method_that_diverges_says_so_and_the_others_go_on(
-    project: Path, jobs: list[Any], monkeypatch: pytest.MonkeyPatch
+    project: Path, jobs: list[Any], add: Callable[[Method], None]
 ) -> None:
-    def diverging(self: PeerTrainer, *args: Any, **kwargs: Any) -> None:
-        raise DivergedError("the loss became NaN or infinite at step 1 with learning rate 0.0005")
-
-    def exhausting(*args: Any, **kwargs: Any) -> None:
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
-
-    monkeypatch.setattr(PeerTrainer, "training_step", diverging)
-    found = run(project, "lora", "prompt")
-    lora, prompt = reversed(found.rows)
-    assert (lora["status"], prompt["status"]) == ("diverged", "done")
-    assert lora["test"] is None
-    assert "NaN" in lora["message"]
+    add(Toy())
+    found = run(project, "full", "toy", overrides=["recipe.weight_decay=1e30"])
+    full, toy = found.rows
+    assert (full.status, toy.status) == ("diverged", "done")
+    assert full.figures is None
+    assert full.message is not None
+    assert re.fullmatch(r"the loss became NaN or infinite at step \d with learning rate 5e-05", full.message)
+    assert {found.to_json()["rows"][0][key] for key in ("test", "settings", "peak_memory_bytes")} == {None}
     for name in ("comparison.md", "comparison.html"):
         text = (project / "out" / name).read_text()
         assert "diverged" in text
-        assert "LoRA, rank 8: the loss became NaN" in text
+        assert "Full fine-tuning: the loss became NaN" in text
     jobs.clear()
-    run(project, "lora")
+    run(project, "full", overrides=["recipe.weight_decay=1e30"])
     assert jobs == []  # it would diverge again
-    monkeypatch.setattr(PeerTrainer, "training_step", exhausting)
-    full, *_ = run(project, "full").rows
-    assert full["status"] == "out of memory"
-    jobs.clear()
-    run(project, "full")
-    assert [name for name, _ in jobs] == ["full-5e-05-seed-0"]  # there may be more memory now
+
+
+def test_a_lack_of_memory_may_be_over_the_next_time(
+    project: Path, jobs: list[Any], add: Callable[[Method], None]
+) -> None:
+    add(Toy("toy", needs_memory))
+    assert run(project, "toy").rows[0].status == "out of memory"
+    add(Toy("toy"))
+    assert run(project, "toy").rows[0].status == "done"
+    assert [name for name, _ in jobs] == ["toy-1-seed-0"] * 2
+
+
+def test_a_setting_that_goes_wrong_is_said_and_not_chosen(
+    project: Path, jobs: list[Any], add: Callable[[Method], None]
+) -> None:
+    add(Toy("toy", once(diverges)))
+    found = run(project, "toy", quick=False)
+    assert figures(found)["toy"].settings == [1.0]
+    assert found.rows[0].failures == ["0.333: diverged"]
+    assert "A method called toy: settings that failed: 0.333: diverged." in (project / "out/comparison.md").read_text()
 
 
 def test_unusable_input_is_one_line(project: Path, jobs: list[Any]) -> None:
@@ -232,15 +280,15 @@ def test_three_rows_and_no_test_rows_will_do(project: Path, jobs: list[Any]) -> 
     (project / "train.csv").write_text(table(3))
     overrides = ["data.test=null"]
     found = run(project, "few-shot", "prompt", "lora", overrides=overrides)
-    assert {row["status"] for row in found.rows} == {"done"}
     assert any("names no test rows" in note for note in found.notes)
-    assert found.rows[0]["test"]["n"] == 8
-    assert read_plan(project / "out").test == read_plan(project / "out").validation
+    assert figures(found)["few-shot"].tested.test.n == 8
+    plan = make_plan(task_file(project, *overrides), quick=True)
+    assert plan.test == plan.validation
 
 
 def test_rows_are_set_aside_where_there_is_no_validation(project: Path, jobs: list[Any]) -> None:
     found = run(project, "zero-shot", overrides=["data.validation=null"])
-    plan = read_plan(project / "out")
+    plan = make_plan(task_file(project, "data.validation=null"), quick=True)
     assert (len(plan.train), len(plan.validation)) == (19, 5)
     assert any("20% of the training rows were set aside" in note for note in found.notes)
 
@@ -256,22 +304,6 @@ def test_free_text_is_compared_too(project: Path, jobs: list[Any], base_folder: 
         "recipe: {max_steps: 2, batch_size: 2, dtype: float32}\n"
     )
     found = run(project, "few-shot", "prompt", "full")
-    assert {row["status"] for row in found.rows} == {"done"}
-    assert all(0 <= row["test"]["token_f1"] <= 1 for row in found.rows)
-    assert found.rows[0]["against_prompt"]["p"] <= 1
-
-
-@pytest.mark.slow
-def test_each_job_has_a_process_of_its_own(project: Path) -> None:
-    """Its peak memory is its own, and what it dies of is said."""
-    ballast = bytearray(1 << 30)
-    found = run(project, "prompt")
-    assert found.rows[0]["status"] == "done"
-    assert found.rows[0]["peak_memory_bytes"] < len(ballast)
-    told: list[int] = []
-    plan = project / "out/plan.json"
-    plan.write_text("{")
-    processes.run_job(project / "out", Job("lora", 1e-3, 0), ["trained"], lambda done, of: told.append(done))
-    died = json.loads(result_file(project / "out", "trained", "lora-0.001-seed-0").read_text())
-    assert died["status"] == "failed"
-    assert "its process ended with 1" in died["message"]
+    rows = figures(found)
+    assert all(0 <= one.tested.test.token_f1 <= 1 for one in rows.values())
+    assert rows["few-shot"].against_prompt.p <= 1

@@ -1,46 +1,60 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from typing import Any
 
 from softprompt.comparison.report import cells, html, markdown, remarks, seconds, size
+from softprompt.comparison.results import Measured, Trained
+from softprompt.comparison.rows import Figures, TableRow
+from softprompt.comparison.statistics import Paired
+from softprompt.evaluation import Evaluation
 
 NOTES = ["Every method: 3 rows.", "<script>alert(1)</script> & co"]
 
 
-def row(method: str, **changed: Any) -> dict[str, Any]:
-    found = {
-        "method": method,
-        "status": "done",
-        "message": None,
-        "failures": [],
-        "edge": False,
-        "settings": [0.03],
-        "trainable_parameters": 9216,
-        "share": 6.9e-5,
-        "artifact_bytes": 38_000,
-        "bytes_of_100_tasks": 541_000_000,
-        "peak_memory_bytes": 1_300_000_000,
-        "train_seconds": 80.0,
-        "best_seconds": 40.0,
-        "switch_seconds": 0.002,
-        "switch_in_memory_seconds": 0.00002,
-        "test": {"n": 200, "accuracy": 0.8},
-        "interval": [0.74, 0.85],
-        "spread": None,
-        "against_prompt": None,
-        "curve": [{"step": 10, "seconds": 40.0, "accuracy": 0.7}, {"step": 20, "seconds": 80.0, "accuracy": 0.8}],
-        "losses": [{"step": 1, "loss": 0.9}, {"step": 10, "loss": 0.5}],
-    }
-    return found | changed
+FIGURES: dict[str, Any] = {
+    "settings": [0.03],
+    "edge": False,
+    "bytes_of_100_tasks": 541_000_000,
+    "interval": (0.74, 0.85),
+    "spread": None,
+    "against_prompt": None,
+}
+TRAINED: dict[str, Any] = {
+    "trainable_parameters": 9216,
+    "base_parameters": 134_515_008,
+    "base_bytes": 538_060_032,
+    "artifact_bytes": 38_000,
+    "peak_memory_bytes": 1_300_000_000,
+    "train_seconds": 80.0,
+    "best_seconds": 40.0,
+    "best_step": 10,
+    "validation": Evaluation(n=100, accuracy=0.8, seconds=1.0),
+    "curve": [{"step": 10, "seconds": 40.0, "accuracy": 0.7}, {"step": 20, "seconds": 80.0, "accuracy": 0.8}],
+    "losses": [{"step": 1, "loss": 0.9}, {"step": 10, "loss": 0.5}],
+}
+UNTRAINED = {"trainable_parameters": 0, "settings": [None], "curve": [], "losses": []}
+
+
+def row(method: str, *, failures: Sequence[str] = (), message: str | None = None, **changed: Any) -> TableRow:
+    """A method that is done, with some of its figures changed; `accuracy` is the test's."""
+
+    def of(defaults: dict[str, Any]) -> dict[str, Any]:
+        return defaults | {key: value for key, value in changed.items() if key in defaults}
+
+    test = Evaluation(n=200, accuracy=changed.get("accuracy", 0.8), seconds=1.0)
+    tested = Measured(test=test, answers=[0, 1], switch_seconds=0.002, switch_in_memory_seconds=0.00002)
+    figures = Figures(Trained(**of(TRAINED)), tested, **of(FIGURES))
+    return TableRow(method, "done", message, 1, list(failures), figures)
 
 
 ROWS = [
-    row("zero-shot", trainable_parameters=0, share=0.0, settings=[None], curve=[], losses=[]),
+    row("zero-shot", **UNTRAINED),
     row("prompt"),
-    row("lora", edge=True, failures=["0.0015: diverged"], against_prompt={"difference": 0.02, "p": 0.3}),
-    row("full", status="out of memory", message="its process was killed, as for want of memory"),
+    row("lora", edge=True, failures=["0.0015: diverged"], against_prompt=Paired(0.02, 5, 1, 0.3)),
+    TableRow("full", "out of memory", "its process was killed, as for want of memory", 0, [], None),
 ]
 
 

@@ -39,10 +39,10 @@ def test_macro_f1_is_that_of_the_rows_drawn(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_paired_test_is_mcnemars() -> None:
     ours, theirs = np.ones(20), np.array([1.0] * 12 + [0.0] * 8)
     found = paired_test(ours, theirs)
-    assert (found["better"], found["worse"], found["difference"]) == (8, 0, 0.4)
-    assert found["p"] == pytest.approx(2 * 0.5**8)
-    assert paired_test(theirs, ours)["p"] == found["p"]
-    assert paired_test(ours, ours)["p"] == 1
+    assert (found.better, found.worse, found.difference) == (8, 0, 0.4)
+    assert found.p == pytest.approx(2 * 0.5**8)
+    assert paired_test(theirs, ours).p == found.p
+    assert paired_test(ours, ours).p == 1
 
 
 def test_bleu_has_no_interval() -> None:

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from softprompt.bases.base import Base
-from softprompt.comparison.memory import peak_memory
-from softprompt.comparison.stopwatch import Stopwatch
+from softprompt.comparison.measuring import Stopwatch, peak_memory
 from softprompt.evaluation.calibration import rows_asked, worth_trying
 from softprompt.evaluation.evaluate import evaluate
 from softprompt.prompts.prompt import SoftPrompt
@@ -67,7 +66,7 @@ def measure_costs(
     """
 
     def take(steps: int) -> float:
-        watch = Stopwatch(lambda step: None)
+        watch = Stopwatch()
         settings = {"max_steps": steps, "save_every": steps, "log_every": steps, "monitor": False, "report_to": []}
         settings |= {"calibrate": False}
         train(base, prompt, task, train=train_rows, recipe=recipe.model_copy(update=settings), callbacks=[watch])

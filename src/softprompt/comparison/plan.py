@@ -1,27 +1,18 @@
-"""The plan of a comparison: all that its figures depend on, kept in its folder, and the files that lie there.
-
-Owns the folder's names and how a file gets there. Knows nothing of models.
-"""
+"""The plan of a comparison: all that its figures depend on. Owns what all methods have in common; knows no method."""
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from softprompt.errors import SoftPromptError
-from softprompt.tasks.rows import Row, check_trainable, load_rows, split_rows
+from softprompt.tasks.rows import Row, check_trainable, load_rows, with_validation
 from softprompt.tasks.task import Task
 from softprompt.training.recipe import Recipe
 from softprompt.training.taskfile import PromptStart, TaskFile
 
-PLAN = "plan.json"
 # With `quick`: two slow cores get through five methods in about ten minutes.
 _QUICK_STEPS, _QUICK_VALIDATION, _QUICK_TEST = 60, 100, 200
 # Set aside of the training rows where the task file names no validation rows: a setting is never chosen on others.
@@ -59,12 +50,7 @@ class Plan(BaseModel):
 
 
 def make_plan(file: TaskFile, *, quick: bool, one_setting: bool = False) -> Plan:
-    """Read a task file's rows and settle what is compared.
-
-    Args:
-        file: the task file.
-        quick: few steps, few rows to measure on, one setting for each method.
-        one_setting: the last of these alone.
+    """Read a task file's rows and settle what is compared; see `compare`.
 
     Raises:
         SoftPromptError: the rows can't be read or can't be learned from.
@@ -78,15 +64,13 @@ def make_plan(file: TaskFile, *, quick: bool, one_setting: bool = False) -> Plan
     notes = []
     train = load_rows(file.data.train, task)
     check_trainable(train, task)
-    if isinstance(file.data.validation, str):
-        validation = load_rows(file.data.validation, task)
-    else:
-        share = file.data.validation
-        if share is None:
-            share = _SET_ASIDE
-            notes.append(f"The task file names no validation rows: {share:.0%} of the training rows were set aside.")
-        train, validation = split_rows(train, share, recipe.seed)
-        check_trainable(train, task)
+    share = file.data.validation
+    if share is None:
+        share = _SET_ASIDE
+        notes.append(f"The task file names no validation rows: {share:.0%} of the training rows were set aside.")
+    rows, checks = with_validation(train, share, task, recipe.seed)
+    check_trainable(rows, task)
+    validation = list(checks or [])
     test = validation if file.data.test is None else load_rows(file.data.test, task)
     if quick:
         steps = min(recipe.max_steps, _QUICK_STEPS)
@@ -117,77 +101,11 @@ def make_plan(file: TaskFile, *, quick: bool, one_setting: bool = False) -> Plan
         start=file.prompt,
         recipe=recipe,
         one_setting=one_setting or quick,
-        train=train,
+        train=list(rows),
         validation=validation,
         test=test,
         notes=notes,
     )
-
-
-def open_folder(folder: Path, plan: Plan, *, force: bool) -> None:
-    """Make the comparison's folder, or check that what is in it belongs to this plan and can be gone on with.
-
-    Args:
-        folder: for the plan, the finished rows, what was trained and the report.
-        plan: what is compared.
-        force: replace another comparison.
-
-    Raises:
-        SoftPromptError: the folder holds another comparison (without `force`), something else, or can't be written.
-    """
-    text = plan.model_dump_json(indent=1)
-    record = folder / PLAN
-    try:
-        if record.exists() and record.read_text(encoding="utf-8") == text and not force:
-            return
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            if not force:
-                what = "holds another comparison" if record.exists() else "exists"
-                raise SoftPromptError(f"{folder} {what}: choose another --output, or --force to replace it")
-            if not record.exists():
-                raise SoftPromptError(f"{folder} is not a comparison's folder (it has no {PLAN}): it is not replaced")
-            # The record goes last: what a kill leaves is still known for a comparison's folder.
-            for entry in [*(set(folder.iterdir()) - {record}), record]:
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(record, text)
-    except OSError as error:
-        raise SoftPromptError(f"{folder}: the comparison's folder can't be made: {error.strerror}") from error
-
-
-def read_plan(folder: Path) -> Plan:
-    """The plan in a comparison's folder."""
-    return Plan.model_validate_json((folder / PLAN).read_text(encoding="utf-8"))
-
-
-def result_file(folder: Path, part: str, name: str) -> Path:
-    """Where the result of a job is kept; `part` is "trained" or "tested"."""
-    return folder / part / f"{name}.json"
-
-
-def artifact(folder: Path, name: str) -> Path:
-    """Where what a job has learned is kept: a prompt, an adapter, a model, or examples."""
-    return folder / "artifacts" / name
-
-
-def read_result(file: Path) -> dict[str, Any] | None:
-    """A finished result; None where there is none, or one that can't be read and so has to be made again."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file at once or not at all; its folder is made."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}")
-    with temporary.open("w", encoding="utf-8", newline="") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, file)
 
 
 def _sample(rows: Sequence[Row], count: int) -> list[Row]:

@@ -1,65 +1,76 @@
-"""A job in a process of its own, so that its peak memory is its own and its failure nobody else's.
+"""Work in a process of its own, so that its peak memory is its own and its failure nobody else's.
 
-Owns starting, listening and what a process that died without a word is taken to have died of. Does not know what a job
-does.
+Owns starting, listening, stopping and what is said of a process that died. Does not know what the work is, and imports
+nothing heavy: what a new process prints, beginning with the warnings of what it imports, goes into a file.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
+import pickle
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import get_context, resource_tracker
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from softprompt.comparison.methods import Job
-from softprompt.comparison.plan import read_result, result_file, write_text
-from softprompt.comparison.worker import Tell
-
-_KILLED = -9  # what Linux does to the process that takes the last memory
+_CONTEXT = get_context("spawn")
 
 
-def run_job(folder: Path, job: Job, parts: Sequence[str], tell: Tell) -> None:
-    """Do a job; see `worker.perform`. A process that leaves no result gets one that says so.
+def run(work: Callable[..., None], arguments: tuple[Any, ...], log: Path, heard: Callable[[Any], None]) -> int:
+    """Do `work(send, *arguments)` in a new process, which ends before this returns, whatever happens.
 
     Args:
-        folder: the comparison's, with its plan.
-        job: what is learned.
-        parts: "trained", "tested" or both.
-        tell: called with the work that is done and how much there is.
+        work: a function of a module; what it sends has to be picklable, as the arguments have.
+        arguments: its further arguments.
+        log: what the process prints is appended to it.
+        heard: called with each thing that was sent.
+
+    Returns:
+        The process's exit code; below 0: the signal that ended it.
     """
-    for part in parts:
-        result_file(folder, part, job.name).unlink(missing_ok=True)
-    setting = "none" if job.setting is None else repr(job.setting)
-    command = [sys.executable, "-m", "softprompt.comparison.worker", str(folder), job.method, setting, str(job.seed)]
-    root = str(Path(__file__).parents[2])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    log = folder / "logs" / f"{job.name}.log"
-    log.parent.mkdir(exist_ok=True)
-    with (
-        log.open("a", encoding="utf-8") as errors,
-        subprocess.Popen(
-            [*command, *parts], stdout=subprocess.PIPE, stderr=errors, env=environment, text=True, encoding="utf-8"
-        ) as process,
-    ):
-        try:
-            assert process.stdout is not None, "a pipe was asked for"
-            for line in process.stdout:
-                said = json.loads(line)
-                tell(said["done"], said["of"])
-            code = process.wait()
-        except BaseException:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    ours, theirs = _CONTEXT.Pipe(duplex=False)
+    process = _CONTEXT.Process(target=_begin, args=(str(log), theirs, pickle.dumps((work, arguments))))
+    try:
+        with _hidden_main():
+            process.start()
+        theirs.close()
+        with ours, suppress(EOFError):
+            while True:
+                heard(ours.recv())
+        process.join()
+    finally:
+        if process.pid is not None:
             process.kill()
-            raise
-    for part in parts:
-        found = read_result(result_file(folder, part, job.name))
-        if found is None:
-            words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or ["no message"]
-            died = {"status": "failed", "message": f"its process ended with {code}: {words[0]}"}
-            if code == _KILLED:
-                died = {"status": "out of memory", "message": "its process was killed, as for want of memory"}
-            write_text(result_file(folder, part, job.name), json.dumps(asdict(job) | died))
-        if found is None or found["status"] != "done":
-            return
+            process.join()
+    return process.exitcode or 0
+
+
+def _begin(log: str, connection: Connection, work: bytes) -> None:
+    with open(log, "ab") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    # The parent's would tell on its stderr what a process that was killed has left: this one gets its own.
+    resource_tracker._resource_tracker._fd = None  # type: ignore[attr-defined]
+    function, arguments = pickle.loads(work)  # imports what the work needs
+    os.set_inheritable(connection.fileno(), False)  # it ends with this process, not with one that this one starts
+    with connection:
+        function(connection.send, *arguments)
+
+
+@contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Within it a new process is not told of the program's own script.
+
+    It would run that again, with all that the script imports and, where it has no `if __name__ == "__main__"`, does.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

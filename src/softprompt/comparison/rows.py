@@ -6,20 +6,31 @@ a row is shown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
-from softprompt.comparison.methods import TRAINED
+from softprompt.comparison.jobs import Job
+from softprompt.comparison.methods.method import RATE
 from softprompt.comparison.plan import Plan
-from softprompt.comparison.statistics import interval, paired_test
+from softprompt.comparison.results import Fault, Measured, Result, Trained
+from softprompt.comparison.statistics import Paired, interval, paired_test
+from softprompt.evaluation.evaluate import Evaluation
 from softprompt.evaluation.row_scores import row_scores
 
+REFERENCE = "prompt"  # the method that the others are held against
 _TASKS = 100
+_FIGURES = (
+    *("settings", "edge", "trainable_parameters", "base_parameters", "share", "artifact_bytes", "bytes_of_100_tasks"),
+    *("peak_memory_bytes", "train_seconds", "best_seconds", "switch_seconds", "switch_in_memory_seconds"),
+    *("validation", "test", "interval", "spread", "against_prompt", "curve", "losses"),
+)
+_Kind = TypeVar("_Kind", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -27,130 +38,160 @@ class Outcome:
     """One method with one seed.
 
     Attributes:
-        trained: the result of the setting that validated best; where none is done, of the first.
-        tested: that setting's test; None where nothing could be tested.
-        tried: the results of all settings.
+        job: that of the setting that validated best; where none is done, the first.
+        tried: what training found with each setting.
+        tested: the best's test; None where nothing could be tested.
     """
 
-    trained: dict[str, Any]
-    tested: dict[str, Any] | None
-    tried: list[dict[str, Any]]
+    job: Job
+    tried: Mapping[Job, Result]
+    tested: Result | None = None
 
     @property
-    def fault(self) -> dict[str, Any] | None:
-        """The result that says what went wrong; None where the test is done."""
-        if self.tested is None:
-            return self.trained
-        return None if self.tested["status"] == "done" else self.tested
+    def done(self) -> tuple[Trained, Measured] | None:
+        """What the best setting was found to be; None where something went wrong."""
+        trained, tested = self.tried[self.job], self.tested
+        return (trained, tested) if isinstance(trained, Trained) and isinstance(tested, Measured) else None
+
+    @property
+    def fault(self) -> Fault | None:
+        """What went wrong first, if something did."""
+        return next((found for found in (self.tried[self.job], self.tested) if isinstance(found, Fault)), None)
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best rate is the least or the greatest that was tried."""
+        settings = [job.setting or 0 for job in self.tried]
+        at_end = self.job.setting in (min(settings), max(settings))
+        return self.job.method.tunes == RATE and len(settings) > 1 and at_end
 
 
-def make_rows(plan: Plan, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """One row for each method, in the order in which they first come.
+@dataclass(frozen=True)
+class Figures:
+    """What was measured of a method: over several seeds means, and whatever is no fraction of the first seed.
 
-    Keys of a row: `method`; `status`, "done" or what went wrong, with a `message`; `settings`, the rate or the examples
-    for each label of each seed; `edge`, whether the best rate is the least or the greatest that was tried;
-    `trainable_parameters`, `base_parameters`, `share`; `artifact_bytes`; `bytes_of_100_tasks`, on disk, the base
-    included; `peak_memory_bytes`, the most of all seeds; `train_seconds`, `best_seconds` (until the best validation),
-    `switch_seconds` (from disk), `switch_in_memory_seconds`, `validation` and `test`, means over the seeds; `interval`,
-    of the test metric; `spread`, its standard deviation over the seeds, None for one; `against_prompt`, see
-    `paired_test`; `curve` and `losses` of the first seed; `seeds`, how many are done; `failures`, the settings that
-    failed.
+    Attributes:
+        trained, tested: the results; the peak memory is the most of all seeds.
+        settings: each seed's choice, the rate or the examples for each label.
+        edge: whether the best rate of a seed is at an end of its grid.
+        bytes_of_100_tasks: on disk, the base included where it is needed.
+        interval, spread: of the test metric, and its standard deviation over the seeds; None for one.
+        against_prompt: this method against prompt tuning.
     """
+
+    trained: Trained
+    tested: Measured
+    settings: list[float | None]
+    edge: bool
+    bytes_of_100_tasks: int
+    interval: tuple[float, float] | None
+    spread: float | None
+    against_prompt: Paired | None
+
+    @property
+    def share(self) -> float:
+        """Of the base's parameters, that which is trained."""
+        return self.trained.trainable_parameters / self.trained.base_parameters
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures beside each other."""
+        evaluations = {"validation": self.trained.validation.to_json(), "test": self.tested.test.to_json()}
+        against = None if self.against_prompt is None else asdict(self.against_prompt)
+        found = vars(self) | vars(self.trained) | vars(self.tested) | evaluations
+        found |= {"share": self.share, "against_prompt": against}
+        return {key: found[key] for key in _FIGURES}
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One method of the table.
+
+    Attributes:
+        method: its name.
+        status: "done", or what went wrong.
+        message: what went wrong, with any seed.
+        seeds: how many are done.
+        failures: the settings that failed.
+        figures: None where no seed is done.
+    """
+
+    method: str
+    status: str
+    message: str | None
+    seeds: int
+    failures: list[str]
+    figures: Figures | None
+
+    def to_json(self) -> dict[str, Any]:
+        """All keys beside each other; of a method that is not done every figure is None."""
+        figures = dict.fromkeys(_FIGURES) if self.figures is None else self.figures.to_json()
+        return {key: value for key, value in vars(self).items() if key != "figures"} | figures
+
+
+def make_rows(plan: Plan, outcomes: Sequence[Outcome]) -> list[TableRow]:
+    """One row for each method, in the order in which they first come."""
     of_method: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
-        of_method.setdefault(outcome.trained["method"], []).append(outcome)
-    scores = {method: _scores(plan, found) for method, found in of_method.items()}
-    return [_row(plan, method, found, scores) for method, found in of_method.items()]
+        of_method.setdefault(outcome.job.method.name, []).append(outcome)
+    scores = {name: _scores(plan, found) for name, found in of_method.items()}
+    return [_row(plan, found, scores[name], scores.get(REFERENCE)) for name, found in of_method.items()]
 
 
-def _row(
-    plan: Plan, method: str, outcomes: Sequence[Outcome], scores: dict[str, NDArray[np.float64] | None]
-) -> dict[str, Any]:
-    done = [outcome for outcome in outcomes if outcome.fault is None]
+_Scores = NDArray[np.float64] | None
+
+
+def _row(plan: Plan, outcomes: Sequence[Outcome], ours: _Scores, prompts: _Scores) -> TableRow:
+    done = [(outcome, *outcome.done) for outcome in outcomes if outcome.done is not None]
     faults = [outcome.fault for outcome in outcomes if outcome.fault is not None]
-    row: dict[str, Any] = {
-        "method": method,
-        "status": "done" if done else faults[0]["status"],
-        "message": faults[0]["message"] if faults else None,
-        "seeds": len(done),
-        "failures": [
-            f"{result['setting']:.3g}: {result['status']}"
-            for outcome in outcomes
-            for result in outcome.tried
-            if result["status"] != "done" and result["setting"] is not None
-        ],
-    }
-    if not done:
-        return row | dict.fromkeys(_FIGURES)
-    first = done[0].trained
-    artifact, base = first["artifact_bytes"], first["base_bytes"]
-    trained, tested = [outcome.trained for outcome in done], [outcome.tested or {} for outcome in done]
-    metric, labels = plan.task.metric, len(plan.task.labels or [])
-    measured = [found["test"][metric] for found in tested]
-    answers = [found["answers"] for found in tested]
-    ours, prompts = scores[method], scores.get("prompt")
-    row |= {
-        "settings": [found["setting"] for found in trained],
-        "edge": any(_is_edge(outcome) for outcome in done),
-        "trainable_parameters": first["trainable_parameters"],
-        "base_parameters": first["base_parameters"],
-        "share": first["trainable_parameters"] / first["base_parameters"],
-        "artifact_bytes": artifact,
-        # A fully fine-tuned model needs no base beside it.
-        "bytes_of_100_tasks": _TASKS * artifact + (0 if method == "full" else base),
-        "peak_memory_bytes": max(found["peak_memory_bytes"] for found in trained),
-        "train_seconds": fmean(found["train_seconds"] for found in trained),
-        "best_seconds": fmean(found["best_seconds"] for found in trained),
-        "switch_seconds": fmean(found["switch_seconds"] for found in tested),
-        "switch_in_memory_seconds": _mean([found["switch_in_memory_seconds"] for found in tested]),
-        "validation": _mean_figures([found["validation"] for found in trained]),
-        "test": _mean_figures([found["test"] for found in tested]),
-        "interval": interval(metric, plan.test, answers, labels),
-        "spread": stdev(measured) if len(measured) > 1 else None,
-        "against_prompt": None if method == "prompt" or ours is None or prompts is None else paired_test(ours, prompts),
-        "curve": first["curve"],
-        "losses": first["losses"],
-    }
-    return row
+    tried = [pair for outcome in outcomes for pair in outcome.tried.items()]
+    method, figures = outcomes[0].job.method, None
+    if done:
+        outcome, trained, tested = zip(*done, strict=True)
+        metric = plan.task.metric
+        scores = [getattr(one.test, metric) for one in tested]
+        peak = max(one.peak_memory_bytes for one in trained)
+        validation = _mean_evaluation([one.validation for one in trained])
+        answers = [one.answers for one in tested]
+        against = None
+        if method.name != REFERENCE and ours is not None and prompts is not None:
+            against = paired_test(ours, prompts)
+        figures = Figures(
+            trained=_mean(trained, peak_memory_bytes=peak, validation=validation),
+            tested=_mean(tested, test=_mean_evaluation([one.test for one in tested])),
+            settings=[one.job.setting for one in outcome],
+            edge=any(one.at_edge for one in outcome),
+            bytes_of_100_tasks=_TASKS * trained[0].artifact_bytes + (trained[0].base_bytes if method.needs_base else 0),
+            interval=interval(metric, plan.test, answers, len(plan.task.labels or [])),
+            spread=stdev(scores) if len(scores) > 1 else None,
+            against_prompt=against,
+        )
+    return TableRow(
+        method=method.name,
+        status="done" if done else faults[0].status,
+        message=faults[0].message if faults else None,
+        seeds=len(done),
+        failures=[f"{job.setting:.3g}: {one.status}" for job, one in tried if isinstance(one, Fault) and job.setting],
+        figures=figures,
+    )
 
 
-_FIGURES = (
-    *("settings", "edge", "trainable_parameters", "base_parameters", "share", "artifact_bytes", "bytes_of_100_tasks"),
-    *("peak_memory_bytes", "train_seconds", "best_seconds", "switch_seconds", "switch_in_memory_seconds"),
-    *("validation", "test", "interval", "spread", "against_prompt", "curve", "losses"),
-)
-
-
-def _scores(plan: Plan, outcomes: Sequence[Outcome]) -> NDArray[np.float64] | None:
+def _scores(plan: Plan, outcomes: Sequence[Outcome]) -> _Scores:
     """Each test row's score, the mean over the seeds; None where there is none."""
-    found = [
-        row_scores(plan.task.metric, plan.test, outcome.tested["answers"])
-        for outcome in outcomes
-        if outcome.fault is None and outcome.tested is not None
-    ]
+    done = [outcome.done[1] for outcome in outcomes if outcome.done is not None]
+    found = [row_scores(plan.task.metric, plan.test, tested.answers) for tested in done]
     known = [one for one in found if one is not None]
     return np.mean(known, axis=0) if known else None
 
 
-def _is_edge(outcome: Outcome) -> bool:
-    rates = [found["setting"] for found in outcome.tried]
-    return (
-        outcome.trained["method"] in TRAINED
-        and len(rates) > 1
-        and outcome.trained["setting"] in (min(rates), max(rates))
-    )
+def _mean(found: Sequence[_Kind], **others: Any) -> _Kind:
+    """The first of several results, with the mean of every fraction and the others as they are given."""
+    means = {key: fmean(getattr(one, key) for one in found) for key, value in found[0] if isinstance(value, float)}
+    return found[0].model_copy(update=means | others)
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
-
-
-def _mean_figures(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _mean_evaluation(found: Sequence[Evaluation]) -> Evaluation:
     """One evaluation as it is; of several the mean of each figure that is a number."""
-    if len(evaluations) == 1:
-        return evaluations[0]
-    numbers = [key for key, value in evaluations[0].items() if isinstance(value, int | float)]
-    # Rows are counted, not averaged into fractions.
-    kinds: dict[str, Callable[[float], float]] = {"n": int, "truncated": int}
-    return {key: kinds.get(key, float)(fmean(found[key] for found in evaluations)) for key in numbers}
+    if len(found) == 1:
+        return found[0]
+    truncated = int(fmean(one.truncated for one in found))  # rows are counted, not averaged into fractions
+    return _mean(found, truncated=truncated, per_label=None, confusion=None)

@@ -6,6 +6,7 @@ Owns the resampling. Knows answers as arrays of numbers; knows nothing of method
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,19 +47,29 @@ def interval(
     return float(low), float(high)
 
 
-def paired_test(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> dict[str, float]:
+@dataclass(frozen=True)
+class Paired:
+    """Two methods on the same rows.
+
+    Attributes:
+        difference: the mean score of ours less theirs.
+        better, worse: the rows on which ours is.
+        p: two-sided: the chance of a split as uneven as that if neither were better.
+    """
+
+    difference: float
+    better: int
+    worse: int
+    p: float
+
+
+def paired_test(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Paired:
     """Whether two methods differ on the same rows: the exact sign test, which for right and wrong is McNemar's.
 
     McNemar 1947, "Note on the sampling error of the difference between correlated proportions or percentages"
     (https://doi.org/10.1007/BF02295996).
 
-    Args:
-        ours: `[n]` score of each row, the mean over several runs where there are several.
-        theirs: likewise.
-
-    Returns:
-        `difference`, the mean of ours less theirs; `better` and `worse`, the rows on which ours is; and the two-sided
-        `p`: the chance of a split as uneven as that if neither were better.
+    Both are `[n]` scores of the rows, means over several runs where there are several.
     """
     from scipy.stats import binomtest
 
@@ -66,7 +77,7 @@ def paired_test(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> dict[
     # Means over seeds differ by rounding where they are equal.
     better, worse = int((gap > 1e-9).sum()), int((gap < -1e-9).sum())
     p = float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
-    return {"difference": float(gap.mean()), "better": better, "worse": worse, "p": p}
+    return Paired(float(gap.mean()), better, worse, p)
 
 
 def _figure(

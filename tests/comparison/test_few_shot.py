@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from softprompt import Base, SoftPromptError, Task
-from softprompt.comparison.shots import choose, with_examples
+from softprompt.comparison.methods.few_shot import choose, with_examples
 from softprompt.tasks.encode import Encoder
 from softprompt.tasks.rows import Row
 

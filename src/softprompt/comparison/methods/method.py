@@ -1,0 +1,174 @@
+"""The seam between a comparison and its methods: what a method says of itself, and what it is given to work with.
+
+Owns what is the same for all: the base, the rows, the room of their texts, how they are asked. Knows no method.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from softprompt.bases.load import load_base
+from softprompt.comparison.measuring import Stopwatch, peak_memory
+from softprompt.comparison.plan import Plan
+from softprompt.comparison.results import Trained
+from softprompt.errors import SoftPromptError
+from softprompt.evaluation.evaluate import Evaluation, Evaluator
+from softprompt.models.prompted import PromptedModel
+from softprompt.tasks.encode import Encoder
+from softprompt.tasks.metrics import classification_metrics, text_metrics
+from softprompt.tasks.rows import Row
+from softprompt.training.taskfile import make_prompt
+
+RATE = "rate"
+_STEP = 3.0  # between two rates of a grid: three of them span an order of magnitude
+
+
+class UnusableError(SoftPromptError):
+    """What is wrong with the plan itself, its base, its prompt or its labels: every method would fail alike."""
+
+
+class Work:
+    """One setting of a method with one seed: what it learns from, and with.
+
+    Args:
+        plan: what is compared.
+        setting: one of the method's grid.
+        seed: of what is drawn at random, added to the plan's own.
+        folder: where what is learned is put, and found again.
+        tell: called with the work that is done and how much there is.
+
+    Attributes:
+        recipe: the plan's with this seed; its rate is the prompt's usual one.
+        base: freshly loaded; a method may change it.
+        prompt: what prompt tuning starts from. The texts of all methods are cut as if it stood before them.
+        watch: for whoever trains, among the Trainer's callbacks.
+
+    Raises:
+        UnusableError: the plan's base, prompt or labels can't be used.
+    """
+
+    def __init__(
+        self, plan: Plan, setting: float | None, seed: int, folder: Path, tell: Callable[[int, int], None]
+    ) -> None:
+        self.plan, self.setting, self.seed, self.folder, self._tell = plan, setting, seed, folder, tell
+        self.recipe = plan.recipe.model_copy(update={"seed": plan.recipe.seed + seed})
+        self.watch = Stopwatch(lambda step: tell(step, self.recipe.max_steps))
+        try:
+            self.base = load_base(plan.base, dtype=self.recipe.dtype)
+            start = plan.start.model_copy(update={"seed": plan.start.seed + seed})
+            self.prompt = make_prompt(self.base, start, plan.task, plan.train)
+            Encoder(self.base, plan.task, virtual_tokens=self.prompt.num_virtual_tokens)
+        except SoftPromptError as error:
+            raise UnusableError(str(error)) from None
+        weights = list(self.base.model.parameters())
+        self._base_parameters = self.base.model.num_parameters()
+        self._base_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
+
+    def evaluator(
+        self, model: PromptedModel, rows: Sequence[Row], log_priors: Sequence[float] | None = None
+    ) -> Evaluator:
+        """Rows before a model with one prompt or none; `log_priors` are the labels', where it is calibrated."""
+        virtual = self.prompt.num_virtual_tokens
+        return Evaluator(model, self.plan.task, rows, virtual_tokens=virtual, log_priors=log_priors)
+
+    def ask(self, evaluator: Evaluator) -> tuple[Evaluation, list[int] | list[str]]:
+        """The figures, and what they are of: the label's index or the text for each row."""
+        task, rows, begun, done = evaluator.task, evaluator.rows, time.perf_counter(), 0
+
+        def told(more: int) -> None:
+            nonlocal done
+            done += more
+            self._tell(done, len(rows))
+
+        answers: list[int] | list[str]
+        if task.labels is None:
+            answers = evaluator.outputs(told)
+            figures = text_metrics(answers, [row.target or "" for row in rows])
+        else:
+            probabilities = evaluator.probabilities(told).numpy()
+            answers = probabilities.argmax(1).tolist()
+            figures = classification_metrics([row.label or 0 for row in rows], probabilities, task.labels)
+        seconds = time.perf_counter() - begun
+        return Evaluation(**figures, truncated=evaluator.truncated, seconds=seconds), answers
+
+    def trained(
+        self,
+        validation: Evaluation,
+        trainable_parameters: int = 0,
+        best_step: int = 0,
+        peak: int | None = None,
+        examples: int | None = None,
+    ) -> Trained:
+        """What a method's training found, once what was learned lies in the folder.
+
+        Args:
+            validation: of what lies there.
+            trainable_parameters: how many numbers were trained.
+            best_step: the step that they are from.
+            peak: the most memory of the process while it trained; None: up to now.
+            examples: labelled rows that are shown before each row.
+        """
+        files = [file for file in self.folder.rglob("*") if file.is_file()]
+        return Trained(
+            trainable_parameters=trainable_parameters,
+            base_parameters=self._base_parameters,
+            base_bytes=self._base_bytes,
+            artifact_bytes=sum(file.stat().st_size for file in files),
+            peak_memory_bytes=peak_memory(self.base.device) if peak is None else peak,
+            train_seconds=self.watch.seconds,
+            best_seconds=self.watch.seconds_at(best_step),
+            best_step=best_step,
+            validation=validation,
+            curve=self.watch.curve,
+            losses=self.watch.losses,
+            examples=examples,
+        )
+
+
+class Method(ABC):
+    """A way to do a task. What a comparison has to know of it stands here: nobody asks which one it is.
+
+    Attributes:
+        name: as it is asked for.
+        title: as it is shown.
+        tunes: what the settings of its grid are; None where there is nothing to choose.
+        needs_base: whether the base is needed beside what it has learned.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    tunes: ClassVar[str | None] = RATE
+    needs_base: ClassVar[bool] = True
+
+    @abstractmethod
+    def grid(self, prompt_rate: float, *, one: bool) -> list[float | None]:
+        """The settings to be tried: three where there are any, or the usual one alone.
+
+        `prompt_rate` is the recipe's learning rate, which is meant for the prompt.
+        """
+
+    @abstractmethod
+    def train(self, work: Work) -> Trained:
+        """Learn the plan's task with the work's setting, validate it, and leave what is learned in its folder."""
+
+    @abstractmethod
+    def open(self, work: Work, rows: Sequence[Row]) -> Evaluator:
+        """What lies in the work's folder, ready to answer these rows."""
+
+    @abstractmethod
+    def switch(self, work: Work) -> tuple[float, float | None]:
+        """The median seconds in which a running program switches to another task, measured on the work's folder.
+
+        Returns:
+            Of reading the other task's files and putting them in place, and of the latter alone; None where nothing
+            but reading helps.
+        """
+
+
+def rates(usual: float, *, one: bool) -> list[float | None]:
+    """A grid of learning rates around the usual one."""
+    return [usual] if one else [usual / _STEP, usual, usual * _STEP]

@@ -1,0 +1,59 @@
+"""Prompt tuning, as `softprompt train` does it.
+
+Lester, Al-Rfou, Constant 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning"
+(https://aclanthology.org/2021.emnlp-main.243).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from softprompt.comparison.measuring import median_seconds
+from softprompt.comparison.methods.method import Method, Work, rates
+from softprompt.comparison.results import Trained
+from softprompt.evaluation.evaluate import Evaluator
+from softprompt.models.prompted import PromptedModel
+from softprompt.prompts.prompt import SoftPrompt
+from softprompt.tasks.rows import Row
+from softprompt.training.run import train
+
+
+class PromptTuning(Method):
+    """`[P, H]` numbers before each row, learned by the plan's recipe."""
+
+    name, title = "prompt", "Prompt tuning"
+
+    def grid(self, prompt_rate: float, *, one: bool) -> list[float | None]:
+        return rates(prompt_rate, one=one)
+
+    def train(self, work: Work) -> Trained:
+        run = train(
+            work.base,
+            work.prompt,
+            work.plan.task,
+            train=work.plan.train,
+            validation=work.plan.validation,
+            recipe=work.recipe.model_copy(update={"learning_rate": work.setting}),
+            callbacks=[work.watch],
+        )
+        run.prompt.save(work.folder, force=work.folder.exists())
+        assert run.validation is not None, "there are validation rows"
+        return work.trained(run.validation, run.prompt.embeddings.numel(), run.best_step)
+
+    def open(self, work: Work, rows: Sequence[Row]) -> Evaluator:
+        prompt = SoftPrompt.load(work.folder, work.base)
+        return work.evaluator(PromptedModel(work.base, [prompt]), rows, prompt.card.log_priors(work.plan.task.labels))
+
+    def switch(self, work: Work) -> tuple[float, float | None]:
+        """The other prompt's numbers are read, checked against the base and copied into the model."""
+        other = SoftPrompt.load(work.folder, work.base)
+        model = PromptedModel(work.base, [other])
+
+        @torch.no_grad()
+        def put(prompt: SoftPrompt) -> None:
+            model.prompts[0].copy_(prompt.embeddings)
+
+        from_disk = median_seconds(lambda: put(SoftPrompt.load(work.folder, work.base)))
+        return from_disk, median_seconds(lambda: put(other))
