@@ -11,6 +11,7 @@ from benchmarks import quality
 
 from softprompt import SoftPromptError
 from softprompt.comparison import Comparison
+from softprompt.comparison.methods import METHODS
 from softprompt.comparison.rows import TableRow
 from softprompt.training.recipe import AUTO_LEARNING_RATE
 from softprompt.training.taskfile import load_task_file
@@ -85,7 +86,7 @@ def test_the_methods_table_is_the_comparisons(task: Path, tmp_path: Path, monkey
     def compared(file: Any, methods: Any, *, output: Path, **options: Any) -> Comparison:
         changed = {"trainable_parameters": 128, "artifact_bytes": 5000, "peak_memory_bytes": 10**9}
         done = row("prompt", accuracy=0.9, interval=(0.8, 1.0), train_seconds=3.0, **changed)
-        rows = [done, TableRow("full", "diverged", "the loss became NaN", 0, [], None)]
+        rows = [done, TableRow(METHODS["full"], "diverged", "the loss became NaN", 0, [], None)]
         return Comparison(file.name, "accuracy", rows, ["A note."], output)
 
     monkeypatch.setattr(quality, "compare", compared)

@@ -88,7 +88,7 @@ def run(project: Path, *methods: str, overrides: Sequence[str] = (), **options: 
 def figures(found: Comparison) -> dict[str, Figures]:
     """Those of each method, all of which are done."""
     assert {row.status for row in found.rows} == {"done"}
-    return {row.method: row.figures for row in found.rows if row.figures is not None}
+    return {row.method.name: row.figures for row in found.rows if row.figures is not None}
 
 
 def test_every_figure_comes_from_real_objects(project: Path, jobs: list[Any], base_folder: Path) -> None:
@@ -177,6 +177,21 @@ def test_what_is_finished_is_not_repeated(project: Path, jobs: list[Any], add: C
     with pytest.raises(SoftPromptError, match="not a comparison's folder"):
         run(project, "prompt", output=project / "mine", force=True)
     assert (project / "mine/thesis.txt").exists()
+
+
+def test_what_an_earlier_version_left_is_gone_on_with(project: Path, jobs: list[Any]) -> None:
+    """It wrote what is not known as null, had no words for some faults, and may have been stopped while it wrote."""
+    first = run(project, "zero-shot", "few-shot", "prompt", "full")
+    jobs.clear()
+    found = {file.name.split("-")[0]: file for file in (project / "out/tested").iterdir()}
+    for name, key in (("full", "switch_in_memory_seconds"), ("prompt", "something_older")):
+        found[name].write_text(json.dumps(json.loads(found[name].read_text()) | {key: None}))
+    found["zero"].write_text('{"method": "zero-shot", "status": "do')
+    found["few"].write_text('{"method": "few-shot", "setting": 4.0, "seed": 0, "status": "missing", "message": "?"}')
+    again = run(project, "zero-shot", "few-shot", "prompt", "full")
+    assert jobs == [("zero-shot-seed-0", ("tested",)), ("few-shot-4-seed-0", ("tested",))]
+    assert [row.status for row in again.rows] == ["done"] * 4
+    assert again.rows[2:] == first.rows[2:]
 
 
 def test_every_trained_method_is_calibrated_as_the_recipe_says(

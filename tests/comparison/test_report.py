@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from html.parser import HTMLParser
 from typing import Any
 
+from softprompt.comparison.methods import METHODS
 from softprompt.comparison.report import cells, html, markdown, remarks, seconds, size
 from softprompt.comparison.results import Measured, Trained
 from softprompt.comparison.rows import Figures, TableRow
@@ -47,14 +48,14 @@ def row(method: str, *, failures: Sequence[str] = (), message: str | None = None
     test = Evaluation(n=200, accuracy=changed.get("accuracy", 0.8), seconds=1.0)
     tested = Measured(test=test, answers=[0, 1], switch_seconds=0.002, switch_in_memory_seconds=0.00002)
     figures = Figures(Trained(**of(TRAINED)), tested, **of(FIGURES))
-    return TableRow(method, "done", message, 1, list(failures), figures)
+    return TableRow(METHODS[method], "done", message, 1, list(failures), figures)
 
 
 ROWS = [
     row("zero-shot", **UNTRAINED),
     row("prompt"),
     row("lora", edge=True, failures=["0.0015: diverged"], against_prompt=Paired(0.02, 5, 1, 0.3)),
-    TableRow("full", "out of memory", "its process was killed, as for want of memory", 0, [], None),
+    TableRow(METHODS["full"], "out of memory", "its process was killed, as for want of memory", 0, [], None),
 ]
 
 

@@ -9,6 +9,7 @@ from softprompt.comparison.statistics import interval, paired_test
 from softprompt.evaluation.row_scores import row_scores
 from softprompt.tasks.metrics import classification_metrics
 from softprompt.tasks.rows import Row
+from softprompt.tasks.task import Task
 
 GOLD = [i % 3 for i in range(60)]
 ROWS = [Row({"text": str(i)}, label) for i, label in enumerate(GOLD)]
@@ -19,9 +20,10 @@ def test_the_interval_is_scipys() -> None:
     scores = row_scores("accuracy", ROWS, ANSWERS)
     assert scores is not None
     theirs = bootstrap((scores,), np.mean, method="percentile", n_resamples=2000, rng=np.random.default_rng(1))
-    found = interval("accuracy", ROWS, [ANSWERS], 3)
+    task = Task(template="{text}:", labels=["a", "b", "c"])
+    found = interval(task, ROWS, [ANSWERS])
     assert found == pytest.approx([*theirs.confidence_interval], abs=0.03)
-    assert found == interval("accuracy", ROWS, [ANSWERS, ANSWERS], 3)  # the mean of two equal runs
+    assert found == interval(task, ROWS, [ANSWERS, ANSWERS])  # the mean of two equal runs
 
 
 def test_macro_f1_is_that_of_the_rows_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +35,8 @@ def test_macro_f1_is_that_of_the_rows_drawn(monkeypatch: pytest.MonkeyPatch) -> 
     expected = f1_score(GOLD, ANSWERS, labels=range(4), average="macro", zero_division=0)
     whole = classification_metrics(GOLD, np.eye(4)[ANSWERS], ["a", "b", "c", "never"])["macro_f1"]
     assert whole == pytest.approx(expected)
-    assert interval("macro_f1", ROWS, [ANSWERS], 4) == pytest.approx([expected, expected])
+    task = Task(template="{text}:", labels=["a", "b", "c", "never"], metric="macro_f1")
+    assert interval(task, ROWS, [ANSWERS]) == pytest.approx([expected, expected])
 
 
 def test_the_paired_test_is_mcnemars() -> None:
@@ -47,4 +50,5 @@ def test_the_paired_test_is_mcnemars() -> None:
 
 def test_bleu_has_no_interval() -> None:
     rows = [Row({"a": "x"}, None, " deep blue"), Row({"a": "y"}, None, " green")]
-    assert interval("bleu", rows, [["blue", "green"]], 0) is None
+    task = Task(template="{a}", target="{b}", metric="bleu")
+    assert interval(task, rows, [["blue", "green"]]) is None

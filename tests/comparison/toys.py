@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from softprompt.comparison.methods.method import RATE, Method, Work, rates
+from softprompt.comparison.methods.method import Method, Work
 from softprompt.comparison.results import Trained
 from softprompt.evaluation import Evaluator
 from softprompt.models.prompted import PromptedModel
@@ -24,13 +24,10 @@ def succeeds(folder: Path) -> None:
 class Toy(Method):
     """The bare base with one number of its own, which is its rate."""
 
-    tunes = RATE
+    usual_rate = 1.0
 
     def __init__(self, name: str = "toy", deed: Callable[[Path], None] = succeeds) -> None:
         self.name, self.title, self.deed = name, f"A method called {name}", deed
-
-    def grid(self, prompt_rate: float, *, one: bool) -> list[float | None]:
-        return rates(1.0, one=one)
 
     def train(self, work: Work) -> Trained:
         work.folder.mkdir(parents=True, exist_ok=True)

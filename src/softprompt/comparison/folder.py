@@ -25,11 +25,7 @@ class Folder:
         self.path = path
 
     def open(self, plan: Plan, *, force: bool) -> None:
-        """Make the folder, or check that what is in it belongs to this plan and can be gone on with.
-
-        Args:
-            plan: what is compared.
-            force: replace another comparison.
+        """Make the folder, or check that what is in it belongs to this plan; `force` replaces another comparison.
 
         Raises:
             SoftPromptError: it holds another comparison (without `force`), something else, or can't be written.

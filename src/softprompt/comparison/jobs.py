@@ -26,13 +26,7 @@ Tell = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Job:
-    """One method with one setting and one seed.
-
-    Attributes:
-        method: what is trained.
-        setting: one of its grid: the peak learning rate, or the examples for each label; None where there is none.
-        seed: of the order of the rows, of what is drawn at random and of the choice of examples.
-    """
+    """A method with one of its settings, and a seed: of the order of rows, of draws, of the choice of examples."""
 
     method: Method
     setting: float | None
@@ -51,17 +45,10 @@ class Job:
 
 
 def run_job(plan: Plan, job: Job, folder: Folder, parts: Sequence[Part], tell: Tell) -> dict[Part, Result]:
-    """Do parts of a job, in a process of its own, and keep their results in the folder.
+    """Do parts of a job, in order, in a process of its own, and keep their results in the folder.
 
-    Args:
-        plan: what is compared.
-        job: what is learned.
-        folder: the comparison's.
-        parts: in order; after one that went wrong the others are not done.
-        tell: called with the work that is done and how much there is.
-
-    Returns:
-        The results of the parts that were done. Of a process that died the last one says so.
+    After one that went wrong the others are not done. Of a process that died the last result says so. `tell` is called
+    with the work that is done and how much there is.
     """
     results: dict[Part, Result] = {}
     about: dict[str, Any] = {"method": job.method.name, "setting": job.setting, "seed": job.seed}

@@ -42,15 +42,12 @@ def median_seconds(work: Callable[[], object], times: int = 5) -> float:
 
 
 class Stopwatch(TrainerCallback):
-    """Times a training run's steps and notes each validation and each logged loss.
+    """Times a training run's steps; `tell` is called with the number of those done.
 
     Attributes:
         seconds: spent in steps so far.
         curve: of each validation its step, the seconds until then and its figures.
         losses: of each log entry its step and the training loss.
-
-    Args:
-        tell: called with the number of steps done.
     """
 
     def __init__(self, tell: Callable[[int], None] = lambda step: None) -> None:

@@ -23,15 +23,9 @@ class Plan(BaseModel):
     """What is compared, on which rows.
 
     Attributes:
-        name: the task file's.
-        base: what `load_base` takes.
-        task: what is learned.
-        start: how the prompt starts.
         recipe: steps, batches and schedule of every method that is trained; the rate is the prompt's.
         one_setting: one setting for each method, instead of a grid.
-        train: what every method learns from.
         validation: what settings are chosen on, and the best step of a run.
-        test: what is measured at the end, once.
         notes: what a reader of the figures has to know.
     """
 

@@ -21,13 +21,10 @@ _CONTEXT = get_context("spawn")
 
 
 def run(work: Callable[..., None], arguments: tuple[Any, ...], log: Path, heard: Callable[[Any], None]) -> int:
-    """Do `work(send, *arguments)` in a new process, which ends before this returns, whatever happens.
+    """Do `work(send, *arguments)` in a new process, which has ended when this returns or raises.
 
-    Args:
-        work: a function of a module; what it sends has to be picklable, as the arguments have.
-        arguments: its further arguments.
-        log: what the process prints is appended to it.
-        heard: called with each thing that was sent.
+    `work` is a function of a module; its arguments, and what it sends, have to be picklable. `heard` is called with
+    each thing that was sent; what the process prints is appended to `log`.
 
     Returns:
         The process's exit code; below 0: the signal that ended it.
@@ -51,15 +48,22 @@ def run(work: Callable[..., None], arguments: tuple[Any, ...], log: Path, heard:
 
 
 def _begin(log: str, connection: Connection, work: bytes) -> None:
-    with open(log, "ab") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    # The parent's would tell on its stderr what a process that was killed has left: this one gets its own.
+    # Python's resource tracker is the parent's, and tells on its stderr of what a killed process has left. This process
+    # gets one of its own, which tells nobody.
+    _print_to(os.devnull)
     resource_tracker._resource_tracker._fd = None  # type: ignore[attr-defined]
-    function, arguments = pickle.loads(work)  # imports what the work needs
+    resource_tracker.ensure_running()
+    _print_to(log)
     os.set_inheritable(connection.fileno(), False)  # it ends with this process, not with one that this one starts
+    function, arguments = pickle.loads(work)  # imports what the work needs
     with connection:
         function(connection.send, *arguments)
+
+
+def _print_to(path: str) -> None:
+    with open(path, "ab") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
 
 
 @contextmanager

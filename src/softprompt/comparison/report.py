@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from softprompt.comparison.methods import METHODS
+from softprompt.comparison.methods.method import Method
 from softprompt.comparison.rows import Figures, TableRow
 from softprompt.reporting.page import Section, figure, page, paragraph, table
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 # Each method's marker and colour, in the order of the methods' table. Okabe and Ito's colours, told apart by
 # colour-blind readers; their grey and orange darkened to be seen on white too.
 _LOOKS = (("o", "#808080"), ("s", "#B07A00"), ("D", "#0072B2"), ("^", "#009E73"), ("v", "#D55E00"), ("P", "#CC79A7"))
-Done = Sequence[tuple[str, Figures]]  # the methods that are done
+Done = Sequence[tuple[Method, Figures]]  # the methods that are done
 
 
 def cells(metric: str, rows: Sequence[TableRow]) -> tuple[list[str], list[list[str]]]:
@@ -47,14 +48,14 @@ def cells(metric: str, rows: Sequence[TableRow]) -> tuple[list[str], list[list[s
         [name, *(shown(row.figures) if row.figures else "" if number else row.status for row in rows)]
         for number, (name, shown) in enumerate(lines)
     ]
-    return ["", *(_title(row.method) for row in rows)], [*body, ["setting chosen by validation", *map(_setting, rows)]]
+    return ["", *(row.method.title for row in rows)], [*body, ["setting chosen by validation", *map(_setting, rows)]]
 
 
 def remarks(rows: Sequence[TableRow], notes: Sequence[str]) -> list[str]:
     """What has to be said beside the table: the notes, what failed, and where a grid ended too early."""
     found = list(notes)
     for row in rows:
-        title = _title(row.method)
+        title = row.method.title
         if row.message:
             some = " (not with every seed)" if row.figures else ""
             found.append(f"{title}{some}: {row.message}")
@@ -111,13 +112,9 @@ def _done(rows: Sequence[TableRow]) -> Done:
     return [(row.method, row.figures) for row in rows if row.figures is not None]
 
 
-def _title(method: str) -> str:
-    return METHODS[method].title
-
-
-def _look(method: str) -> tuple[str, str]:
+def _look(method: Method) -> tuple[str, str]:
     """A method's marker and colour."""
-    return _LOOKS[list(METHODS).index(method) % len(_LOOKS)]
+    return _LOOKS[list(METHODS).index(method.name) % len(_LOOKS)]
 
 
 def _words(metric: str) -> str:
@@ -137,7 +134,7 @@ def _against(found: Figures) -> str:
 def _setting(row: TableRow) -> str:
     chosen = {setting for setting in (row.figures.settings if row.figures else []) if setting is not None}
     shown = ", ".join(f"{setting:.3g}" for setting in sorted(chosen))
-    return f"{METHODS[row.method].tunes} {shown}" if chosen else ""
+    return f"{row.method.tunes} {shown}" if chosen else ""
 
 
 def _axes(title: str, horizontal: str, vertical: str) -> tuple[Figure, Axes]:
@@ -169,7 +166,7 @@ def _quality(metric: str, done: Done) -> Markup:
             fmt=marker,
             color=colour,
             capsize=4,
-            label=_title(method),
+            label=method.title,
         )
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xlim(left=-0.5)
@@ -179,15 +176,15 @@ def _quality(metric: str, done: Done) -> Markup:
         drawn,
         f"Test {words} against trained parameters",
         "Further up is better, further left is smaller; the scale is logarithmic, and what trains nothing stands "
-        f"around 0. The bars are 95% intervals. The highest is {_title(best)} with {scores[best]:.3f}.",
+        f"around 0. The bars are 95% intervals. The highest is {best.title} with {scores[best]:.3f}.",
     )
 
 
 def _memory(done: Done) -> Markup:
     drawn, axes = _axes("Peak memory of the process", "method", "peak memory (gigabytes)")
     for method, found in done:
-        axes.bar(_title(method), found.trained.peak_memory_bytes / 1e9, color=_look(method)[1])
-    shown = ", ".join(f"{_title(method)} {size(found.trained.peak_memory_bytes)}" for method, found in done)
+        axes.bar(method.title, found.trained.peak_memory_bytes / 1e9, color=_look(method)[1])
+    shown = ", ".join(f"{method.title} {size(found.trained.peak_memory_bytes)}" for method, found in done)
     return figure(
         drawn,
         "Peak memory",
@@ -217,6 +214,6 @@ def _losses(done: Done) -> Markup:
     return figure(drawn, "Training loss", "The mean loss since the entry before; lower is better.")
 
 
-def _draw(axes: Axes, method: str, points: Sequence[tuple[float, float]], marker: str = "") -> None:
+def _draw(axes: Axes, method: Method, points: Sequence[tuple[float, float]], marker: str = "") -> None:
     if points:
-        axes.plot(*zip(*points, strict=True), marker=marker, color=_look(method)[1], label=_title(method))
+        axes.plot(*zip(*points, strict=True), marker=marker, color=_look(method)[1], label=method.title)

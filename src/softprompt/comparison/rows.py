@@ -1,7 +1,6 @@
 """The table's rows: what the jobs found, one row for each method, over all seeds.
 
-Owns the rows' keys and the arithmetic between the jobs' results and the table. Knows nothing of processes, files or how
-a row is shown.
+Owns the rows' keys and the arithmetic between the jobs' results and the table.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from softprompt.comparison.jobs import Job
-from softprompt.comparison.methods.method import RATE
+from softprompt.comparison.methods.method import RATE, Method
 from softprompt.comparison.plan import Plan
 from softprompt.comparison.results import Fault, Measured, Result, Trained
 from softprompt.comparison.statistics import Paired, interval, paired_test
@@ -31,6 +30,7 @@ _FIGURES = (
     *("validation", "test", "interval", "spread", "against_prompt", "curve", "losses"),
 )
 _Kind = TypeVar("_Kind", bound=BaseModel)
+_Scores = NDArray[np.float64] | None
 
 
 @dataclass(frozen=True)
@@ -39,24 +39,13 @@ class Outcome:
 
     Attributes:
         job: that of the setting that validated best; where none is done, the first.
+        found: what that setting was found to be, or what went wrong with it.
         tried: what training found with each setting.
-        tested: the best's test; None where nothing could be tested.
     """
 
     job: Job
+    found: tuple[Trained, Measured] | Fault
     tried: Mapping[Job, Result]
-    tested: Result | None = None
-
-    @property
-    def done(self) -> tuple[Trained, Measured] | None:
-        """What the best setting was found to be; None where something went wrong."""
-        trained, tested = self.tried[self.job], self.tested
-        return (trained, tested) if isinstance(trained, Trained) and isinstance(tested, Measured) else None
-
-    @property
-    def fault(self) -> Fault | None:
-        """What went wrong first, if something did."""
-        return next((found for found in (self.tried[self.job], self.tested) if isinstance(found, Fault)), None)
 
     @property
     def at_edge(self) -> bool:
@@ -68,14 +57,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured of a method: over several seeds means, and whatever is no fraction of the first seed.
+    """What was measured of a method: means over the seeds, and what is counted as with the first.
 
     Attributes:
-        trained, tested: the results; the peak memory is the most of all seeds.
-        settings: each seed's choice, the rate or the examples for each label.
-        edge: whether the best rate of a seed is at an end of its grid.
+        trained, tested: the peak memory is the most of all seeds.
+        settings, edge: each seed's choice, and whether one of them is a rate at an end of its grid.
         bytes_of_100_tasks: on disk, the base included where it is needed.
-        interval, spread: of the test metric, and its standard deviation over the seeds; None for one.
+        interval, spread: of the test metric; the spread is its standard deviation over several seeds.
         against_prompt: this method against prompt tuning.
     """
 
@@ -104,18 +92,15 @@ class Figures:
 
 @dataclass(frozen=True)
 class TableRow:
-    """One method of the table.
+    """One method of the table; it has figures where at least one seed is done.
 
     Attributes:
-        method: its name.
-        status: "done", or what went wrong.
-        message: what went wrong, with any seed.
+        status, message: "done", or what went wrong; a message also where that was with some seeds.
         seeds: how many are done.
         failures: the settings that failed.
-        figures: None where no seed is done.
     """
 
-    method: str
+    method: Method
     status: str
     message: str | None
     seeds: int
@@ -124,8 +109,8 @@ class TableRow:
 
     def to_json(self) -> dict[str, Any]:
         """All keys beside each other; of a method that is not done every figure is None."""
-        figures = dict.fromkeys(_FIGURES) if self.figures is None else self.figures.to_json()
-        return {key: value for key, value in vars(self).items() if key != "figures"} | figures
+        row = {key: value for key, value in vars(self).items() if key != "figures"} | {"method": self.method.name}
+        return row | (dict.fromkeys(_FIGURES) if self.figures is None else self.figures.to_json())
 
 
 def make_rows(plan: Plan, outcomes: Sequence[Outcome]) -> list[TableRow]:
@@ -137,36 +122,29 @@ def make_rows(plan: Plan, outcomes: Sequence[Outcome]) -> list[TableRow]:
     return [_row(plan, found, scores[name], scores.get(REFERENCE)) for name, found in of_method.items()]
 
 
-_Scores = NDArray[np.float64] | None
-
-
 def _row(plan: Plan, outcomes: Sequence[Outcome], ours: _Scores, prompts: _Scores) -> TableRow:
-    done = [(outcome, *outcome.done) for outcome in outcomes if outcome.done is not None]
-    faults = [outcome.fault for outcome in outcomes if outcome.fault is not None]
-    tried = [pair for outcome in outcomes for pair in outcome.tried.items()]
     method, figures = outcomes[0].job.method, None
+    done = [(outcome, *outcome.found) for outcome in outcomes if not isinstance(outcome.found, Fault)]
+    faults = [outcome.found for outcome in outcomes if isinstance(outcome.found, Fault)]
+    tried = [pair for outcome in outcomes for pair in outcome.tried.items()]
     if done:
-        outcome, trained, tested = zip(*done, strict=True)
-        metric = plan.task.metric
-        scores = [getattr(one.test, metric) for one in tested]
+        best, trained, tested = zip(*done, strict=True)
+        first, scores = trained[0], [getattr(one.test, plan.task.metric) for one in tested]
         peak = max(one.peak_memory_bytes for one in trained)
         validation = _mean_evaluation([one.validation for one in trained])
-        answers = [one.answers for one in tested]
-        against = None
-        if method.name != REFERENCE and ours is not None and prompts is not None:
-            against = paired_test(ours, prompts)
+        against = None if method.name == REFERENCE or ours is None or prompts is None else paired_test(ours, prompts)
         figures = Figures(
             trained=_mean(trained, peak_memory_bytes=peak, validation=validation),
             tested=_mean(tested, test=_mean_evaluation([one.test for one in tested])),
-            settings=[one.job.setting for one in outcome],
-            edge=any(one.at_edge for one in outcome),
-            bytes_of_100_tasks=_TASKS * trained[0].artifact_bytes + (trained[0].base_bytes if method.needs_base else 0),
-            interval=interval(metric, plan.test, answers, len(plan.task.labels or [])),
+            settings=[one.job.setting for one in best],
+            edge=any(one.at_edge for one in best),
+            bytes_of_100_tasks=_TASKS * first.artifact_bytes + (first.base_bytes if method.needs_base else 0),
+            interval=interval(plan.task, plan.test, [one.answers for one in tested]),
             spread=stdev(scores) if len(scores) > 1 else None,
             against_prompt=against,
         )
     return TableRow(
-        method=method.name,
+        method=method,
         status="done" if done else faults[0].status,
         message=faults[0].message if faults else None,
         seeds=len(done),
@@ -177,8 +155,8 @@ def _row(plan: Plan, outcomes: Sequence[Outcome], ours: _Scores, prompts: _Score
 
 def _scores(plan: Plan, outcomes: Sequence[Outcome]) -> _Scores:
     """Each test row's score, the mean over the seeds; None where there is none."""
-    done = [outcome.done[1] for outcome in outcomes if outcome.done is not None]
-    found = [row_scores(plan.task.metric, plan.test, tested.answers) for tested in done]
+    tested = [outcome.found[1] for outcome in outcomes if not isinstance(outcome.found, Fault)]
+    found = [row_scores(plan.task.metric, plan.test, one.answers) for one in tested]
     known = [one for one in found if one is not None]
     return np.mean(known, axis=0) if known else None
 

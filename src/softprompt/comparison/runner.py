@@ -18,7 +18,7 @@ from softprompt.comparison.methods import METHODS
 from softprompt.comparison.methods.method import Method
 from softprompt.comparison.plan import Plan, make_plan
 from softprompt.comparison.report import html, markdown
-from softprompt.comparison.results import Fault, Measured, Part, Result, Trained
+from softprompt.comparison.results import Fault, Part, Result, Trained
 from softprompt.comparison.rows import Outcome, TableRow, make_rows
 from softprompt.errors import SoftPromptError
 from softprompt.files import write_file
@@ -121,22 +121,23 @@ class _Runner:
     def settle(self, method: Method, seed: int) -> Outcome:
         """One method with one seed: every setting trained, the one that validates best tested."""
         jobs = [Job(method, setting, seed) for setting in self._grids[method]]
-        if len(jobs) == 1:
-            found = self._do(jobs[0], "trained", "tested")
-            return Outcome(jobs[0], {jobs[0]: found["trained"]}, found.get("tested"))
-        tried = {job: self._do(job, "trained")["trained"] for job in jobs}
+        alone: list[Part] = ["trained", "tested"] if len(jobs) == 1 else ["trained"]
+        found = {job: self._do(job, *alone) for job in jobs}
+        tried = {job: parts["trained"] for job, parts in found.items()}
         best: tuple[Job, Trained] | None = None
         for job, result in tried.items():
             metric = self._plan.task.metric
             if isinstance(result, Trained) and result.validation.better_than(best and best[1].validation, metric):
                 best = job, result
         if best is None:
-            return Outcome(jobs[0], tried)
-        tested = self._do(best[0], "tested")["tested"]
-        for job in jobs:  # a full copy of the base for each rate would fill the disk
-            if job != best[0]:
-                shutil.rmtree(self._folder.artifact(job.name), ignore_errors=True)
-        return Outcome(best[0], tried, tested)
+            return Outcome(jobs[0], next(result for result in tried.values() if isinstance(result, Fault)), tried)
+        job, trained = best
+        tested = (found[job] if len(jobs) == 1 else self._do(job, "tested"))["tested"]
+        for other in jobs:  # a full copy of the base for each rate would fill the disk
+            if other != job:
+                shutil.rmtree(self._folder.artifact(other.name), ignore_errors=True)
+        assert not isinstance(tested, Trained), "each part has its kind of result"
+        return Outcome(job, tested if isinstance(tested, Fault) else (trained, tested), tried)
 
     def _do(self, job: Job, *parts: Part) -> dict[Part, Result]:
         """A job's results; what is finished is not done again, nor what would end the same way."""
@@ -148,11 +149,11 @@ class _Runner:
 
         kept = {part: self._folder.read(job.name, part) for part in parts}
         found = {part: result for part, result in kept.items() if result is not None}
-        if not any(isinstance(result, Fault) and result.status == "diverged" for result in found.values()):
-            missing = [part for part in parts if not isinstance(found.get(part), Trained | Measured)]
-            if missing:
-                tell(0, 1)
-                found |= run_job(self._plan, job, self._folder, missing, tell)
+        faults = {part: result for part, result in found.items() if isinstance(result, Fault)}
+        missing = [part for part in parts if part not in found or part in faults]
+        if missing and not any(fault.status == "diverged" for fault in faults.values()):
+            tell(0, 1)
+            found |= run_job(self._plan, job, self._folder, missing, tell)
         for result in found.values():
             if isinstance(result, Fault) and result.status == "unusable":
                 raise SoftPromptError(result.message)

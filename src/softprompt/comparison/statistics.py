@@ -14,47 +14,32 @@ from numpy.typing import NDArray
 
 from softprompt.evaluation.row_scores import row_scores
 from softprompt.tasks.rows import Row
-from softprompt.tasks.task import Metric
+from softprompt.tasks.task import Task
 
 _DRAWS = 2000
 Indices = NDArray[np.int64]
 
 
-def interval(
-    metric: Metric, rows: Sequence[Row], answers: Sequence[Sequence[Any]], labels: int, *, confidence: float = 0.95
-) -> tuple[float, float] | None:
-    """The percentile bootstrap interval of a figure's mean over several runs, over the choice of the test rows.
+def interval(task: Task, rows: Sequence[Row], answers: Sequence[Sequence[Any]]) -> tuple[float, float] | None:
+    """The 95% percentile bootstrap interval of the metric's mean over several runs, each with an answer to every row.
 
     Efron 1979, "Bootstrap Methods: Another Look at the Jackknife" (https://doi.org/10.1214/aos/1176344552). It covers
-    the choice of rows, not that of the seed, and is narrower than it ought to be on a handful of rows.
-
-    Args:
-        metric: the figure.
-        rows: the n test rows.
-        answers: of each run, the label's index or the text for each row.
-        labels: how many labels the task has; 0 for free text.
-        confidence: the interval's.
-
-    Returns:
-        Its ends; None for BLEU.
+    the choice of rows, not that of the seed, and is narrower than it ought to be on a handful of rows. None for BLEU.
     """
-    figure = _figure(metric, rows, answers, labels)
+    figure = _figure(task, rows, answers)
     if figure is None:
         return None
     generator = np.random.default_rng(0)
     found = [figure(generator.integers(0, len(rows), len(rows))) for _ in range(_DRAWS)]
-    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(found, [0.025, 0.975])
     return float(low), float(high)
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Two methods on the same rows.
+    """Two methods on the same rows: the mean difference, and on how many rows ours is better and worse.
 
-    Attributes:
-        difference: the mean score of ours less theirs.
-        better, worse: the rows on which ours is.
-        p: two-sided: the chance of a split as uneven as that if neither were better.
+    `p`, two-sided, is the chance of a split as uneven as that if neither were better.
     """
 
     difference: float
@@ -67,9 +52,7 @@ def paired_test(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Paire
     """Whether two methods differ on the same rows: the exact sign test, which for right and wrong is McNemar's.
 
     McNemar 1947, "Note on the sampling error of the difference between correlated proportions or percentages"
-    (https://doi.org/10.1007/BF02295996).
-
-    Both are `[n]` scores of the rows, means over several runs where there are several.
+    (https://doi.org/10.1007/BF02295996). Both are `[n]` scores, means over several runs where there are several.
     """
     from scipy.stats import binomtest
 
@@ -80,15 +63,14 @@ def paired_test(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Paire
     return Paired(float(gap.mean()), better, worse, p)
 
 
-def _figure(
-    metric: Metric, rows: Sequence[Row], answers: Sequence[Sequence[Any]], labels: int
-) -> Callable[[Indices], float] | None:
+def _figure(task: Task, rows: Sequence[Row], answers: Sequence[Sequence[Any]]) -> Callable[[Indices], float] | None:
     """The metric as a function of the rows that were drawn."""
-    if metric == "macro_f1":
+    if task.metric == "macro_f1":
+        labels = len(task.labels or [])
         gold = np.array([row.label for row in rows])
         runs = [gold * labels + np.array(of_run) for of_run in answers]
         return lambda drawn: float(np.mean([_macro_f1(pairs[drawn], labels) for pairs in runs]))
-    scores = [row_scores(metric, rows, of_run) for of_run in answers]
+    scores = [row_scores(task.metric, rows, of_run) for of_run in answers]
     known = [score for score in scores if score is not None]
     if len(known) < len(scores):
         return None

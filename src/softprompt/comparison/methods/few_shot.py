@@ -37,7 +37,7 @@ class FewShot(Method):
 
     name, title, tunes = "few-shot", "Few-shot", "examples a label"
 
-    def grid(self, prompt_rate: float, *, one: bool) -> list[float | None]:
+    def grid(self, recipe_rate: float, *, one: bool) -> list[float | None]:
         return [_SHOTS[-1]] if one else [*_SHOTS]
 
     def train(self, work: Work) -> Trained:

@@ -1,7 +1,6 @@
-"""What LoRA and full fine-tuning share: Transformers' Trainer on the rows and batches of prompt tuning.
+"""What LoRA and full fine-tuning share: Transformers' Trainer on prompt tuning's rows and batches, and its validation.
 
-Owns the training, its validation, which is that of a prompt with no prompt before the rows, and the calibration. Which
-weights are trained, and what of them is kept, the two say themselves.
+Which weights are trained, and what of them is kept, the two say themselves.
 """
 
 from __future__ import annotations
@@ -12,17 +11,18 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import set_seed
 
 from softprompt.bases.base import Base
 from softprompt.comparison.measuring import peak_memory
-from softprompt.comparison.methods.method import Method, Work, rates
+from softprompt.comparison.methods.method import Method, Work
 from softprompt.comparison.results import Trained
 from softprompt.evaluation.calibration import measure_priors, worth_keeping, worth_trying
 from softprompt.evaluation.evaluate import Evaluation, Evaluator
@@ -38,31 +38,22 @@ _PRIORS = "priors.json"
 
 
 class FineTuning(Method):
-    """A base whose own weights change, or that gets others among them.
-
-    Attributes:
-        usual_rate: the middle of the grid.
-    """
-
-    usual_rate: ClassVar[float]
+    """A base whose own weights change, or that gets others among them."""
 
     @abstractmethod
     def adapt(self, work: Work) -> tuple[Base, PreTrainedModel | PeftModel]:
         """A base, which is changed, and the model to train, in which what is to be learned asks for a gradient."""
 
     @abstractmethod
-    def save(self, model: Any, base: Base, folder: Path) -> None:
-        """Put what has been learned so far into an empty folder."""
-
-    @abstractmethod
     def load(self, work: Work) -> Base:
         """The base with what was learned in it."""
 
+    def save(self, model: Any, base: Base, folder: Path) -> None:
+        """Put what has been learned so far into an empty folder."""
+        model.save_pretrained(str(folder))
+
     def release(self, model: Any) -> None:
         """Make the trained model's base fit for `load`."""
-
-    def grid(self, prompt_rate: float, *, one: bool) -> list[float | None]:
-        return rates(self.usual_rate, one=one)
 
     def train(self, work: Work) -> Trained:
         plan, recipe = work.plan, work.recipe.model_copy(update={"learning_rate": work.setting, "optimizer": "adamw"})
@@ -120,29 +111,19 @@ class FineTuning(Method):
 
 def pad_rows(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     """Rows as `input_ids`, `attention_mask` and `labels` `[B, T]`, padded at the right; the target alone is learned."""
-    width = max(len(row["text"]) + len(row["target"]) for row in rows)
-    input_ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros_like(input_ids)
-    labels = torch.full_like(input_ids, -100)
-    for i, row in enumerate(rows):
-        start, stop = len(row["text"]), len(row["text"]) + len(row["target"])
-        input_ids[i, :stop] = torch.tensor(row["text"] + row["target"])
-        mask[i, :stop] = 1
-        labels[i, start:stop] = torch.tensor(row["target"])
-    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+    ids = [torch.tensor(row["text"] + row["target"]) for row in rows]
+    labels = [torch.tensor([-100] * len(row["text"]) + row["target"]) for row in rows]
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True),
+        "attention_mask": pad_sequence([torch.ones_like(one) for one in ids], batch_first=True),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
+    }
 
 
 class _Trainer(Trainer):
     """Transformers' Trainer, which validates by the task's metric and keeps the weights that are the best so far.
 
-    Args:
-        evaluator: the validation rows, before the model that is trained.
-        keep: called when the weights are the best so far.
-        settings: of the Trainer.
-
-    Attributes:
-        best: the best validation; None before the first one.
-        best_step: the step it was found at.
+    `best` is the best validation, found at `best_step`; `keep` is called then. All else is the Trainer's.
     """
 
     def __init__(self, evaluator: Evaluator, keep: Callable[[], None], **settings: Any) -> None:

@@ -25,7 +25,7 @@ class FullFineTuning(FineTuning):
         return base, base.model.requires_grad_(True)
 
     def save(self, model: Any, base: Base, folder: Path) -> None:
-        model.save_pretrained(str(folder))
+        super().save(model, base, folder)
         base.tokenizer.save_pretrained(str(folder))  # a model without its tokenizer answers nothing
 
     def load(self, work: Work) -> Base:

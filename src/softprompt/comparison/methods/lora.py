@@ -6,7 +6,6 @@ Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (https://ar
 from __future__ import annotations
 
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -31,9 +30,6 @@ class Lora(FineTuning):
     def adapt(self, work: Work) -> tuple[Base, Any]:
         config = LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")
         return work.base, get_peft_model(work.base.model, config)
-
-    def save(self, model: Any, base: Base, folder: Path) -> None:
-        model.save_pretrained(str(folder))
 
     def release(self, model: Any) -> None:
         model.unload()  # PEFT would put a second adapter on top of the first

@@ -1,7 +1,4 @@
-"""The seam between a comparison and its methods: what a method says of itself, and what it is given to work with.
-
-Owns what is the same for all: the base, the rows, the room of their texts, how they are asked. Knows no method.
-"""
+"""The seam between a comparison and its methods: what a method says of itself, and what it is given to work with."""
 
 from __future__ import annotations
 
@@ -32,20 +29,11 @@ class UnusableError(SoftPromptError):
 
 
 class Work:
-    """One setting of a method with one seed: what it learns from, and with.
+    """One setting of a method with one seed: the plan, a freshly loaded base, and a folder for what is learned.
 
-    Args:
-        plan: what is compared.
-        setting: one of the method's grid.
-        seed: of what is drawn at random, added to the plan's own.
-        folder: where what is learned is put, and found again.
-        tell: called with the work that is done and how much there is.
-
-    Attributes:
-        recipe: the plan's with this seed; its rate is the prompt's usual one.
-        base: freshly loaded; a method may change it.
-        prompt: what prompt tuning starts from. The texts of all methods are cut as if it stood before them.
-        watch: for whoever trains, among the Trainer's callbacks.
+    The base may be changed. `prompt` is what prompt tuning starts from: the texts of all methods are cut as if it stood
+    before them. `recipe` is the plan's with this seed; `watch` belongs among the Trainer's callbacks. `tell` is called
+    with the work that is done and how much there is.
 
     Raises:
         UnusableError: the plan's base, prompt or labels can't be used.
@@ -103,15 +91,7 @@ class Work:
         peak: int | None = None,
         examples: int | None = None,
     ) -> Trained:
-        """What a method's training found, once what was learned lies in the folder.
-
-        Args:
-            validation: of what lies there.
-            trainable_parameters: how many numbers were trained.
-            best_step: the step that they are from.
-            peak: the most memory of the process while it trained; None: up to now.
-            examples: labelled rows that are shown before each row.
-        """
+        """What training found, once what was learned lies in the folder; `peak` is the memory's where it rose since."""
         files = [file for file in self.folder.rglob("*") if file.is_file()]
         return Trained(
             trainable_parameters=trainable_parameters,
@@ -133,23 +113,22 @@ class Method(ABC):
     """A way to do a task. What a comparison has to know of it stands here: nobody asks which one it is.
 
     Attributes:
-        name: as it is asked for.
-        title: as it is shown.
+        name, title: as it is asked for, and as it is shown.
         tunes: what the settings of its grid are; None where there is nothing to choose.
+        usual_rate: the middle of a grid of rates; None: that of the recipe, which is meant for the prompt.
         needs_base: whether the base is needed beside what it has learned.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     tunes: ClassVar[str | None] = RATE
+    usual_rate: ClassVar[float | None] = None
     needs_base: ClassVar[bool] = True
 
-    @abstractmethod
-    def grid(self, prompt_rate: float, *, one: bool) -> list[float | None]:
-        """The settings to be tried: three where there are any, or the usual one alone.
-
-        `prompt_rate` is the recipe's learning rate, which is meant for the prompt.
-        """
+    def grid(self, recipe_rate: float, *, one: bool) -> list[float | None]:
+        """The settings to be tried: three where there are any, or the usual one alone."""
+        usual = recipe_rate if self.usual_rate is None else self.usual_rate
+        return [usual] if one else [usual / _STEP, usual, usual * _STEP]
 
     @abstractmethod
     def train(self, work: Work) -> Trained:
@@ -161,14 +140,7 @@ class Method(ABC):
 
     @abstractmethod
     def switch(self, work: Work) -> tuple[float, float | None]:
-        """The median seconds in which a running program switches to another task, measured on the work's folder.
+        """The median seconds in which a running program switches to what lies in the work's folder.
 
-        Returns:
-            Of reading the other task's files and putting them in place, and of the latter alone; None where nothing
-            but reading helps.
+        From disk, and where it has been read before; None where nothing but reading helps.
         """
-
-
-def rates(usual: float, *, one: bool) -> list[float | None]:
-    """A grid of learning rates around the usual one."""
-    return [usual] if one else [usual / _STEP, usual, usual * _STEP]

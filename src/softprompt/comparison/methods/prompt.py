@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from softprompt.comparison.measuring import median_seconds
-from softprompt.comparison.methods.method import Method, Work, rates
+from softprompt.comparison.methods.method import Method, Work
 from softprompt.comparison.results import Trained
 from softprompt.evaluation.evaluate import Evaluator
 from softprompt.models.prompted import PromptedModel
@@ -24,9 +24,6 @@ class PromptTuning(Method):
     """`[P, H]` numbers before each row, learned by the plan's recipe."""
 
     name, title = "prompt", "Prompt tuning"
-
-    def grid(self, prompt_rate: float, *, one: bool) -> list[float | None]:
-        return rates(prompt_rate, one=one)
 
     def train(self, work: Work) -> Trained:
         run = train(

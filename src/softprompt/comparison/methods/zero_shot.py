@@ -16,7 +16,7 @@ class ZeroShot(Method):
 
     name, title, tunes = "zero-shot", "Zero-shot", None
 
-    def grid(self, prompt_rate: float, *, one: bool) -> list[float | None]:
+    def grid(self, recipe_rate: float, *, one: bool) -> list[float | None]:
         return [None]
 
     def train(self, work: Work) -> Trained:
