@@ -9,7 +9,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from softprompt.bases.decoder import NO_TOKEN, Decoder
 from softprompt.bases.load import check_supported
 from softprompt.errors import SoftPromptError
-from softprompt.models.prompted import PromptedModel
 from softprompt.models.routes import logits
 from softprompt.models.state import Span, StatePool
 from tests.models.based import with_prompts
@@ -35,7 +34,7 @@ REFUSED = {"bert", "xlnet", "bert-generation", "deepseek_v4"}
 def test_right_or_refused_in_one_line(kind):
     model = build(kind)
     prompts = EXAMPLE.parameters(torch.float32)
-    prompted = accepted(lambda: PromptedModel(model, prompts)) if model is not None else None
+    prompted = accepted(lambda: with_prompts(model, prompts)) if model is not None else None
     assert prompted is not None or kind not in RIGHT
     if prompted is None:
         return

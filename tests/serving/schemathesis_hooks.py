@@ -12,7 +12,7 @@ _NAMES = ("mood", "mood@2", "colour", "tiny-llama")
 @schemathesis.hook
 def map_body(context: Any, body: Any) -> Any:
     """Else hardly a request would come further than a 404."""
-    if isinstance(body, dict) and context.operation.path.startswith("/v1/c"):
+    if isinstance(body, dict) and context.operation.path.startswith(("/v1/c", "/v1/predict")):
         if isinstance(model := body.get("model"), str):
             names = ("mood",) if context.operation.path.endswith("classify") else _NAMES
             body["model"] = names[len(model) % len(names)]

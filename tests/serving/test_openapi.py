@@ -43,6 +43,8 @@ def test_every_operation_is_described(page):
         ("post", "/v1/completions"),
         ("post", "/v1/chat/completions"),
         ("post", "/v1/classify"),
+        ("post", "/v1/predict"),
+        ("get", "/v1/library"),
         ("get", "/v1/prompts"),
         ("post", "/v1/prompts/load"),
         ("post", "/v1/prompts/unload"),
@@ -61,7 +63,9 @@ def test_every_operation_is_described(page):
     assert "ValidationError" not in names
 
 
-@pytest.mark.parametrize("model", [schemas.CompletionRequest, schemas.ChatRequest, schemas.ClassifyRequest])
+@pytest.mark.parametrize(
+    "model", [schemas.CompletionRequest, schemas.ChatRequest, schemas.ClassifyRequest, schemas.PredictRequest]
+)
 def test_the_examples_are_requests(model):
     for example in model.model_json_schema()["examples"]:
         model.model_validate(example)

@@ -9,6 +9,7 @@ import csv
 import re
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ import pytest
 from softprompt import predict
 from softprompt.prompts.library import PromptLibrary
 from softprompt.serving.local import LocalEngine
-from softprompt.serving.playground_desk import Places
-from softprompt.serving.playground_texts import TEXTS
+from softprompt.serving.playground.texts import TEXTS
 from softprompt.tasks import Task
 from softprompt.training.trajectory import Trajectory
 from tests.browser import PHONE
@@ -29,6 +29,14 @@ from tests.serving.test_playground import make_run, write_csv
 EN, ES = TEXTS["en"], TEXTS["es"]
 LABELS = ['<img src=x onerror="alert(1)">', "${alert(2)}", "{{alert(3)}}", "<script>alert(4)</script>"]
 TABS = ["try", "file", "library", "runs", "compare"]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the page's prompts and its training runs are."""
+
+    library: PromptLibrary
+    runs: Path
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +50,7 @@ def places(base, tmp_path_factory) -> Places:
 
 @pytest.fixture(scope="module")
 def live(base, places) -> Iterator[Live]:
-    with living(LocalEngine(base), places.library, playground=places) as server:
+    with living(LocalEngine(base), places.library, playground=places.runs) as server:
         yield server
 
 
@@ -94,7 +102,7 @@ def test_two_tasks_answer_beside_the_base(live, base, places, page):
 
 
 def test_behind_a_prefix(base, places, new_page):
-    with living(LocalEngine(base), places.library, playground=places, root_path="/llm") as server:
+    with living(LocalEngine(base), places.library, playground=places.runs, root_path="/llm") as server:
         page = new_page()
         visit(page, f"{server.url}/llm/")
         ask(page, "a joy to watch")
@@ -195,7 +203,7 @@ def test_two_browsers_at_once(live, new_page):
 def test_a_key_opens_the_page(base, places, new_page):
     from playwright.sync_api import Error
 
-    with living(LocalEngine(base), places.library, playground=places, api_keys=["sesame"]) as live:
+    with living(LocalEngine(base), places.library, playground=places.runs, api_keys=["sesame"]) as live:
         with pytest.raises(Error, match="INVALID_AUTH_CREDENTIALS"):  # it asks, and gets no answer
             new_page().goto(live.url)
         page = new_page(http_credentials={"username": "", "password": "sesame"})
@@ -208,7 +216,7 @@ def test_a_key_opens_the_page(base, places, new_page):
 def test_an_empty_library(base, tmp_path, new_page):
     (tmp_path / "library").mkdir()
     places = Places(PromptLibrary(tmp_path / "library"), tmp_path / "runs")
-    with living(LocalEngine(base), places.library, playground=places) as live:
+    with living(LocalEngine(base), places.library, playground=places.runs) as live:
         page = new_page()
         page.goto(live.url)
         page.locator("#greeting .notice").wait_for()
@@ -230,12 +238,12 @@ def test_a_server_that_was_started_anew_under_an_open_page(base, places, new_pag
     bind: Callable[..., Any] = conftest.bind
     monkeypatch.setattr(conftest, "bind", lambda host, _: bind(host, port))
     page = new_page()
-    with living(LocalEngine(base), places.library, playground=places) as live:
+    with living(LocalEngine(base), places.library, playground=places.runs) as live:
         visit(page, live.url)
         choose(page, "tasks", "topic")
         page.locator("#text-2 textarea").fill("news")  # and so nothing is under way: a call that breaks off reloads
         live.service.close()
-    with living(LocalEngine(base), places.library, playground=places) as live:
+    with living(LocalEngine(base), places.library, playground=places.runs) as live:
         ask(page, "a joy")  # the page is the old one, and knows what it had chosen
         page.locator("#answer .best").nth(1).wait_for()
         page.locator("#answer .said").nth(1).wait_for()

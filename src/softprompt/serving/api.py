@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any
 from uuid import uuid4
 
@@ -24,14 +25,14 @@ from fastapi.staticfiles import StaticFiles
 
 from softprompt.errors import SoftPromptError
 from softprompt.prompts.card import Card
-from softprompt.serving import completions, metrics, schemas
+from softprompt.serving import completions, metrics, predictions, schemas
 from softprompt.serving.catalogue import Served
 from softprompt.serving.classification import Classifier, Question
 from softprompt.serving.completions import ReadyService, check_count, check_queue, problems, run_long
 from softprompt.serving.engine import naming
 from softprompt.serving.gate import Access, Gate, Prefix
-from softprompt.serving.playground import ABSENT, Before, Playground, Within, is_installed
-from softprompt.serving.playground_desk import Places
+from softprompt.serving.playground import ABSENT, PATHS, is_installed
+from softprompt.serving.playground.mount import page_beside
 from softprompt.serving.problems import ProblemError, find_problem
 from softprompt.serving.service import Service
 from softprompt.serving.streams import together, unless_gone
@@ -58,26 +59,30 @@ _prompts = APIRouter(tags=["Prompts"])
 
 
 def make_app(
-    service: Service, access: Access | None = None, *, playground: Places | None = None, root_path: str = ""
+    service: Service, access: Access | None = None, *, playground: Path | None = None, root_path: str = ""
 ) -> FastAPI:
     """The ASGI app. Its lifespan starts and stops the service; until it has started, requests get a 503.
 
     Args:
         service: what answers.
         access: who may come in; default: everybody.
-        playground: what the playground at `/` shows; None: there is no playground.
+        playground: the folder whose training runs the playground at `/` shows; None: there is no playground.
         root_path: what a proxy puts before every path, such as "/llm"; whether or not the proxy takes it off.
     """
     access = access or Access()
-    page = None
-    if playground is not None:
-        page = Playground(service, playground, body_limit=access.body_limit, root_path=root_path)
 
     @asynccontextmanager
     async def live(_: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            if page is not None:  # first, since the server is taken for ready when the service is
-                await stack.enter_async_context(page.living())
+            if playground is not None:  # first, since the server is taken for ready when the service is
+                page = page_beside(
+                    app,
+                    playground,
+                    body_limit=access.body_limit,
+                    root_path=root_path,
+                    stopping=lambda: service.status not in ("starting", "ready"),
+                )
+                await stack.enter_async_context(page)
             starting = asyncio.create_task(service.start())
             try:
                 yield
@@ -98,11 +103,7 @@ def make_app(
     )
     app.state.service = service
     # The one that is added last is the first that a request passes.
-    if page is not None:
-        app.add_middleware(Within, page=page)
-    app.add_middleware(Gate, metrics=service.metrics, access=access)
-    if page is not None:
-        app.add_middleware(Before, page=page)
+    app.add_middleware(Gate, metrics=service.metrics, access=access, page=None if playground is None else PATHS)
     if access.origins:  # before the gate, as a browser asks without a key whether it may ask
         app.add_middleware(
             CORSMiddleware,
@@ -115,9 +116,11 @@ def make_app(
         app.add_middleware(Prefix, root_path=root_path)
     # Only for the OpenAPI page: it is the gate that asks for the key.
     locked: list[Any] = [Depends(HTTPBearer(auto_error=False, description="An API key."))] if access.api_keys else []
-    for router in (_models, completions.router, _tasks, _prompts, _figures):
+    for router in (_models, completions.router, _tasks, predictions.router, _prompts, _figures):
         app.include_router(router, dependencies=locked)
     app.include_router(_open)
+    if playground is None:
+        app.add_api_route("/", no_playground, include_in_schema=False)
     app.mount("/docs/files", StaticFiles(packages=[("fastapi_offline", "static")]), name="docs")
     return app
 
@@ -167,7 +170,6 @@ async def docs(request: Request) -> Response:
     )
 
 
-@_open.get("/", include_in_schema=False)
 async def no_playground() -> None:
     """What stands in the place of the playground where there is none."""
     reason = "the playground is off: start the server with --playground" if is_installed() else ABSENT
@@ -312,6 +314,38 @@ async def list_prompts(service: AnyService) -> schemas.PromptList:
             for name, reason in sorted(service.catalogue.refused.items())
         ],
     )
+
+
+@_prompts.get(
+    "/v1/library",
+    summary="Every version in the library",
+    response_model=schemas.Library,
+    responses=problems(400, 401, 429, 500),
+)
+def list_library(service: AnyService) -> schemas.Library:
+    """Loaded or not, with the versions' cards."""
+    library, catalogue = service.library, service.catalogue
+    loaded = {served.id for served in catalogue.prompts}
+    refused, data = dict(catalogue.refused), []
+    for name in library.names():
+        try:
+            library.entry(name)  # where the current version is damaged, it says how
+            for entry in library.versions(name):
+                version = schemas.LibraryVersion(
+                    id=f"{name}@{entry.version}",
+                    name=name,
+                    version=entry.version,
+                    current=entry.current,
+                    loaded=f"{name}@{entry.version}" in loaded,
+                    num_virtual_tokens=entry.num_virtual_tokens,
+                    bytes=entry.bytes,
+                    card=_shown_card(service, entry.card),
+                )
+                data.append(version)
+        except SoftPromptError as error:
+            refused.setdefault(name, str(error).replace(f"{library.folder}/", ""))
+    faults = [schemas.RefusedPrompt(name=name, reason=reason) for name, reason in sorted(refused.items())]
+    return schemas.Library(data=data, refused=faults)
 
 
 @_prompts.post(

@@ -99,7 +99,8 @@ def check_queue(service: Service, count: int) -> None:
         )
 
 
-def _answers(model: type[Any]) -> dict[int | str, dict[str, Any]]:
+def answers(model: type[Any], *further: int) -> dict[int | str, dict[str, Any]]:
+    """What the OpenAPI page says of the answers of an endpoint that may stream, and of `further` errors."""
     events = {"schema": {"type": "string"}, "example": 'data: {"id": "...", "choices": [...]}\n\ndata: [DONE]\n\n'}
     whole: dict[int | str, dict[str, Any]] = {
         200: {
@@ -108,12 +109,36 @@ def _answers(model: type[Any]) -> dict[int | str, dict[str, Any]]:
             "content": {"text/event-stream": events},
         }
     }
-    return {**whole, **problems(400, 401, 404, 408, 413, 429, 500, 503, 504)}
+    return {**whole, **problems(400, 401, 404, 408, *further, 413, 429, 500, 503, 504)}
 
 
-@router.post(
-    "/v1/completions", summary="Go on with a text", response_model=None, responses=_answers(schemas.Completion)
-)
+async def stream_events(events: AsyncGenerator[str, None], request: Request) -> EventStream:
+    """The stream of `events`, whose first is there: an error before it has a status of its own.
+
+    Later it is too late for a status: the error is the last event.
+    """
+    return EventStream(_with_error(await unless_gone(request.receive, _next(events)), events, request))
+
+
+async def _with_error(first: str, events: AsyncGenerator[str, None], request: Request) -> AsyncGenerator[str, None]:
+    try:
+        async with aclosing(events):
+            yield first
+            async for event in events:
+                yield event
+    except Exception as error:
+        if not isinstance(error, SoftPromptError):
+            LOGGER.error("stream failed", exc_info=error)
+        problem = find_problem(error)
+        request.state.record.update(status=problem.status_code, error=problem.body["error"]["code"])
+        yield f"data: {problem.json}\n\n"
+
+
+async def _next(events: AsyncGenerator[str, None]) -> str:
+    return await anext(events)
+
+
+@router.post("/v1/completions", summary="Go on with a text", response_model=None, responses=answers(schemas.Completion))
 async def complete(body: schemas.CompletionRequest, request: Request, service: ReadyService) -> Response:
     """Texts as they stand, each behind the prompt's virtual tokens, are gone on with."""
     served = service.catalogue.find(body.model)
@@ -156,7 +181,7 @@ async def complete(body: schemas.CompletionRequest, request: Request, service: R
     "/v1/chat/completions",
     summary="Answer a conversation",
     response_model=None,
-    responses=_answers(schemas.ChatCompletion),
+    responses=answers(schemas.ChatCompletion),
 )
 async def chat(body: schemas.ChatRequest, request: Request, service: ReadyService) -> Response:
     """The conversation in the base's chat template, behind the prompt's virtual tokens, is answered."""
@@ -251,10 +276,7 @@ class _Answers:
         if not self._stream:
             found = await unless_gone(self._request.receive, self._collect())
             return Response(shape.whole(found, self._usage).model_dump_json(), media_type="application/json")
-        pieces = self._in_order()
-        # An error before the first piece still has a status of its own.
-        first = await unless_gone(self._request.receive, _next(pieces))
-        return EventStream(self._events(first, pieces, shape))
+        return await stream_events(self._events(shape), self._request)
 
     async def weigh(self, top: int) -> None:
         """Give the echoed texts their tokens' log-probabilities."""
@@ -336,21 +358,10 @@ class _Answers:
             for number, some in enumerate(parts)
         ]
 
-    async def _events(
-        self, first: Piece, pieces: AsyncGenerator[Piece, None], shape: Shape
-    ) -> AsyncGenerator[str, None]:
-        try:
-            async with aclosing(pieces):
-                yield shape.event([first])
-                async for piece in pieces:
-                    yield shape.event([piece])
-        except Exception as error:  # too late for a status: the error is the last event
-            if not isinstance(error, SoftPromptError):
-                LOGGER.error("stream failed", exc_info=error)
-            problem = find_problem(error)
-            self._request.state.record.update(status=problem.status_code, error=problem.body["error"]["code"])
-            yield f"data: {problem.json}\n\n"
-            return
+    async def _events(self, shape: Shape) -> AsyncGenerator[str, None]:
+        async with aclosing(self._in_order()) as pieces:
+            async for piece in pieces:
+                yield shape.event([piece])
         if self._with_usage:
             yield shape.event([], self._usage)
         yield DONE
@@ -358,7 +369,3 @@ class _Answers:
 
 async def _nothing(choice: int) -> AsyncGenerator[Piece, None]:
     yield Piece(choice, "", 0, finish="length")
-
-
-async def _next(pieces: AsyncGenerator[Piece, None]) -> Piece:
-    return await anext(pieces)

@@ -7,6 +7,7 @@ own kind of middleware would hide a client's going away from the endpoints.
 from __future__ import annotations
 
 import asyncio
+import base64
 import re
 import secrets
 import time
@@ -31,6 +32,20 @@ if TYPE_CHECKING:
 
 # Paths that need no API key, and with them the files of /docs.
 OPEN_PATHS = ("/health", "/ready", "/docs", "/openapi.json")
+
+# What a browser may do with the page at /. It is made of templates that are evaluated, so that it cannot do without
+# `unsafe-eval`; but whatever its scripts may think of, the browser asks this server alone, and no other site shows it.
+_PAGE_HEADERS = (
+    (
+        b"content-security-policy",
+        b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-action 'self'; frame-ancestors 'none'; "
+        b"base-uri 'self'",
+    ),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+)
+
+_BASIC = 'Basic realm="softprompt: the password is an API key"'
 
 _PROBES = ("/health", "/ready")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -124,6 +139,41 @@ def is_open(path: str) -> bool:
     return path in OPEN_PATHS or path.startswith("/docs/files/")
 
 
+@dataclass(frozen=True)
+class PagePaths:
+    """Paths of a page for browsers, by how they begin; "/" is one, too.
+
+    Attributes:
+        calls: what it asks. There a key may come as the password of HTTP's Basic scheme, which a browser asks for.
+        files: the same for everybody: they need no key, count for no limit and are not logged.
+    """
+
+    calls: tuple[str, ...]
+    files: tuple[str, ...]
+
+    def has(self, path: str) -> bool:
+        """Whether a path is the page's, but none of its files."""
+        return path == "/" or path.startswith(self.calls)
+
+
+def read_key(authorization: str, *, basic: bool) -> bytes:
+    """The key in a header `Authorization`; b"" where there is none.
+
+    Args:
+        authorization: the header's value.
+        basic: whether the password (or else the name) of HTTP's Basic scheme is a key, too. Not for an API: a browser
+            sends it with whatever a page of another site makes it ask.
+    """
+    scheme, _, given = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return given.strip(" ").encode("latin-1")  # the bytes as they came
+    if basic and scheme.lower() == "basic":
+        with suppress(ValueError):  # it is no Base64
+            name, _, password = base64.b64decode(given, validate=True).partition(b":")
+            return password or name
+    return b""
+
+
 class RateLimit:
     """So many requests a minute for each client, in bursts of as many (the generic cell rate algorithm).
 
@@ -160,17 +210,21 @@ class Gate:
         app: what is behind it.
         metrics: where requests are counted.
         access: who may come in.
+        page: the paths of the page; None: there is none.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, access: Access) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, access: Access, page: PagePaths | None = None) -> None:
         self._app, self._metrics, self._access, self._body_limit = app, metrics, access, access.body_limit
+        self._page = page
         self._keys = [key.encode() for key in access.api_keys]
         self._rate = None if access.requests_per_minute is None else RateLimit(access.requests_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        path = own_path(scope)
+        if scope["type"] != "http" or (self._page is not None and path.startswith(self._page.files)):
             await self._app(scope, receive, send)
             return
+        on_page = self._page is not None and self._page.has(path)
         start = time.perf_counter()
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
@@ -183,17 +237,21 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+                marks = [(b"x-request-id", request_id.encode()), *(_PAGE_HEADERS if on_page else ())]
+                message["headers"] = [*message.get("headers", []), *marks]
             await send(message)
 
         self._metrics.running.inc()
         try:
             self._access.check_host(headers.get("host"))
-            if not is_open(own_path(scope)):
-                self._admit(scope, headers)
+            if not is_open(path):
+                self._admit(scope, headers, on_page)
             await self._app(scope, self._limited(headers, receive), send_marked)
         except ClientGoneError:
             status = _CLIENT_GONE
+        except asyncio.CancelledError:  # so does who asks within this process
+            status = _CLIENT_GONE
+            raise
         except Exception as error:
             problem = find_problem(error)
             if problem.status_code == 500:
@@ -218,22 +276,28 @@ class Gate:
             if self._access.log_probes or route not in _PROBES:
                 LOGGER.info("request", extra={"fields": fields | record})
 
-    def _admit(self, scope: Scope, headers: Headers) -> None:
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        token = given.strip(" ").encode("latin-1") if scheme.lower() == "bearer" else b""  # the bytes as they came
+    def _admit(self, scope: Scope, headers: Headers, on_page: bool) -> None:
+        if on_page and scope["method"] != "GET" and headers.get("sec-fetch-site") == "cross-site":
+            raise ProblemError(403, "no page of another site may ask this one", kind="permission_error")
+        given = headers.get("authorization", "")
+        token = read_key(given, basic=on_page)
         # All are compared, whichever fits: the time tells nothing.
         fitting = [i for i, key in enumerate(self._keys) if secrets.compare_digest(token, key)]
         client = f"key {fitting[0]}" if fitting else str((scope.get("client") or ("",))[0])
         if self._rate is not None and (wait := self._rate.wait(client, time.monotonic())):
             raise busy("too many requests a minute: try again later", "rate_limit_exceeded", wait)
         if self._keys and not fitting:
-            message = "the API key is wrong" if given else "an API key is needed, as `Authorization: Bearer KEY`"
+            message = (
+                "the API key is wrong"
+                if given.partition(" ")[2]
+                else "an API key is needed, as `Authorization: Bearer KEY`"
+            )
             raise ProblemError(
                 401,
                 message,
                 kind="authentication_error",
                 code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
+                headers={"WWW-Authenticate": _BASIC if on_page else "Bearer"},
             )
 
     def _limited(self, headers: Headers, receive: Receive) -> Receive:

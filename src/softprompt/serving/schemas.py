@@ -291,6 +291,12 @@ class ChatRequest(_GenerationRequest):
 
 
 _INPUT_KINDS = "should be a text, a list of texts, or a list of rows, each an object of the template's columns"
+_Rows = Annotated[
+    Annotated[Text, Tag("one text")]
+    | Annotated[_Texts, Tag("many texts")]
+    | Annotated[list[_Columns], _FIRST_FAULT, Field(min_length=1, max_length=MOST_ANSWERS), Tag("many rows")],
+    Discriminator(_kind, custom_error_type="input", custom_error_message=_INPUT_KINDS),
+]
 
 
 class ClassifyRequest(_Request):
@@ -311,12 +317,7 @@ class ClassifyRequest(_Request):
         | Annotated[list[_ModelName], _FIRST_FAULT, Field(min_length=1, max_length=MOST_ANSWERS), Tag("many texts")],
         Discriminator(lambda value: "many texts" if isinstance(value, list) else "one text"),
     ] = Field(description="One or many prompts whose cards hold a classification task.")
-    input: Annotated[
-        Annotated[Text, Tag("one text")]
-        | Annotated[_Texts, Tag("many texts")]
-        | Annotated[list[_Columns], _FIRST_FAULT, Field(min_length=1, max_length=MOST_ANSWERS), Tag("many rows")],
-        Discriminator(_kind, custom_error_type="input", custom_error_message=_INPUT_KINDS),
-    ] = Field(
+    input: _Rows = Field(
         description="A text, texts, or the columns of the task's template for each row. "
         f"Texts times tasks are at most {MOST_ANSWERS}."
     )
@@ -324,6 +325,33 @@ class ClassifyRequest(_Request):
         None, description="Cut texts that are too long, as in training, instead of refusing them. Default: false."
     )
     user: str | None = Field(None, description="Without effect.")
+
+
+class PredictRequest(_Request):
+    """Rows of a prompt's own task, with labels or free text."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"model": "sentiment@2", "input": ["a joy to watch", "never again"]},
+                {"model": "summary", "input": [{"article": "It rained all day."}], "stream": True},
+            ]
+        }
+    )
+
+    model: _ModelName = Field(
+        description="A prompt's name (its version that is loaded), or `name@version`, which need not be loaded."
+    )
+    input: _Rows = Field(
+        description="A text, texts, or the columns of the task's template for each row. "
+        "A prompt without a task goes on with the text."
+    )
+    without_prompt: bool | None = Field(
+        None, description="Let the base alone answer, with the task's template and labels. Default: false."
+    )
+    stream: bool | None = Field(
+        None, description="Send the answers as server-sent events while they come, each as far as it is."
+    )
 
 
 class LoadRequest(_Request):
@@ -457,6 +485,27 @@ class Classification(BaseModel):
     usage: Usage
 
 
+class Prediction(BaseModel):
+    """The answer to a row: a label with probabilities, or free text."""
+
+    index: int = Field(description="Of the input.")
+    label: str | None = Field(default=None, description="The likeliest; only of a task with labels.")
+    probabilities: dict[str, float] | None = Field(default=None, description="Of each label; they sum to 1.")
+    output: str | None = Field(
+        default=None, description="The text, or in an event as much of it as there is; only of others."
+    )
+    truncated: bool = Field(description="Whether the text was cut to fit the context.")
+
+
+class Predictions(BaseModel):
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str = Field(description="What answered: `name@version`, or the base's name.")
+    data: list[Prediction] = Field(description="By input.")
+    usage: Usage
+
+
 class Model(BaseModel):
     """The base or a prompt that is loaded."""
 
@@ -495,6 +544,23 @@ class PromptList(BaseModel):
     object: Literal["list"] = "list"
     data: list[LoadedPrompt]
     refused: list[RefusedPrompt] = Field(description="Prompts of the library that could not be loaded, and why.")
+
+
+class LibraryVersion(BaseModel):
+    id: str = Field(description="`name@version`.")
+    name: str
+    version: int
+    current: bool = Field(description="Whether the name alone stands for it in the library.")
+    loaded: bool
+    num_virtual_tokens: int
+    bytes: int = Field(description="Of its files.")
+    card: Card = Field(description="What the prompt's file says of itself.")
+
+
+class Library(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[LibraryVersion] = Field(description="By name, the oldest version first.")
+    refused: list[RefusedPrompt] = Field(description="Prompts that are damaged or could not be loaded, and why.")
 
 
 class Status(BaseModel):

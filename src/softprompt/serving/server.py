@@ -25,7 +25,6 @@ from softprompt.serving.api import make_app
 from softprompt.serving.engine import Engine
 from softprompt.serving.gate import Access
 from softprompt.serving.logs import logging_to_stderr
-from softprompt.serving.playground_desk import Places
 from softprompt.serving.service import Service
 
 _BACKLOG = 2048
@@ -75,8 +74,7 @@ def serve(
         raise SoftPromptError("an API key is empty")
     with bind(host, port) as bound:
         service = Service(make_engine(), library, base_name)
-        places = None if runs is None else Places(library, runs)
-        app = make_app(service, access, playground=places, root_path=root_path)
+        app = make_app(service, access, playground=runs, root_path=root_path)
         with logging_to_stderr():
             asyncio.run(run(Server(app, service, patience), bound, lambda: ready(_url(host, bound), service)))
 

@@ -26,13 +26,13 @@ class Service:
         base_name: by which the base is asked, see `Catalogue`.
 
     Attributes:
-        engine, catalogue, metrics, writer: see there.
+        engine, library, catalogue, metrics, writer: see there.
         status: "starting"; "ready"; "stopping", in which requests that still come are answered; "stopped"; or "failed",
             where it could not start, or its engine has ended.
     """
 
     def __init__(self, engine: Engine, library: PromptLibrary, base_name: str | None = None) -> None:
-        self.engine, self._library = engine, library
+        self.engine, self.library = engine, library
         self.catalogue = Catalogue(engine.base, library, base_name)
         self.metrics = Metrics(engine.figures, self.catalogue.serves, lambda: len(self.catalogue.prompts))
         self.writer = Writer(engine)
@@ -46,7 +46,7 @@ class Service:
         try:
             await self.engine.start()
             self._engine_runs = True
-            for name in await asyncio.to_thread(self._library.names):
+            for name in await asyncio.to_thread(self.library.names):
                 try:
                     self.catalogue.add(await asyncio.to_thread(self.catalogue.read, name))
                 except SoftPromptError as error:

@@ -55,8 +55,8 @@ class Detokenizer:
     def _fresh(self) -> tuple[str, str]:
         """What is new in the text of the last ids, and that text."""
         before, after = self._decode(self._ids[self._start : self._given]), self._decode(self._ids[self._start :])
-        if not after.startswith(before):  # the context ends within a character, which is new as a whole
-            before = before.rstrip(UNDECODABLE)
+        while before.endswith(UNDECODABLE) and not after.startswith(before):
+            before = before[:-1]  # the context ends within a character, which is new as a whole
         return after[len(before) :], after
 
     def _decode(self, ids: list[int]) -> str:
