@@ -208,7 +208,7 @@ def test_every_trained_method_is_calibrated_as_the_recipe_says(
     for method in methods[2:]:
         setting = two[method].settings[0]
         learned = Folder(project / "out").artifact(Job(METHODS[method], setting, 0).name)
-        work = Work(plan, setting, 0, learned, lambda done, of: None)
+        work = Work(plan, plan.validation, setting, 0, learned, lambda done, of: None)
         model = PromptedModel(METHODS[method].load(work), [])
         expected = measure_priors(model, plan.task, plan.train, virtual_tokens=4)
         assert json.loads((learned / "priors.json").read_text()) == pytest.approx(expected, rel=1e-4)

@@ -6,14 +6,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from softprompt.comparison.methods.method import Method, Work
 from softprompt.comparison.results import Trained
 from softprompt.evaluation import Evaluator
 from softprompt.models.prompted import PromptedModel
-from softprompt.tasks import Row
 from softprompt.training import DivergedError
 
 
@@ -33,12 +32,12 @@ class Toy(Method):
         work.folder.mkdir(parents=True, exist_ok=True)
         self.deed(work.folder)
         (work.folder / "number.txt").write_text(str(work.setting))
-        validation, _ = work.ask(self.open(work, work.plan.validation))
+        validation, _ = work.ask(self.open(work))
         return work.trained(validation, trainable_parameters=1)
 
-    def open(self, work: Work, rows: Sequence[Row]) -> Evaluator:
+    def open(self, work: Work) -> Evaluator:
         assert float((work.folder / "number.txt").read_text()) == work.setting
-        return work.evaluator(PromptedModel(work.base, []), rows)
+        return work.evaluator(PromptedModel(work.base, []))
 
     def switch(self, work: Work) -> tuple[float, float | None]:
         return 0.5, None

@@ -17,8 +17,13 @@ from softprompt.errors import SoftPromptError
 def compare(
     task: TaskArgument,
     methods: Annotated[
-        str, typer.Option(metavar="LIST", help="The methods, with commas between them.")
-    ] = "zero-shot,few-shot,prompt,lora,full",
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="The methods, with commas between them: of zero-shot, few-shot, prompt, lora, full.",
+            show_default="all",
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="How often each method is trained.")] = 1,
     quick: Annotated[
         bool, typer.Option("--quick", help="Few steps, one setting for each method, few rows to measure on.")
@@ -47,7 +52,7 @@ def compare(
 
         file = load_task_file(task, overrides or [])
         folder = output or Path("comparisons") / file.name
-        asked = [method.strip() for method in methods.split(",") if method.strip()]
+        asked = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
         try:
             with share_bar(Console(stderr=True)) as progress:
                 found = compare(

@@ -15,13 +15,11 @@ from transformers.trainer_utils import set_seed
 
 from softprompt.comparison import processes
 from softprompt.comparison.folder import Folder
-from softprompt.comparison.methods.method import Method, UnusableError, Work
+from softprompt.comparison.methods.method import Method, Tell, UnusableError, Work
 from softprompt.comparison.plan import Plan
 from softprompt.comparison.results import Fault, Measured, Part, Result
 from softprompt.text import first_line
 from softprompt.training.loop import DivergedError
-
-Tell = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,8 @@ def perform(send: Callable[[object], None], plan: Plan, job: Job, artifact: Path
 
         result: Result
         try:
-            work = Work(plan, job.setting, job.seed, artifact, tell)
+            rows = plan.validation if part == "trained" else plan.test
+            work = Work(plan, rows, job.setting, job.seed, artifact, tell)
             result = job.method.train(work) if part == "trained" else _test(job.method, work)
             del work
         except DivergedError as error:
@@ -96,7 +95,7 @@ def perform(send: Callable[[object], None], plan: Plan, job: Job, artifact: Path
 
 
 def _test(method: Method, work: Work) -> Measured:
-    test, answers = work.ask(method.open(work, work.plan.test))
+    test, answers = work.ask(method.open(work))
     from_disk, in_memory = method.switch(work)
     return Measured(test=test, answers=answers, switch_seconds=from_disk, switch_in_memory_seconds=in_memory)
 

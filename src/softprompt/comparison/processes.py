@@ -1,7 +1,7 @@
 """Work in a process of its own, so that its peak memory is its own and its failure nobody else's.
 
-Owns starting, listening, stopping and what is said of a process that died. Does not know what the work is, and imports
-nothing heavy: what a new process prints, beginning with the warnings of what it imports, goes into a file.
+Owns starting, listening and stopping. Does not know what the work is, and imports nothing heavy: what a new process
+prints, beginning with the warnings of what it imports, goes into a file.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -36,15 +36,23 @@ def run(work: Callable[..., None], arguments: tuple[Any, ...], log: Path, heard:
         with _hidden_main():
             process.start()
         theirs.close()
-        with ours, suppress(EOFError):
-            while True:
-                heard(ours.recv())
+        with ours:
+            while (message := _receive(ours)) is not None:
+                heard(message)
         process.join()
     finally:
         if process.pid is not None:
             process.kill()
             process.join()
     return process.exitcode or 0
+
+
+def _receive(connection: Connection) -> Any:
+    """What comes next; None where nothing more comes, as of a process that was killed while it sent."""
+    try:
+        return connection.recv()
+    except (EOFError, OSError):
+        return None
 
 
 def _begin(log: str, connection: Connection, work: bytes) -> None:

@@ -25,7 +25,7 @@ from softprompt.tasks.special import SpecialTokens
 from softprompt.tasks.task import Task
 
 _FILE = "examples.json"
-_SHOTS = (1.0, 2.0, 4.0)  # examples for each label, as few as fit
+_SHOTS = (1.0, 2.0, 4.0)  # examples for each label; fewer where these do not fit
 _FREE_TEXT = 4  # examples of free text for each example that a label would get
 _BETWEEN = "\n\n"
 # Before each row stands no more than this, nor more than half of the context: every row has to be computed behind it.
@@ -45,12 +45,12 @@ class FewShot(Method):
         examples = choose(plan.train, plan.task, int(work.setting or 0), work.seed)
         task, count = with_examples(plan.task, examples, base.tokenizer, base.max_positions)
         write_file(work.folder / _FILE, json.dumps({"template": task.template}))
-        validation, _ = work.ask(self.open(work, plan.validation))
+        validation, _ = work.ask(self.open(work))
         return work.trained(validation, examples=count)
 
-    def open(self, work: Work, rows: Sequence[Row]) -> Evaluator:
+    def open(self, work: Work) -> Evaluator:
         # The examples stand where a prompt would: the text has the whole context.
-        return Evaluator(PromptedModel(work.base, []), self._task(work), rows)
+        return Evaluator(PromptedModel(work.base, []), self._task(work), work.rows)
 
     def switch(self, work: Work) -> tuple[float, float | None]:
         """The other task's text is read and its labels are encoded."""

@@ -9,7 +9,6 @@ import json
 import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from softprompt.evaluation.evaluate import Evaluation, Evaluator
 from softprompt.files import write_file
 from softprompt.models.prompted import PromptedModel
 from softprompt.tasks.encode import Encoder
-from softprompt.tasks.rows import Row
 from softprompt.training.loop import DivergedError, arguments
 from softprompt.training.recipe import Recipe
 from softprompt.training.schedule import Schedule
@@ -60,7 +58,7 @@ class FineTuning(Method):
         set_seed(recipe.seed)
         base, model = self.adapt(work)
         trained = [weight for weight in model.parameters() if weight.requires_grad]
-        evaluator = work.evaluator(PromptedModel(base, []), plan.validation)
+        evaluator = work.evaluator(PromptedModel(base, []))
         for weight in trained:  # which a prompted model's base has frozen
             weight.requires_grad_(True)
 
@@ -90,10 +88,10 @@ class FineTuning(Method):
         validation = self._calibrated(work, trainer.best)
         return work.trained(validation, sum(weight.numel() for weight in trained), trainer.best_step, peak)
 
-    def open(self, work: Work, rows: Sequence[Row]) -> Evaluator:
+    def open(self, work: Work) -> Evaluator:
         file = work.folder / _PRIORS
         priors = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-        return work.evaluator(PromptedModel(self.load(work), []), rows, priors)
+        return work.evaluator(PromptedModel(self.load(work), []), priors)
 
     def _calibrated(self, work: Work, plain: Evaluation) -> Evaluation:
         """Calibrate what was learned, as a prompt's training does: kept where the validation is better."""
@@ -102,7 +100,7 @@ class FineTuning(Method):
             return plain
         model = PromptedModel(self.load(work), [])
         priors = measure_priors(model, plan.task, plan.train, virtual_tokens=work.prompt.num_virtual_tokens)
-        evaluation = work.evaluator(model, plan.validation, priors).evaluate()
+        evaluation = work.evaluator(model, priors).evaluate()
         if not worth_keeping(setting, evaluation, plain, plan.task.metric):
             return plain
         write_file(work.folder / _PRIORS, json.dumps(priors))
@@ -171,7 +169,7 @@ def _options(recipe: Recipe, asked: Base, base: Base) -> dict[str, Any]:
         options["bf16" if asked.dtype == torch.bfloat16 else "fp16"] = True
     if recipe.gradient_checkpointing:
         # Renamed in Transformers 5.24.
-        known = {option.name for option in fields(TrainingArguments)}
-        name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+        renamed = hasattr(TrainingArguments, "activation_checkpointing")
+        name = "activation_checkpointing" if renamed else "gradient_checkpointing"
         options |= {name: True, f"{name}_kwargs": {"use_reentrant": False}}
     return options

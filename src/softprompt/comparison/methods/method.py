@@ -21,6 +21,7 @@ from softprompt.tasks.rows import Row
 from softprompt.training.taskfile import make_prompt
 
 RATE = "rate"
+Tell = Callable[[int, int], None]
 _STEP = 3.0  # between two rates of a grid: three of them span an order of magnitude
 
 
@@ -32,17 +33,17 @@ class Work:
     """One setting of a method with one seed: the plan, a freshly loaded base, and a folder for what is learned.
 
     The base may be changed. `prompt` is what prompt tuning starts from: the texts of all methods are cut as if it stood
-    before them. `recipe` is the plan's with this seed; `watch` belongs among the Trainer's callbacks. `tell` is called
-    with the work that is done and how much there is.
+    before them. `rows` are to be answered, for validation or for the test. `recipe` is the plan's with this seed, and
+    `watch` belongs among the Trainer's callbacks. `tell` is called with the work that is done and how much there is.
 
     Raises:
         UnusableError: the plan's base, prompt or labels can't be used.
     """
 
     def __init__(
-        self, plan: Plan, setting: float | None, seed: int, folder: Path, tell: Callable[[int, int], None]
+        self, plan: Plan, rows: Sequence[Row], setting: float | None, seed: int, folder: Path, tell: Tell
     ) -> None:
-        self.plan, self.setting, self.seed, self.folder, self._tell = plan, setting, seed, folder, tell
+        self.plan, self.rows, self.setting, self.seed, self.folder, self._tell = plan, rows, setting, seed, folder, tell
         self.recipe = plan.recipe.model_copy(update={"seed": plan.recipe.seed + seed})
         self.watch = Stopwatch(lambda step: tell(step, self.recipe.max_steps))
         try:
@@ -56,16 +57,14 @@ class Work:
         self._base_parameters = self.base.model.num_parameters()
         self._base_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
 
-    def evaluator(
-        self, model: PromptedModel, rows: Sequence[Row], log_priors: Sequence[float] | None = None
-    ) -> Evaluator:
-        """Rows before a model with one prompt or none; `log_priors` are the labels', where it is calibrated."""
+    def evaluator(self, model: PromptedModel, log_priors: Sequence[float] | None = None) -> Evaluator:
+        """The rows before a model with one prompt or none; `log_priors` are the labels', where it is calibrated."""
         virtual = self.prompt.num_virtual_tokens
-        return Evaluator(model, self.plan.task, rows, virtual_tokens=virtual, log_priors=log_priors)
+        return Evaluator(model, self.plan.task, self.rows, virtual_tokens=virtual, log_priors=log_priors)
 
     def ask(self, evaluator: Evaluator) -> tuple[Evaluation, list[int] | list[str]]:
         """The figures, and what they are of: the label's index or the text for each row."""
-        task, rows, begun, done = evaluator.task, evaluator.rows, time.perf_counter(), 0
+        task, rows, begun, done = evaluator.task, self.rows, time.perf_counter(), 0
 
         def told(more: int) -> None:
             nonlocal done
@@ -132,11 +131,11 @@ class Method(ABC):
 
     @abstractmethod
     def train(self, work: Work) -> Trained:
-        """Learn the plan's task with the work's setting, validate it, and leave what is learned in its folder."""
+        """Learn the plan's task with the work's setting, leave what is learned in its folder, and validate that."""
 
     @abstractmethod
-    def open(self, work: Work, rows: Sequence[Row]) -> Evaluator:
-        """What lies in the work's folder, ready to answer these rows."""
+    def open(self, work: Work) -> Evaluator:
+        """What lies in the work's folder, ready to answer the work's rows."""
 
     @abstractmethod
     def switch(self, work: Work) -> tuple[float, float | None]:

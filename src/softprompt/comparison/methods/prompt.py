@@ -6,8 +6,6 @@ Lester, Al-Rfou, Constant 2021, "The Power of Scale for Parameter-Efficient Prom
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from softprompt.comparison.measuring import median_seconds
@@ -16,7 +14,6 @@ from softprompt.comparison.results import Trained
 from softprompt.evaluation.evaluate import Evaluator
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
-from softprompt.tasks.rows import Row
 from softprompt.training.run import train
 
 
@@ -39,9 +36,9 @@ class PromptTuning(Method):
         assert run.validation is not None, "there are validation rows"
         return work.trained(run.validation, run.prompt.embeddings.numel(), run.best_step)
 
-    def open(self, work: Work, rows: Sequence[Row]) -> Evaluator:
+    def open(self, work: Work) -> Evaluator:
         prompt = SoftPrompt.load(work.folder, work.base)
-        return work.evaluator(PromptedModel(work.base, [prompt]), rows, prompt.card.log_priors(work.plan.task.labels))
+        return work.evaluator(PromptedModel(work.base, [prompt]), prompt.card.log_priors(work.plan.task.labels))
 
     def switch(self, work: Work) -> tuple[float, float | None]:
         """The other prompt's numbers are read, checked against the base and copied into the model."""

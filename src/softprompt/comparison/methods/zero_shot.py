@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from softprompt.comparison.methods.method import Method, Work
 from softprompt.comparison.results import Trained
 from softprompt.evaluation.evaluate import Evaluator
 from softprompt.models.prompted import PromptedModel
-from softprompt.tasks.rows import Row
 
 
 class ZeroShot(Method):
@@ -20,11 +17,11 @@ class ZeroShot(Method):
         return [None]
 
     def train(self, work: Work) -> Trained:
-        validation, _ = work.ask(self.open(work, work.plan.validation))
+        validation, _ = work.ask(self.open(work))
         return work.trained(validation)
 
-    def open(self, work: Work, rows: Sequence[Row]) -> Evaluator:
-        return work.evaluator(PromptedModel(work.base, []), rows)
+    def open(self, work: Work) -> Evaluator:
+        return work.evaluator(PromptedModel(work.base, []))
 
     def switch(self, work: Work) -> tuple[float, float | None]:
         return 0.0, 0.0
