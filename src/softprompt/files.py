@@ -54,16 +54,15 @@ def sync(path: Path) -> None:
             os.close(handle)
 
 
-def sync_all(folder: Path) -> None:
-    """`sync` of a folder and all that is in it.
+def sync_all(place: Path) -> None:
+    """`sync` of a file, or of a folder and all that is in it.
 
     Raises:
         OSError: the disk refuses to keep a file.
     """
-    for path in folder.rglob("*"):
+    for path in [*place.rglob("*"), place]:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         else:
             sync(path)
-    sync(folder)

@@ -25,7 +25,7 @@ from huggingface_hub import is_offline_mode
 from platformdirs import user_cache_path
 
 from softprompt.errors import SoftPromptError
-from softprompt.files import sync, sync_all
+from softprompt.files import sync_all
 
 _MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
@@ -173,10 +173,7 @@ def _keep(name: str, is_whole: Callable[[Path], bool], make: Callable[[Path], Pa
 
 
 def _replace(target: Path, new: Path) -> None:
-    if new.is_dir():
-        sync_all(new)
-    else:
-        sync(new)
+    sync_all(new)
     if target.is_dir():  # a broken one, that a rename cannot replace; it goes when `new`'s folder goes
         target.rename(new.with_name("broken"))
     new.replace(target)

@@ -33,8 +33,7 @@ RECORD = "run.json"
 LOG = "log.jsonl"
 MONITOR = "monitor.jsonl"
 PROMPT = "prompt"
-# What records of runs once held, and the value with which it changed nothing.
-_NOTHING = object()
+# What a record's recipe once held, and the value with which it changed nothing.
 _GONE = {
     "residual": 0,
     "residual_learning_rate": 1e-3,
@@ -83,14 +82,21 @@ def _changes(about: dict[str, Any], before: dict[str, Any]) -> str:
     for key, now in about.items():
         other = before.get(key)
         if isinstance(now, dict) and isinstance(other, dict):
-            other = {name: value for name, value in other.items() if name != "name" or key != "base"}
-            other = {name: value for name, value in other.items() if _GONE.get(name, _NOTHING) != value}
             names = [name for name in {**other, **now} if other.get(name) != now.get(name)]
             values = [f"{name}: {shown(other.get(name))}, now {shown(now.get(name))}" for name in names]
             found += [f"{key} ({', '.join(values)})"] if values else []
         elif other != now:
             found.append(key)
     return ", ".join(found)
+
+
+def _without_gone(record: dict[str, Any]) -> dict[str, Any]:
+    """An older record without what none holds any more: the base's name, and settings that changed nothing."""
+    record.get("base", {}).pop("name", None)
+    recipe = record.get("recipe", {})
+    for key in [key for key, value in _GONE.items() if recipe.get(key) == value]:
+        del recipe[key]
+    return record
 
 
 def check_same(about: dict[str, Any]) -> None:
@@ -115,7 +121,7 @@ def check_folder(folder: Path, about: dict[str, Any], *, resume: bool, force: bo
     try:
         Replaced(record).put_back()  # a run that was to be replaced, by one that was killed before it began
         if resume and record.exists():
-            before = json.loads(record.read_text(encoding="utf-8"))
+            before = _without_gone(json.loads(record.read_text(encoding="utf-8")))
             if changed := _changes(about, before):
                 raise SoftPromptError(
                     f"{folder}: the run to resume had another {changed}: resume it as it was, or start "
