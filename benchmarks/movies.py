@@ -36,6 +36,5 @@ def make_batches(base: sp.Base, rows: Sequence[sp.Row], batch_size: int, count: 
     needed = count * batch_size
     chosen = [rows[i % len(rows)] for i in range(needed)]
     encoded = Encoder(base, TASK).encode_rows(chosen)
-    assert encoded.target_ids is not None, "every row has a label"
-    pairs = [{"text": x, "target": y} for x, y in zip(encoded.input_ids, encoded.target_ids, strict=True)]
+    pairs = [encoded.example(row) for row in range(needed)]
     return [pad_rows(pairs[start : start + batch_size]) for start in range(0, needed, batch_size)]

@@ -109,7 +109,7 @@ async def measure_engine(base: sp.Base, requests: int, peft_requests: int, round
     """Requests a second of the local engine and of PEFT's loop, taking turns."""
     prompts = make_prompts(base, MIXED_TASKS)
     texts = texts_of(base, requests)
-    labels = Encoder(base, TASK).label_ids or []
+    labels = Encoder(base, TASK).answer.label_ids or []
     loop = PeftLoop(sp.load_base(base.name, dtype=base.dtype), prompts)
     engine = LocalEngine(base)
     await engine.start()

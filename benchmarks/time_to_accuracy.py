@@ -151,8 +151,7 @@ def _train_peft(
     prompt as it does by default.
     """
     encoded = Encoder(base, TASK).encode_rows(rows)
-    assert encoded.target_ids is not None, "every row has a label"
-    pairs = [{"text": x, "target": y} for x, y in zip(encoded.input_ids, encoded.target_ids, strict=True)]
+    pairs = [encoded.example(row) for row in range(len(rows))]
     set_seed(0)
     model = sp.load_base(base_name, dtype=base.dtype, device=base.device).model
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=NUM_VIRTUAL_TOKENS)

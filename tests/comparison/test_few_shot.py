@@ -29,7 +29,7 @@ def test_the_task_shows_them_before_each_row(tiny_base: Base) -> None:
     task, shown = with_examples(TASK, [braces, ROWS[19]], tiny_base.tokenizer, 256)
     assert shown == 2
     assert task.render({"text": "new"}) == "a {b} c: yes\n\nt19: no\n\nnew:"
-    assert Encoder(tiny_base, task).label_ids == Encoder(tiny_base, TASK).label_ids
+    assert Encoder(tiny_base, task).answer.label_ids == Encoder(tiny_base, TASK).answer.label_ids
 
 
 def test_those_with_special_tokens_are_left_out(tiny_base: Base) -> None:

@@ -29,10 +29,10 @@ TEXTS = ["warm", "a", "rather far from here", "late"]
 def plain_probabilities(base: Base, prompt: SoftPrompt | None, text: str) -> torch.Tensor:
     """Each label on its own behind prompt and text, by the base's own forward."""
     encoder = Encoder(base, TASK)
-    assert encoder.label_ids is not None
+    assert encoder.answer.label_ids is not None
     ids = encoder.encode_text({"text": text})
     scores = []
-    for label in encoder.label_ids:
+    for label in encoder.answer.label_ids:
         words = base.embed(torch.tensor(ids + label))
         whole = words if prompt is None else torch.cat([prompt.embeddings, words])
         logits = base.model(inputs_embeds=whole[None]).logits[0].log_softmax(-1)

@@ -128,8 +128,8 @@ def test_not_a_number_stays_valid_json() -> None:
 
 
 def test_newer_format_asks_for_an_upgrade() -> None:
-    with pytest.raises(SoftPromptError, match=r"^here/card\.json has format version 2, .* upgrade softprompt$"):
-        Card.parse({"format_version": 2, "unheard": "of"}, "here/card.json")
+    with pytest.raises(SoftPromptError, match=r"^here/card\.json has format version 3, .* upgrade softprompt$"):
+        Card.parse({"format_version": 3, "unheard": "of"}, "here/card.json")
 
 
 @pytest.mark.parametrize(

@@ -471,7 +471,8 @@ def edit(file: Path, **changes: Any) -> None:
         ({"peft_type": "LORA"}, "peft_type is 'LORA'"),
         ({"peft_type": "PREFIX_TUNING"}, "peft_type is 'PREFIX_TUNING'"),
         ({"peft_type": None}, "peft_type is None"),
-        ({"task_type": "SEQ_CLS"}, "task_type is 'SEQ_CLS'"),
+        ({"task_type": "SEQ_2_SEQ_LM"}, "task_type is 'SEQ_2_SEQ_LM'"),
+        ({"task_type": "SEQ_CLS"}, "a prompt holds the one tensor 'prompt_embeddings' and the head"),
         ({"num_transformer_submodules": 2}, "num_transformer_submodules is 2"),
         ({"num_virtual_tokens": 3}, r"shape \[2, 4\], but adapter_config\.json says \[3, 4\]"),
         ({"token_dim": 5}, r"shape \[2, 4\], but adapter_config\.json says \[2, 5\]"),
@@ -524,8 +525,8 @@ def test_a_tensor_that_is_not_the_card_s(folder: Path) -> None:
 
 
 def test_a_card_of_a_newer_version(folder: Path) -> None:
-    edit(folder / CARD, format_version=2)
-    refused(folder, r"prompt/card\.json has format version 2, .*: upgrade softprompt")
+    edit(folder / CARD, format_version=3)
+    refused(folder, r"prompt/card\.json has format version 3, .*: upgrade softprompt")
 
 
 def test_a_card_of_another_width(folder: Path, tiny_base: Base) -> None:

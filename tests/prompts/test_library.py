@@ -285,11 +285,11 @@ def test_one_damaged_prompt_does_not_keep_the_others_from_being_used(library):
 def test_a_card_of_a_newer_softprompt(library):
     entry = library.add("mood", prompt(3))
     card = entry.path / "card.json"
-    card.write_text(json.dumps(json.loads(card.read_text()) | {"format_version": 2}))
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"format_version": 3}))
     versions = library._store.versions("mood")
     changed = versions.added(3, versions.versions[3] | {"card.json": digest(card.read_bytes())})
     (library.folder / "mood" / "versions.json").write_text(changed.text())
-    refused("mood/3/card.json has format version 2, .*: upgrade softprompt", library.get, "mood")
+    refused("mood/3/card.json has format version 3, .*: upgrade softprompt", library.get, "mood")
     assert [(fault.name, fault.version, fault.path) for fault in library.verify()] == [("mood", 3, card)]
     refused("upgrade softprompt", library.rollback, "mood", 3)
     assert library.rollback("mood", 2).current

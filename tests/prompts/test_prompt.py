@@ -280,7 +280,7 @@ def test_load_checks_the_base(tiny_base: Base, tmp_path: Path) -> None:
 def test_the_hash_is_computed_only_where_the_tensor_was_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = SoftPrompt(torch.ones(2, 4))
     calls = []
-    monkeypatch.setattr("softprompt.prompts.prompt.digest", lambda tensor: calls.append(0) or digest(tensor))
+    monkeypatch.setattr("softprompt.prompts.prompt.digest", lambda *tensors: calls.append(0) or digest(*tensors))
     assert prompt.sha256 == digest(torch.ones(2, 4))
     assert calls == []
     prompt.embeddings.mul_(2)

@@ -9,7 +9,8 @@ import torch
 
 from softprompt.bases.base import Base
 from softprompt.models.prompted import PromptedModel
-from softprompt.models.scoring import score
+from softprompt.models.readout import read_head
+from softprompt.models.scoring import final_states, score
 from softprompt.prompts import SoftPrompt
 from softprompt.serving.engine import QueueFullError, Sampling, StoppedError, TimeLimitError, Token
 from softprompt.serving.sampling import Chooser
@@ -85,14 +86,18 @@ class PlainEngine:
             self.cancelled += not finished
 
     async def classify(
-        self, prompt: SoftPrompt | None, ids: Sequence[int], continuations: Sequence[Sequence[int]]
+        self, prompt: SoftPrompt | None, ids: Sequence[int], continuations: Sequence[Sequence[int]] | None
     ) -> list[float]:
         deadline = await self._enter(len(ids))
         finished = False
         try:
             await self._wait(deadline)
             model = PromptedModel(self.base, [] if prompt is None else [prompt])
-            likelihoods: list[float] = score(model, [list(ids)], continuations)[0].tolist()
+            if continuations is None:
+                hidden = final_states(model, [list(ids)])
+                likelihoods: list[float] = read_head(hidden, model.heads[0].detach()).log_softmax(-1)[0].tolist()
+            else:
+                likelihoods = score(model, [list(ids)], continuations)[0].tolist()
             finished = True
             return likelihoods
         finally:

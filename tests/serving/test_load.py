@@ -33,7 +33,7 @@ def test_two_hundred_prompts_under_load(base, tmp_path):
         for version in (1, 2):
             prompt = make_prompt(base, 1 + (number * 7 + version) % 11, MOOD, seed=2 * number + version)
             entry = library.add(f"p{number}", prompt)
-            likelihoods = score(PromptedModel(base, [prompt]), ids, encoder.label_ids).double().softmax(-1)
+            likelihoods = score(PromptedModel(base, [prompt]), ids, encoder.answer.label_ids).double().softmax(-1)
             expected[f"p{number}@{entry.version}"] = likelihoods.tolist()
     # Room for some states only, so that they come and go, too.
     engine = LocalEngine(base, state_bytes=200_000)

@@ -13,7 +13,7 @@ import softprompt as sp
 from softprompt.errors import SoftPromptError, WrongBaseError
 from softprompt.models.generation import generate
 from softprompt.models.prompted import PromptedModel
-from softprompt.models.scoring import score
+from softprompt.models.scoring import final_states, score
 from softprompt.serving.engine import NotFiniteError, QueueFullError, Sampling, StoppedError, TimeLimitError
 from softprompt.serving.local import LocalEngine
 from softprompt.serving.sampling import Chooser
@@ -579,3 +579,44 @@ def test_the_real_base_gives_the_same_answers():
             return await asyncio.gather(*(answer(engine, prompt, ids, max_tokens=5) for prompt, ids in requests))
 
     assert asyncio.run(ask()) == [greedy(base, prompt, ids, 5) for prompt, ids in requests]
+
+
+def test_heads_words_and_texts_in_one_batch_equal_one_by_one(tiny_base):
+    """Also a head without virtual tokens, and two heads behind the same ones."""
+    generator = torch.Generator().manual_seed(0)
+
+    def with_head(length: int, seed: int) -> sp.SoftPrompt:
+        embeddings = (
+            make_prompt(tiny_base, length, seed).embeddings if length else torch.zeros(0, tiny_base.hidden_size)
+        )
+        return sp.SoftPrompt(embeddings, head=torch.randn(4, tiny_base.hidden_size, generator=generator))
+
+    heads = [with_head(5, 1), with_head(5, 1), with_head(0, 0), with_head(12, 2)]
+    words = [None, make_prompt(tiny_base, 5, 1), make_prompt(tiny_base, 9, 3)]
+    requests = [ids_of(1 + i % 5 * 3, i) for i in range(12)]
+
+    async def ask():
+        async with running(tiny_base, max_batch_tokens=40) as engine:
+            return await asyncio.gather(
+                *(engine.classify(heads[i % 4], ids, None) for i, ids in enumerate(requests)),
+                *(engine.classify(words[i % 3], ids, LABELS) for i, ids in enumerate(requests)),
+                *(answer(engine, words[i % 3], ids, max_tokens=4) for i, ids in enumerate(requests)),
+            )
+
+    found = asyncio.run(ask())
+    for i, ids in enumerate(requests):
+        model = PromptedModel(tiny_base, [heads[i % 4]])
+        expected = (final_states(model, [ids]) @ heads[i % 4].head.T).log_softmax(-1)[0]
+        torch.testing.assert_close(torch.tensor(found[i]), expected, rtol=1e-4, atol=1e-4)
+        assert found[12 + i] == pytest.approx(likelihoods(tiny_base, words[i % 3], ids), rel=1e-4, abs=1e-4)
+        assert found[24 + i] == greedy(tiny_base, words[i % 3], ids, 4)
+
+
+def test_a_prompt_without_a_head_is_not_asked_for_one(tiny_base):
+    async def ask(prompt):
+        async with running(tiny_base) as engine:
+            await engine.classify(prompt, [3], None)
+
+    for prompt in (None, make_prompt(tiny_base, 4)):
+        with pytest.raises(SoftPromptError, match="has no head to answer by"):
+            asyncio.run(ask(prompt))

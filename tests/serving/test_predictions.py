@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 
 from softprompt import predict
 from softprompt.prompts.library import PromptLibrary
@@ -157,3 +159,42 @@ class TestLibrary:
             answer = live.get("/v1/library")
         assert answer.status_code == 400
         assert answer.json()["error"]["message"]
+
+
+class TestHeads:
+    """A prompt that answers by a head, beside those that answer in words."""
+
+    HEAD = TOPIC.answered_by("head")
+
+    @pytest.fixture
+    def with_head(self, base, library):
+        start = make_prompt(base, 5, self.HEAD, seed=6)
+        generator = torch.Generator().manual_seed(0)
+        library.add("head", replace(start, head=torch.randn(3, base.hidden_size, generator=generator)))
+        library.add("probe", replace(start, embeddings=start.embeddings[:0], head=torch.randn(3, base.hidden_size)))
+        return library
+
+    def test_they_are_classified_with_the_others(self, base, with_head):
+        row = {"title": "news", "text": "abc"}
+        with living(LocalEngine(base), with_head) as live:
+            asked = {"model": ["head", "topic", "probe"], "input": [row]}
+            answer = live.post("/v1/classify", json=asked)
+            assert answer.status_code == 200, answer.text
+            for one, (name, task) in zip(
+                answer.json()["data"], [("head", self.HEAD), ("topic", TOPIC), ("probe", self.HEAD)], strict=True
+            ):
+                expected = predict(base, with_head.get(name), task, [row])[0]
+                assert one["label"] == expected.label
+                assert one["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
+            (found,) = data(live.post("/v1/predict", json={"model": "head", "input": [row]}))
+            assert found["label"] == predict(base, with_head.get("head"), self.HEAD, [row])[0].label
+            (bare,) = data(live.post("/v1/predict", json={"model": "head", "input": [row], "without_prompt": True}))
+            assert bare["label"] == predict(base, None, TOPIC, [row])[0].label
+
+    @pytest.mark.parametrize("path", ["completions", "chat/completions"])
+    def test_they_answer_no_text(self, base, with_head, path):
+        asked = {"prompt": "abc"} if path == "completions" else {"messages": [{"role": "user", "content": "abc"}]}
+        with living(LocalEngine(base), with_head) as live:
+            answer = live.post(f"/v1/{path}", json={"model": "head", **asked})
+        assert answer.status_code == 400
+        assert "use /v1/classify" in answer.json()["error"]["message"]

@@ -96,24 +96,26 @@ class TestTexts:
 class TestTargets:
     def test_labels(self, tiny_tokenizer: Any) -> None:
         encoder = make_encoder(tiny_tokenizer, CLASSES)
-        assert encoder.label_ids == [tiny_tokenizer(" negative")["input_ids"], tiny_tokenizer(" positive")["input_ids"]]
+        assert encoder.answer.label_ids == [
+            tiny_tokenizer(" negative")["input_ids"],
+            tiny_tokenizer(" positive")["input_ids"],
+        ]
         encoded = encoder.encode_rows([Row({"text": "a"}, 1), Row({"text": "b"}, 0)])
-        assert encoded.label == [1, 0]
-        assert encoded.target_ids == [encoder.label_ids[1], encoder.label_ids[0]]
-        assert encoded.references is None
+        assert encoded.gold == [1, 0]
+        assert encoded.target_ids == [encoder.answer.label_ids[1], encoder.answer.label_ids[0]]
 
     def test_free_text_ends_with_the_end_of_text(self, tiny_tokenizer: Any) -> None:
         encoder = make_encoder(tiny_tokenizer, ANSWERS)
         encoded = encoder.encode_rows([answer("1+1?", "2"), answer("2+2?", "four")])
-        assert encoder.label_ids is None
-        assert encoded.label is None
-        assert encoded.references == [" 2", " four"]
+        assert encoder.answer.label_ids is None
+
+        assert encoded.gold == [" 2", " four"]
         assert encoded.target_ids == [tiny_tokenizer(f" {word}")["input_ids"] + [0] for word in ("2", "four")]
 
     @pytest.mark.parametrize("row", [Row({"text": "a"}), answer("a", None)])
     def test_without_targets(self, tiny_tokenizer: Any, row: Row) -> None:
         encoded = make_encoder(tiny_tokenizer, CLASSES if "text" in row.columns else ANSWERS).encode_rows([row])
-        assert (encoded.target_ids, encoded.label, encoded.references) == (None, None, None)
+        assert (encoded.target_ids, encoded.gold) == (None, None)
 
     def test_no_rows(self, tiny_tokenizer: Any) -> None:
         assert make_encoder(tiny_tokenizer, CLASSES).encode_rows([]).input_ids == []
@@ -125,8 +127,8 @@ class TestTargets:
         tokenizer = words("▁good" if metaspace else " good", "good", start="<s>", metaspace=metaspace)
         task = Task(template=template, target=target, labels=["good", "bad"])
         encoder = make_encoder(tokenizer, task)
-        assert encoder.label_ids is not None
-        for label, ids in zip(["good", "bad"], encoder.label_ids, strict=True):
+        assert encoder.answer.label_ids is not None
+        for label, ids in zip(["good", "bad"], encoder.answer.label_ids, strict=True):
             joint = encoder.encode_text({"text": "so"}) + ids
             expected = task.render({"text": "so"}) + task.render_target({"label": label})
             assert tokenizer.decode(joint, skip_special_tokens=True) == expected
@@ -134,36 +136,36 @@ class TestTargets:
     def test_metaspace_puts_no_space_of_its_own_before_a_target(self) -> None:
         tokenizer = words("▁good", metaspace=True)
         encoder = make_encoder(tokenizer, Task(template="{text}:", labels=["good", "bad"]))
-        assert tokenizer.convert_ids_to_tokens(encoder.label_ids[0]) == ["▁good"]
+        assert tokenizer.convert_ids_to_tokens(encoder.answer.label_ids[0]) == ["▁good"]
         assert tokenizer.convert_ids_to_tokens(tokenizer(" good")["input_ids"]) == ["▁", "▁good"]
 
     def test_the_joint_string_decides_where_words_do_not_fuse(self) -> None:
         tokenizer = words(" good", "good")
-        label_ids = make_encoder(tokenizer, Task(template="{text}:", labels=["good", "bad"])).label_ids
+        label_ids = make_encoder(tokenizer, Task(template="{text}:", labels=["good", "bad"])).answer.label_ids
         assert tokenizer.convert_ids_to_tokens(label_ids[0]) == [" good"]
 
     def test_fused_words_are_encoded_apart(self) -> None:
         tokenizer = words(" good", "good")
         task = Task(template="{text}: ", target="{label}", labels=["good", "bad"])
         assert tokenizer(": good")["input_ids"] == tokenizer.convert_tokens_to_ids([":", " good"])
-        assert make_encoder(tokenizer, task).label_ids[0] == tokenizer.convert_tokens_to_ids(["good"])
+        assert make_encoder(tokenizer, task).answer.label_ids[0] == tokenizer.convert_tokens_to_ids(["good"])
 
     def test_a_label_that_begins_another_gives_all_an_end(self, tiny_tokenizer: Any) -> None:
         labels = ["card", "top up", "card lost"]
         encoder = make_encoder(tiny_tokenizer, Task(template="{text}:", labels=labels))
-        assert encoder.label_ids == [[*tiny_tokenizer(f" {label}")["input_ids"], 0] for label in labels]
+        assert encoder.answer.label_ids == [[*tiny_tokenizer(f" {label}")["input_ids"], 0] for label in labels]
         encoded = encoder.encode_rows([Row({"text": "a"}, 1)])
-        assert encoded.target_ids == [encoder.label_ids[1]]
+        assert encoded.target_ids == [encoder.answer.label_ids[1]]
 
     def test_labels_that_merely_share_a_beginning_need_no_end(self, tiny_tokenizer: Any) -> None:
         encoder = make_encoder(tiny_tokenizer, Task(template="{text}:", labels=["card a", "card b"]))
-        assert encoder.label_ids == [tiny_tokenizer(f" {label}")["input_ids"] for label in ("card a", "card b")]
+        assert encoder.answer.label_ids == [tiny_tokenizer(f" {label}")["input_ids"] for label in ("card a", "card b")]
 
     def test_a_hundred_labels(self, tiny_tokenizer: Any) -> None:
         labels = [f"intent {i}" for i in range(120)]
         encoder = make_encoder(tiny_tokenizer, Task(template="{text}:", labels=labels))
-        assert len({tuple(ids) for ids in encoder.label_ids}) == 120
-        assert all(ids[-1] == tiny_tokenizer.eos_token_id for ids in encoder.label_ids)
+        assert len({tuple(ids) for ids in encoder.answer.label_ids}) == 120
+        assert all(ids[-1] == tiny_tokenizer.eos_token_id for ids in encoder.answer.label_ids)
 
     def test_labels_of_the_same_tokens(self) -> None:
         with pytest.raises(SoftPromptError, match=r"^task\.labels: 'ok文' and 'ok語' are the same tokens"):
@@ -278,11 +280,11 @@ class TestCutting:
         task = Task(template="<{a}[{b}]:", labels=["no", "yes"])
         encoder = make_encoder(tokenizer, task, room)
         uncut = make_encoder(tokenizer, task).encode_text(columns)
-        longest = max(map(len, encoder.label_ids or []))
+        longest = max(map(len, encoder.answer.label_ids or []))
         encoded = encoder.encode_rows([Row(dict(columns), 1)])
         [ids], [target] = encoded.input_ids, encoded.target_ids or []
         assert len(ids) + longest <= room
-        assert target == (encoder.label_ids or [])[1]
+        assert target == (encoder.answer.label_ids or [])[1]
         assert (ids == uncut) == (encoded.truncated == 0) == (len(uncut) + longest <= room)
         # What is left of the values is their beginning: the same ids as some cut of each would give.
         lefts = {

@@ -109,7 +109,7 @@ class TestBadTasks:
             ({"labels": ["a", "b"], "target": " {answer}"}, "target: with labels the only column here is"),
             ({"labels": ["a", "b"], "target": " {label} {text}"}, "target: with labels the only column"),
             ({"target": "yes"}, "target: name {label}, or for free text a column"),
-            ({"metric": "f1"}, "metric: Input should be 'accuracy', 'macro_f1'"),
+            ({"metric": "f1"}, "metric: f1 does not measure free text: choose one of exact_match"),
             ({"metric": "accuracy"}, "metric: accuracy does not measure free text: choose one of exact_match"),
             ({"labels": ["a", "b"], "metric": "bleu"}, "metric: bleu does not measure classification"),
             ({"metrics": "bleu"}, "metrics: unknown key"),

@@ -24,7 +24,7 @@ def test_the_ensemble_equals_voting_its_members_one_by_one(tiny_base: Base, tmp_
     )
     test = rows(30, 60)
     alone = torch.stack(
-        [Evaluator(PromptedModel(tiny_base, [prompt]), TASK, test).probabilities() for prompt in ensemble.prompts]
+        [Evaluator(PromptedModel(tiny_base, [prompt]), TASK, test).answers() for prompt in ensemble.prompts]
     )
     together = ensemble.member_probabilities(tiny_base, TASK, test)
     assert torch.allclose(together, alone, atol=1e-5)

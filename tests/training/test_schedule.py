@@ -7,12 +7,12 @@ from softprompt.training.schedule import Lanes, Schedule, flatten
 
 
 def encoded(lengths: list[int]) -> Encoded:
-    return Encoded([[row] * n for row, n in enumerate(lengths)], [[7]] * len(lengths), None, None, 0)
+    return Encoded([[row] * n for row, n in enumerate(lengths)], [[7]] * len(lengths), [0] * len(lengths), [])
 
 
 def test_every_row_is_seen_once_before_any_is_seen_again() -> None:
     schedule = Schedule(encoded([3] * 10), batch_size=4, batches=5, seed=0)
-    seen = [schedule[i]["text"][0] for i in range(len(schedule))]
+    seen = [schedule[i]["ids"][0] for i in range(len(schedule))]
     assert len(seen) == 20
     assert sorted(seen) == sorted([*range(10), *range(10)])
 
@@ -22,7 +22,7 @@ def test_a_batch_holds_rows_of_like_length() -> None:
     schedule = Schedule(encoded(lengths), batch_size=16, batches=25, seed=1)
     spreads = []
     for batch in range(25):
-        inside = [len(schedule[16 * batch + i]["text"]) for i in range(16)]
+        inside = [len(schedule[16 * batch + i]["ids"]) for i in range(16)]
         spreads.append(max(inside) - min(inside))
     assert sum(spreads) / 25 < 10  # of 99 in a random batch
 
@@ -30,14 +30,19 @@ def test_a_batch_holds_rows_of_like_length() -> None:
 def test_the_order_is_the_seeds() -> None:
     def order(seed: int) -> list[int]:
         schedule = Schedule(encoded([1 + i % 7 for i in range(50)]), 8, 20, seed)
-        return [schedule[i]["text"][0] for i in range(len(schedule))]
+        return [schedule[i]["ids"][0] for i in range(len(schedule))]
 
     assert order(3) == order(3)
     assert order(3) != order(4)
 
 
-def test_a_batch_is_flat_and_only_targets_are_learned() -> None:
-    batch = flatten([{"text": [5, 6], "target": [7], "prompt": 0}, {"text": [8], "target": [9, 4, 3], "prompt": 1}])
+def test_a_batch_is_flat() -> None:
+    batch = flatten(
+        [
+            {"ids": [5, 6, 7], "labels": [-100, -100, 7], "prompt": 0},
+            {"ids": [8, 9, 4, 3], "labels": [-100, 9, 4, 3], "prompt": 1},
+        ]
+    )
     assert batch["input_ids"].tolist() == [5, 6, 7, 8, 9, 4, 3]
     assert batch["labels"].tolist() == [-100, -100, 7, -100, 9, 4, 3]
     assert batch["lengths"].tolist() == [3, 4]
@@ -50,5 +55,5 @@ def test_the_rows_of_several_prompts_stand_together_part_by_part() -> None:
     assert len(lanes) == 24
     for k, schedule in enumerate(schedules):
         own = [row for row in map(lanes.__getitem__, range(24)) if row["prompt"] == k]
-        assert [row["text"] for row in own] == [schedule[i]["text"] for i in range(12)]
+        assert [row["ids"] for row in own] == [schedule[i]["ids"] for i in range(12)]
     assert [lanes[i]["prompt"] for i in range(8)] == [0, 0, 1, 1, 0, 0, 1, 1]

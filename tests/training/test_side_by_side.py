@@ -55,7 +55,7 @@ def test_side_by_side_equals_runs_of_their_own(tiny_base: Base, changed: dict[st
             recipe=settings.model_copy(update={"seed": seed}),
         )
         assert not torch.allclose(alone.prompt.embeddings, prompt.embeddings, atol=1e-2)
-        assert torch.allclose(member.embeddings, alone.prompt.embeddings, atol=tolerance)
+        assert torch.allclose(member.learned.embeddings, alone.prompt.embeddings, atol=tolerance)
         assert member.step == alone.best_step
         assert member.validation is not None
         assert alone.validation is not None
@@ -67,7 +67,7 @@ def test_without_validation_the_last_prompts_are_kept(tiny_base: Base) -> None:
     settings = recipe(max_steps=5, monitor=False)
     found = together(tiny_base, prompts, settings, validation=None)
     alone = train(tiny_base, prompts[1], TASK, train=rows(40), recipe=settings)
-    assert torch.allclose(found[1].embeddings, alone.prompt.embeddings, atol=2e-4)
+    assert torch.allclose(found[1].learned.embeddings, alone.prompt.embeddings, atol=2e-4)
     assert [member.step for member in found] == [5, 5]
     assert found[0].validation is None
 

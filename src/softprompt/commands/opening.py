@@ -6,6 +6,7 @@ Does not know what is asked of the prompt.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +44,7 @@ def with_task(path: Path, task_file: Path) -> SoftPrompt:
     from softprompt.training.taskfile import load_task_file
 
     prompt, task = SoftPrompt.load(path), load_task_file(task_file).task
-    return SoftPrompt(prompt.embeddings, prompt.card.replace(task=task.model_dump(exclude_none=True)))
+    return replace(prompt, card=prompt.card.replace(task=task.model_dump(exclude_none=True)))
 
 
 def load_calibrated(

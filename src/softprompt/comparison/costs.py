@@ -83,7 +83,7 @@ def measure_costs(
         files = list(prompt.save(Path(folder) / "prompt").iterdir())
         artifact_bytes = sum(file.stat().st_size for file in files)
     return Costs(
-        trainable_parameters=prompt.embeddings.numel(),
+        trainable_parameters=prompt.trainable_parameters,
         base_parameters=base.model.num_parameters(),
         artifact_bytes=artifact_bytes,
         step_seconds=step_seconds,

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from softprompt.errors import SoftPromptError
 from softprompt.tasks.rows import Row, check_trainable, load_rows, with_validation
 from softprompt.tasks.task import Task
+from softprompt.training.heads import choose_answer
 from softprompt.training.recipe import Recipe
 from softprompt.training.taskfile import PromptStart, TaskFile
 
@@ -64,6 +65,7 @@ def make_plan(file: TaskFile, *, quick: bool, one_setting: bool = False) -> Plan
         notes.append(f"The task file names no validation rows: {share:.0%} of the training rows were set aside.")
     rows, checks = with_validation(train, share, task, recipe.seed)
     check_trainable(rows, task)
+    task = choose_answer(task, rows)
     validation = list(checks or [])
     test = validation if file.data.test is None else load_rows(file.data.test, task)
     if quick:

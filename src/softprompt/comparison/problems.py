@@ -165,7 +165,7 @@ def _in_labels(rows: Sequence[Row], task: Task) -> Iterator[Problem]:
 def _cut(parts: Mapping[str, Sequence[Row]], task: Task, base: Base, prompt: SoftPrompt) -> Iterator[Problem]:
     encoder = Encoder(base, task, virtual_tokens=prompt.num_virtual_tokens)
     for part, rows in parts.items():
-        cut = encoder.encode_rows(rows, reserve=0 if task.labels else task.max_new_tokens).truncated
+        cut = encoder.encode_rows(rows, reserve=encoder.answer.new_tokens).truncated
         if cut:
             yield Problem(
                 "data",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -21,8 +22,8 @@ from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
 from softprompt.evaluation.evaluate import Evaluation, Evaluator
 from softprompt.models.prompted import PromptedModel
-from softprompt.models.scoring import label_probabilities
 from softprompt.prompts.prompt import SoftPrompt
+from softprompt.tasks.answers.answer import label_probabilities
 from softprompt.tasks.rows import Row, Rows, as_rows
 from softprompt.tasks.task import Task
 
@@ -64,7 +65,7 @@ def calibrate(
     model = PromptedModel(base, [prompt])
     priors = measure_priors(model, task, rows, progress=progress)
     calibration = dict(zip(task.labels or [], priors, strict=True))
-    return SoftPrompt(prompt.embeddings, prompt.card.replace(calibration=calibration))
+    return replace(prompt, card=prompt.card.replace(calibration=calibration))
 
 
 def measure_priors(
@@ -134,9 +135,9 @@ def check_labels(task: Task, who: str) -> None:
 
 
 def worth_trying(setting: Literal["auto"] | bool, task: Task, *, validates: bool) -> bool:
-    """Whether a trained model is to be calibrated: as the setting says, by itself where many labels are validated."""
+    """Whether a trained model is to be calibrated: as the setting says, by itself where many words are validated."""
     if setting == "auto":
-        return validates and len(task.labels or []) > _FEW_LABELS
+        return validates and len(task.labels or []) > _FEW_LABELS and task.kind == "words"
     return setting
 
 

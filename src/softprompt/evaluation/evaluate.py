@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,14 +19,14 @@ from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
 from softprompt.models.generation import generate
 from softprompt.models.prompted import PromptedModel
-from softprompt.models.scoring import label_probabilities, score
+from softprompt.models.readout import read_head
+from softprompt.models.scoring import final_states, score
 from softprompt.prompts.prompt import SoftPrompt
+from softprompt.tasks.answers.answer import Prediction, Progress
 from softprompt.tasks.encode import Encoded, Encoder
-from softprompt.tasks.metrics import classification_metrics, text_metrics
 from softprompt.tasks.rows import Row, Rows, as_rows, rows_from
 from softprompt.tasks.task import Task
 
-Progress = Callable[[int], None]
 logger = logging.getLogger(__name__)
 
 
@@ -73,23 +74,6 @@ def merit(score: float, log_loss: float | None) -> tuple[float, float]:
     return score, -(log_loss or 0.0)
 
 
-class Prediction(BaseModel):
-    """The answer to one text.
-
-    Attributes:
-        label, probabilities: for classification, the likeliest label and every label's probability (they sum to 1).
-        output: for free text, the generated text.
-        truncated: whether the text was cut to fit the base's context.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    label: str | None = None
-    probabilities: dict[str, float] | None = None
-    output: str | None = None
-    truncated: bool = False
-
-
 class Evaluator:
     """Rows of a task, encoded once, to be asked as often as wanted (as in validation during training).
 
@@ -110,69 +94,71 @@ class Evaluator:
         virtual_tokens: int | None = None,
         log_priors: Sequence[float] | None = None,
     ) -> None:
+        task = task.resolved(head=bool(model.heads)) if model.prompts else task.answered_by("words")
         self.model, self.task, self.rows, self._log_priors = model, task, rows, log_priors
         virtual = len(model.vectors()[0]) if virtual_tokens is None else virtual_tokens
-        self._encoder = Encoder(model.base, task, virtual_tokens=virtual)
-        self._encoded = self._encoder.encode_rows(rows, reserve=0 if task.labels else task.max_new_tokens)
-        tell_cut(self._encoded, self._encoder.max_tokens)
+        encoder = Encoder(model.base, task, virtual_tokens=virtual)
+        self.answer = encoder.answer
+        self._encoded = encoder.encode_rows(rows, reserve=self.answer.new_tokens)
+        tell_cut(self._encoded, encoder.max_tokens)
 
     @property
     def truncated(self) -> int:
         """Texts that were cut to fit the context."""
         return self._encoded.truncated
 
-    def probabilities(self, progress: Progress | None = None) -> torch.Tensor:
-        """`[n, L]` float64: each label's likelihood given the text, made to sum to 1 over the labels.
-
-        A label's likelihood is that of its whole token sequence, divided by the label's prior where the prompt is
-        calibrated; all labels share the text's computation.
-        """
-        return label_probabilities(self.likelihoods(progress), self._log_priors)
-
     def likelihoods(self, progress: Progress | None = None) -> torch.Tensor:
         """`[n, L]` float32: each label's log-likelihood given the text, as the model has it."""
-        labels = self._encoder.label_ids
-        if labels is None:
-            raise SoftPromptError("this task generates free text: it has no labels to choose from")
-        return score(self.model, self._encoded.input_ids, labels, progress=progress)
+        return self.answer.likelihoods(_Texts(self.model, self._encoded.input_ids, progress))
 
-    def outputs(self, progress: Progress | None = None) -> list[str]:
-        """The generated text for each row, at most `task.max_new_tokens` tokens, without white space around it."""
-        answers = generate(
-            self.model,
-            self._encoded.input_ids,
-            max_new_tokens=self.task.max_new_tokens,
-            ends=self.model.base.end_ids,
-            progress=progress,
-        )
-        texts: list[str] = self.model.base.tokenizer.batch_decode(answers, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+    def answers(self, progress: Progress | None = None) -> Any:
+        """The answers in the form that the task's kind of answer (`answer`) takes them.
+
+        Of labels `[n, L]` float64: each label's likelihood given the text, divided by the label's prior where the
+        prompt is calibrated, made to sum to 1 over the labels. Of free text n texts.
+        """
+        return self.answer.read(_Texts(self.model, self._encoded.input_ids, progress), self._log_priors)
 
     def predict(self, progress: Progress | None = None) -> list[Prediction]:
         """The answer to each row."""
-        labels, cut = self.task.labels, self._encoded.cut
-        if labels is None:
-            answers = zip(self.outputs(progress), cut, strict=True)
-            return [Prediction(output=output, truncated=was_cut) for output, was_cut in answers]
-        return [
-            Prediction(
-                label=max(zip(row, labels, strict=True), key=lambda pair: pair[0])[1],
-                probabilities=dict(zip(labels, row, strict=True)),
-                truncated=was_cut,
-            )
-            for row, was_cut in zip(self.probabilities(progress).tolist(), cut, strict=True)
-        ]
+        return self.answer.predictions(self.answers(progress), self._encoded.cut)
 
     def evaluate(self, progress: Progress | None = None) -> Evaluation:
         """The figures over all rows, which need targets."""
+        return self.evaluate_answers(progress)[0]
+
+    def evaluate_answers(self, progress: Progress | None = None) -> tuple[Evaluation, list[Any]]:
+        """The figures, and what they are of: for each row the label's index, or the text."""
         start = time.perf_counter()
-        if self.task.labels is None:
-            figures = text_metrics(self.outputs(progress), self._encoded.references or [])
-        else:
-            figures = classification_metrics(
-                self._encoded.label or [], self.probabilities(progress).numpy(), self.task.labels
-            )
-        return Evaluation(**figures, truncated=self.truncated, seconds=time.perf_counter() - start)
+        found = self.answers(progress)
+        figures = self.answer.figures(found, self._encoded.gold or [])
+        seconds = time.perf_counter() - start
+        return Evaluation(**figures, truncated=self.truncated, seconds=seconds), self.answer.best(found)
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Texts before a model, to be asked by a kind of answer; see `Asked`."""
+
+    model: PromptedModel
+    ids: Sequence[Sequence[int]]
+    progress: Progress | None
+
+    def score(self, continuations: Sequence[Sequence[int]]) -> torch.Tensor:
+        return score(self.model, self.ids, continuations, progress=self.progress)
+
+    def read_head(self) -> torch.Tensor:
+        if len(self.model.heads) != 1:
+            raise SoftPromptError("the task is answered by a head, which this prompt has not: train it with one")
+        return read_head(final_states(self.model, self.ids, self.progress), self.model.heads[0].detach().cpu())
+
+    def generate(self, max_new_tokens: int) -> list[str]:
+        base = self.model.base
+        answers = generate(
+            self.model, self.ids, max_new_tokens=max_new_tokens, ends=base.end_ids, progress=self.progress
+        )
+        texts: list[str] = base.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        return [text.strip() for text in texts]
 
 
 def tell_cut(encoded: Encoded, room: int | None) -> None:

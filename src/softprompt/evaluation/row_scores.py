@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from softprompt.tasks.metrics import text_metrics
 from softprompt.tasks.rows import Row
-from softprompt.tasks.task import Metric
 
 
-def row_scores(metric: Metric, rows: Sequence[Row], answers: Sequence[Any]) -> NDArray[np.float64] | None:
+def row_scores(metric: str, rows: Sequence[Row], answers: Sequence[Any]) -> NDArray[np.float64] | None:
     """How good each answer is, `[n]` from 0 to 1: right or wrong, or for free text the metric of that row alone.
 
     None for BLEU, which is a figure of a whole corpus.

@@ -6,7 +6,7 @@ Owns the measure. Does not know what is done about a token that matters little.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -71,7 +71,8 @@ def _evaluate_kept(
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """The figures of a prompt of which only some virtual tokens are left, possibly none; its calibration stays."""
-    left = [SoftPrompt(prompt.embeddings[torch.tensor(kept)], prompt.card)] if kept else []
+    rest = prompt.embeddings[torch.tensor(kept, dtype=torch.long)]
+    left = [replace(prompt, embeddings=rest)] if kept or prompt.head is not None else []
     priors = prompt.card.log_priors(task.labels)
     model = PromptedModel(base, left)
     return Evaluator(model, task, rows, log_priors=priors).evaluate(progress)

@@ -6,7 +6,7 @@ Owns which virtual tokens go. Does not know how their importance is measured (`i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -97,12 +97,12 @@ def prune(
         },
         calibration=None,
     )
-    left = SoftPrompt(prompt.embeddings[torch.tensor(kept)], card)
+    left = replace(prompt, embeddings=prompt.embeddings[torch.tensor(kept)], card=card)
     if prompt.card.calibration is not None:  # it was measured with all virtual tokens
         left = calibrate(base, left, task, rows, progress=progress)
     after = evaluate(base, left, task, rows, progress=progress)
     metrics = {"validation": after.to_json(), "before_pruning": found.whole.to_json()}
-    left = SoftPrompt(left.embeddings, left.card.replace(metrics=metrics))
+    left = replace(left, card=left.card.replace(metrics=metrics))
     return Pruned(left, kept, dropped, found.whole, after)
 
 

@@ -1,7 +1,7 @@
 """A frozen base with K soft prompts before it, as one module: loss and gradients for training.
 
 Owns the bookkeeping between padded batches and the packed row: checking the input, finding the label places, adding up
-the loss. Knows nothing of tasks, files or optimisers; `routes.py` computes the hidden states.
+the loss. Knows nothing of tasks, files or optimisers; `routes.py` computes the hidden states, `readout.py` reads them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from softprompt.errors import SoftPromptError
 from softprompt.models.attention import choose_kernel
 from softprompt.models.division import divide_gradients, divide_value
 from softprompt.models.probe import find_route, objection, probe
+from softprompt.models.readout import read_heads
 from softprompt.models.routes import ROUTES, Batch, RouteName, hidden_states, logits
 from softprompt.prompts.prompt import SoftPrompt
 
@@ -39,8 +40,8 @@ class PromptedOutput(ModelOutput):
     Attributes:
         loss: mean cross-entropy over all label places of the batch (or their sum over `num_items_in_batch`).
         row_loss: `[B]` sum of the cross-entropy over each row's label places, without gradient.
-        logits: `[A, V]` float32 logits at the A label places, when asked for; without gradient where `max_tokens`
-            has split the batch.
+        logits: `[A, V]`, or with heads `[A, L]`, float32 logits at the A label places, when asked for; without
+            gradient where `max_tokens` has split the batch.
         places: `[A, 2]` row and column of the label that each logit predicts, when logits are asked for.
     """
 
@@ -51,7 +52,8 @@ class PromptedOutput(ModelOutput):
 
 
 class PromptedModel(nn.Module):
-    """K soft prompts before one frozen base. The only trainable parameters are the prompts' `[P, H]` tensors, in order.
+    """K soft prompts before one frozen base. The only trainable parameters are the prompts' `[P, H]` tensors, in order,
+    and where prompts have heads, these.
 
     The loss and its gradient equal those of the plain concatenation `[prompt | text]` in every row; the batch is
     computed by the fastest route that is exact for the base (`probe.py`), named by `route`; without gradients by
@@ -59,7 +61,7 @@ class PromptedModel(nn.Module):
 
     Args:
         base: the frozen base, from `load_base`. It is put in eval mode and its parameters stay without gradient.
-        prompts: K prompts, of any lengths. None at all gives the bare base (zero-shot).
+        prompts: K prompts, of any lengths; all with a head, or none. None at all gives the bare base (zero-shot).
         max_tokens: the most text tokens in one packed row; a longer batch is split, its gradients added up exactly,
             and at most one part's activations are held at a time. None: no bound.
         gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations. A cache
@@ -67,9 +69,9 @@ class PromptedModel(nn.Module):
         route: "packed", "shared_prefix" or "concatenated" instead of the fastest exact one.
 
     Raises:
-        SoftPromptError: a prompt is not as wide as the base, or leaves no room in its context; the route asked for is
-            unknown or not exact for the base; gradient checkpointing is asked of a base that has none, or whose
-            gradient it would change.
+        SoftPromptError: a prompt is not as wide as the base, or leaves no room in its context; some have heads and
+            some have not; the route asked for is unknown or not exact for the base; gradient checkpointing is asked of
+            a base that has none, or whose gradient it would change.
     """
 
     accepts_loss_kwargs = True
@@ -86,14 +88,16 @@ class PromptedModel(nn.Module):
         super().__init__()
         base.model.requires_grad_(False).eval()
         self.base = base  # no module of this one: it is neither trained, nor moved, nor kept with it
-        parameters = []
-        for prompt in prompts:
-            tensor = prompt.embeddings if isinstance(prompt, SoftPrompt) else prompt
+        tensors = [prompt.embeddings if isinstance(prompt, SoftPrompt) else prompt for prompt in prompts]
+        for tensor in tensors:
             self._check_prompt(tensor)
-            parameters.append(
-                prompt if isinstance(prompt, nn.Parameter) else nn.Parameter(tensor.to(base.device, copy=True))
-            )
-        self.prompts = nn.ParameterList(parameters)
+        # A parameter is taken as it is, so that it may be trained elsewhere.
+        own = (t if isinstance(t, nn.Parameter) else t.to(base.device, copy=True) for t in tensors)
+        self.prompts = nn.ParameterList(own)
+        heads = [prompt.head for prompt in prompts if isinstance(prompt, SoftPrompt) and prompt.head is not None]
+        if heads and len(heads) != len(prompts):
+            raise SoftPromptError("some of the prompts have a head and some have not: ask them apart")
+        self.heads = nn.ParameterList(head.to(base.device, copy=True) for head in heads)
         if max_tokens is not None and max_tokens < 1:
             raise SoftPromptError(f"max_tokens is {max_tokens}: at least 1, or None for no bound")
         self.max_tokens = max_tokens
@@ -103,6 +107,13 @@ class PromptedModel(nn.Module):
         self._recomputed: list[nn.Module] = []
         if gradient_checkpointing:
             self._start_recomputing()
+
+    def alone(self, k: int) -> PromptedModel:
+        """The prompt of index `k` before the same base: the very tensors that are trained."""
+        one = PromptedModel(self.base, [], route=self.route)
+        one.logits_route = self.logits_route
+        one.prompts, one.heads = self.prompts[k : k + 1], self.heads[k : k + 1]
+        return one
 
     @property
     def kernel(self) -> str:
@@ -127,7 +138,8 @@ class PromptedModel(nn.Module):
             input_ids: `[B, T]` token ids, padded on any side; with `lengths` `[N]`, the texts one after the other.
             attention_mask: `[B, T]`, 0 where padding stands; None: no padding.
             labels: shaped as `input_ids`: token ids at the places to learn, -100 elsewhere. A label at a row's first
-                token is predicted by the prompt's last virtual token.
+                token is predicted by the prompt's last virtual token. With heads a label is an index of the head's
+                rows, and stands at the token whose final hidden state is read.
             prompt_index: `[B]` which prompt stands before each row; may be left out with one prompt.
             num_items_in_batch: divide the summed loss by this instead of the number of label places (as the
                 Trainer asks with gradient accumulation).
@@ -146,16 +158,17 @@ class PromptedModel(nn.Module):
         count = len(targets) if num_items_in_batch is None else num_items_in_batch
         vectors = self.vectors()
         late = self.base.dtype == torch.float16 and not return_logits
+        leaves = [*vectors, *self.heads]
         if late:
-            vectors = divide_gradients(vectors, count)
+            leaves = divide_gradients(leaves, count)
         parts = list(_split(batch, targets, self.max_tokens))
         if len(parts) == 1:
-            losses, scores = self.losses(vectors, *parts[0], return_logits)
+            losses, scores = self.losses(leaves, *parts[0], return_logits)
             total = losses.sum()
         else:
-            with_grad = torch.is_grad_enabled() and any(v.requires_grad for v in vectors)
+            with_grad = torch.is_grad_enabled() and any(v.requires_grad for v in leaves)
             total, losses, scores = _InTurns.apply(  # type: ignore[no-untyped-call]
-                self, parts, return_logits, with_grad, *vectors
+                self, parts, return_logits, with_grad, *leaves
             )
         row_loss = losses.detach().new_zeros(len(batch.lengths)).index_add_(0, batch.rows, losses.detach())
         loss = divide_value(total, count) if late else total / count
@@ -223,10 +236,21 @@ class PromptedModel(nn.Module):
         return functional.cross_entropy(logits(self.base.model, hidden), targets, reduction="none")
 
     def losses(
-        self, vectors: Sequence[Tensor], batch: Batch, targets: Tensor, return_logits: bool
+        self, leaves: Sequence[Tensor], batch: Batch, targets: Tensor, return_logits: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """`[A]` cross-entropy at each label place of a batch and, when asked for, the logits `[A, V]`."""
+        """`[A]` cross-entropy at each label place of a batch and, when asked for, the logits `[A, V]` or `[A, L]`.
+
+        Args:
+            leaves: K prompts and then, where there are any, their heads.
+            batch, targets: what is computed, and the right ids.
+            return_logits: whether they are asked for.
+        """
+        count = len(leaves) - len(self.heads)
+        vectors, heads = leaves[:count], leaves[count:]
         hidden = self.hidden(vectors, batch)
+        if heads:
+            scores = read_heads(hidden, heads, [batch.prompt_of_text[row] for row in batch.rows.tolist()])
+            return functional.cross_entropy(scores, targets, reduction="none"), scores if return_logits else None
         if return_logits:
             scores = logits(self.base.model, hidden)
             return functional.cross_entropy(scores, targets, reduction="none"), scores
@@ -243,28 +267,29 @@ class PromptedModel(nn.Module):
                 f"prompt_index must be [B] integers, not {prompt_index.dtype} {[*prompt_index.shape]}"
             )
         tokens, labels = texts.tokens, texts.labels
-        wanted, vocabulary, known = labels != -100, self.base.vocab_size, self.base.embedding_count
-        texts.refuse(
-            wanted & ((labels < 0) | (labels >= vocabulary)), "label", labels, f"the vocabulary has {vocabulary} ids"
-        )
+        wanted, known = labels != -100, self.base.embedding_count
+        limit = min(map(len, self.heads), default=self.base.vocab_size)
+        holder = "head has {} rows" if self.heads else "vocabulary has {} ids"
+        texts.refuse(wanted & ((labels < 0) | (labels >= limit)), "label", labels, f"the {holder.format(limit)}")
         texts.refuse((tokens < 0) | (tokens >= known), "token", tokens, f"the base has {known} embeddings")
         index = self.check_rows(texts.lengths, None if prompt_index is None else prompt_index.tolist())
-        # A label is predicted one token before it; -1 is the last virtual token, which a bare base does not have.
+        # A word is predicted one token before it; -1 is the last virtual token, which a bare base does not have.
         sizes = torch.tensor(texts.lengths, device=tokens.device)
         starts = sizes.cumsum(0) - sizes
-        before = torch.arange(len(tokens), device=tokens.device) - starts[texts.rows] - 1
+        columns = torch.arange(len(tokens), device=tokens.device) - starts[texts.rows]
+        asked = columns if self.heads else columns - 1
         bare = torch.tensor([not len(self.vectors()[k]) for k in index], device=tokens.device)
-        wanted = wanted & ~(bare[texts.rows] & (before < 0))
+        wanted = wanted & ~(bare[texts.rows] & (asked < 0))
         rows = texts.rows[wanted]
         if not len(rows):
             raise SoftPromptError("the batch has no label to predict: every place is -100")
         # What stands after a row's last prediction, such as the last word of a target, changes nothing.
         # The first word stays: not every route takes a text of no tokens.
         counts = rows.bincount(minlength=len(sizes))
-        last = torch.where(counts > 0, before[wanted][(counts.cumsum(0) - 1).clamp(min=0)], 0).clamp(min=0)
-        needed = before < last[texts.rows]
+        last = torch.where(counts > 0, asked[wanted][(counts.cumsum(0) - 1).clamp(min=0)], 0).clamp(min=0)
+        needed = columns <= last[texts.rows]
         kept = torch.zeros_like(sizes).index_add_(0, texts.rows, needed.long())
-        batch = Batch(tokens[needed], kept.tolist(), index, rows, before[wanted])
+        batch = Batch(tokens[needed], kept.tolist(), index, rows, asked[wanted])
         return batch, labels[wanted], torch.stack([rows, texts.columns[wanted]], dim=1)
 
     def _no_prompt(self) -> Tensor:
@@ -387,12 +412,12 @@ class _InTurns(torch.autograd.Function):
         parts: list[tuple[Batch, Tensor]],
         return_logits: bool,
         with_grad: bool,
-        *vectors: Tensor,
+        *trained: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        grads = [torch.zeros_like(v) for v in vectors]
+        grads = [torch.zeros_like(v) for v in trained]
         losses, scores = [], []
         for batch, targets in parts:
-            leaves = [v.detach().requires_grad_() for v in vectors]
+            leaves = [v.detach().requires_grad_() for v in trained]
             with torch.set_grad_enabled(with_grad):
                 part, part_scores = model.losses(leaves, batch, targets, return_logits)
                 if with_grad:

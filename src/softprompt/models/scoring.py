@@ -73,17 +73,34 @@ def score(
     return answer
 
 
-def label_probabilities(likelihoods: Tensor, log_priors: Sequence[float] | None = None) -> Tensor:
-    """Likelihoods made to sum to 1 over the continuations, float64.
+@torch.no_grad()
+def final_states(
+    model: PromptedModel, texts: Sequence[Sequence[int]], progress: Callable[[int], None] | None = None
+) -> Tensor:
+    """`[B, H]` float32 on the CPU: the final hidden state of each text's last token, behind the model's one prompt.
 
-    Args:
-        likelihoods: `[..., C]` log-likelihoods, from `score`.
-        log_priors: of the C continuations, to be taken out first: subtracted from the log-likelihoods.
+    Raises:
+        SoftPromptError: a text is empty and has no prompt before it, a token is not in the vocabulary, or prompt and
+            text do not fit the context.
     """
-    scores = likelihoods.double()
-    if log_priors is not None:
-        scores = scores - torch.tensor(log_priors, dtype=torch.float64)
-    return scores.softmax(-1)
+    check_tokens("text", texts, model.base.vocab_size)
+    index = model.check_rows([len(text) for text in texts], None)
+    model.check_not_empty(texts, index)
+    vectors, device = model.vectors(), model.base.device
+    found = torch.empty(len(texts), model.base.hidden_size)
+    for rows in batch_by_tokens([len(text) for text in texts]):
+        lengths = [len(texts[row]) for row in rows]
+        batch = Batch(
+            tokens=torch.tensor([token for row in rows for token in texts[row]], dtype=torch.long, device=device),
+            lengths=lengths,
+            prompt_of_text=[index[row] for row in rows],
+            rows=torch.arange(len(rows), device=device),
+            columns=torch.tensor(lengths, device=device) - 1,
+        )
+        found[rows] = model.hidden(vectors, batch).float().cpu()
+        if progress is not None:
+            progress(len(rows))
+    return found
 
 
 def check_tokens(what: str, sequences: Sequence[Sequence[int]], vocabulary: int) -> None:

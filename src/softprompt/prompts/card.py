@@ -20,13 +20,18 @@ from softprompt.text import validation_line
 if TYPE_CHECKING:  # a card is read without PyTorch, which takes a second to import
     from torch import Tensor
 
-FORMAT_VERSION = 1
+# 1: one tensor and no task_type. 2: a head may be among the tensors.
+FORMAT_VERSION = 2
 
 
-def digest(embeddings: Tensor) -> str:
-    """SHA-256, in hex, of a `[P, H]` tensor's values as little-endian float32, row by row."""
-    values = embeddings.detach().cpu().float().contiguous().numpy()
-    return hashlib.sha256(values.astype("<f4", copy=False).tobytes()).hexdigest()
+def digest(*tensors: Tensor | None) -> str:
+    """SHA-256, in hex, of the tensors' values as little-endian float32, row by row, one after the other."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        if tensor is not None:
+            values = tensor.detach().cpu().float().contiguous().numpy()
+            found.update(values.astype("<f4", copy=False).tobytes())
+    return found.hexdigest()
 
 
 def timestamp(moment: datetime) -> str:
@@ -60,7 +65,7 @@ class Card(Described):
     calibration: dict[str, FiniteFloat] | None = None  # each label's log prior, taken out of every answer
     versions: dict[str, str] = Field(default_factory=installed_versions)
     created: str = Field(default_factory=lambda: timestamp(datetime.now(timezone.utc)))
-    sha256: str = ""  # of the float32 tensor's bytes, see `digest`
+    sha256: str = ""  # of the float32 tensors' bytes, see `digest`
 
     def __init__(self, **fields: Any) -> None:
         try:

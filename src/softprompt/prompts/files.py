@@ -25,11 +25,12 @@ from torch import Tensor
 
 from softprompt.errors import SoftPromptError
 from softprompt.files import sync, sync_all
-from softprompt.prompts.card import Card, timestamp
+from softprompt.prompts.card import FORMAT_VERSION, Card, timestamp
 from softprompt.prompts.json_text import with_short_lists
 from softprompt.prompts.names import CARD, CONFIG, FILES, WEIGHTS
 
 TENSOR = "prompt_embeddings"
+HEADS = ("base_model.score.weight", "base_model.classifier.weight")  # PEFT's names for a head; the first is ours
 STATED_BY_PEFT = (
     "base_model_name_or_path",
     "prompt_tuning_init",
@@ -42,10 +43,11 @@ _PICKLE = "adapter_model.bin"
 _ABANDONED = 3600.0  # seconds after which an unfinished save is taken for the leftover of a killed one
 
 
-def save(embeddings: Tensor, card: Card, path: str | Path, *, force: bool = False) -> Path:
+def save(embeddings: Tensor, card: Card, path: str | Path, *, head: Tensor | None = None, force: bool = False) -> Path:
     """Write the folder `path` for a float32 `[P, H]` tensor and return it; parent folders are made.
 
     Args:
+        head: `[L, H]`, where the task has one.
         force: replace a prompt that is already there (default: an existing `path` is an error).
 
     Raises:
@@ -62,7 +64,7 @@ def save(embeddings: Tensor, card: Card, path: str | Path, *, force: bool = Fals
         _sweep(target)
         new = _beside(target, f"new-{uuid.uuid4().hex[:8]}")
         try:
-            _write(new, embeddings, card)
+            _write(new, embeddings, card, head)
             if force and target.exists():
                 _swap(new, target, backup)
             else:  # fails where another process has just put a prompt there
@@ -78,8 +80,9 @@ def save(embeddings: Tensor, card: Card, path: str | Path, *, force: bool = Fals
     return Path(path)
 
 
-def load(path: str | Path) -> tuple[Tensor, Card]:
-    """Read the folder `path`, written by `save` or by PEFT: the `[P, H]` tensor as stored, and its card as it is.
+def load(path: str | Path) -> tuple[Tensor, Card, Tensor | None]:
+    """Read the folder `path`, written by `save` or by PEFT: the `[P, H]` tensor as stored, its card as it is, and the
+    head `[L, H]` of a SEQ_CLS prompt.
 
     Without a `card.json` the card names no base and its initialisation is what PEFT's configuration states.
 
@@ -94,13 +97,13 @@ def load(path: str | Path) -> tuple[Tensor, Card]:
         if not folder.is_dir():
             raise SoftPromptError(f"{path} is not a folder: a prompt is a folder with {CONFIG} and {WEIGHTS}")
         config = _read_config(folder / CONFIG)
-        embeddings = _read_weights(folder / WEIGHTS, config)
+        embeddings, head = _read_weights(folder / WEIGHTS, config)
         if not (folder / CARD).exists():
-            return embeddings, _card_from_peft(folder, config)
+            return embeddings, _card_from_peft(folder, config), head
         card = Card.parse(_read_json(folder / CARD), str(folder / CARD))
     except OSError as error:
         raise SoftPromptError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
-    return embeddings, card
+    return embeddings, card, head
 
 
 def _beside(target: Path, what: str) -> Path:
@@ -131,10 +134,12 @@ def _sweep(target: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _write(folder: Path, embeddings: Tensor, card: Card) -> None:
+def _write(folder: Path, embeddings: Tensor, card: Card, head: Tensor | None) -> None:
     os.mkdir(folder)
-    _peft_config(embeddings, card).save_pretrained(str(folder))
-    (folder / WEIGHTS).write_bytes(to_safetensors({TENSOR: embeddings}, metadata={"format": "pt"}))
+    _peft_config(embeddings, card, head).save_pretrained(str(folder))
+    tensors = {TENSOR: embeddings} if head is None else {TENSOR: embeddings, HEADS[0]: head}
+    (folder / WEIGHTS).write_bytes(to_safetensors(tensors, metadata={"format": "pt"}))
+    card = card.replace(format_version=FORMAT_VERSION)
     (folder / CARD).write_text(with_short_lists(card.model_dump_json(indent=2)) + "\n", encoding="utf-8")
     sync_all(folder)
 
@@ -152,7 +157,7 @@ def _swap(new: Path, target: Path, backup: Path) -> None:
     shutil.rmtree(backup, ignore_errors=True)
 
 
-def _peft_config(embeddings: Tensor, card: Card) -> Any:
+def _peft_config(embeddings: Tensor, card: Card, head: Tensor | None) -> Any:
     from peft import PromptTuningConfig
 
     stated: dict[str, Any] = {}
@@ -164,11 +169,13 @@ def _peft_config(embeddings: Tensor, card: Card) -> Any:
             "prompt_tuning_init_text": card.initialisation.get("text"),
             "tokenizer_name_or_path": card.base.name,
         }
+    if head is not None:
+        stated["modules_to_save"] = ["score"]
     if card.base is not None:
         stated["base_model_name_or_path"] = card.base.name
     try:
         return PromptTuningConfig(
-            task_type="CAUSAL_LM",
+            task_type="CAUSAL_LM" if head is None else "SEQ_CLS",
             inference_mode=True,
             num_virtual_tokens=embeddings.shape[0],
             token_dim=embeddings.shape[1],
@@ -195,7 +202,7 @@ def _read_config(file: Path) -> dict[str, Any]:
     config = _read_json(file)
     supported: dict[str, tuple[object, ...]] = {
         "peft_type": ("PROMPT_TUNING",),
-        "task_type": (None, "CAUSAL_LM"),
+        "task_type": (None, "SEQ_CLS", "CAUSAL_LM"),
         "num_transformer_submodules": (None, 1),
     }
     for key, values in supported.items():
@@ -204,7 +211,7 @@ def _read_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _read_weights(file: Path, config: dict[str, Any]) -> Tensor:
+def _read_weights(file: Path, config: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
     if not file.is_file():
         if (file.parent / _PICKLE).exists():
             raise SoftPromptError(
@@ -214,15 +221,17 @@ def _read_weights(file: Path, config: dict[str, Any]) -> Tensor:
         raise SoftPromptError(f"{file} is missing: {file.parent} is not a complete prompt")
     try:
         with safe_open(file, framework="pt") as tensors:
-            if list(tensors.keys()) != [TENSOR]:
-                raise SoftPromptError(
-                    f"{file} holds {sorted(tensors.keys())}: a prompt holds the one tensor '{TENSOR}'"
-                )
+            names = set(tensors.keys())
+            heads = sorted(names & set(HEADS)) if config.get("task_type") == "SEQ_CLS" else []
+            if names != {TENSOR, *heads} or (config.get("task_type") == "SEQ_CLS" and len(heads) != 1):
+                also = f" and the head '{HEADS[0]}'" if config.get("task_type") == "SEQ_CLS" else ""
+                raise SoftPromptError(f"{file} holds {sorted(names)}: a prompt holds the one tensor '{TENSOR}'{also}")
             shape = list(tensors.get_slice(TENSOR).get_shape())
             stated = [config.get("num_virtual_tokens"), config.get("token_dim")]
             if shape != stated:
                 raise SoftPromptError(f"{file}: {TENSOR} has shape {shape}, but {CONFIG} says {stated}")
             embeddings: Tensor = tensors.get_tensor(TENSOR)
+            head: Tensor | None = tensors.get_tensor(heads[0]) if heads else None
     except SafetensorError as error:
         with file.open("rb") as handle:
             start = handle.read(4)
@@ -234,7 +243,7 @@ def _read_weights(file: Path, config: dict[str, Any]) -> Tensor:
         raise SoftPromptError(f"{file} is damaged or cut off, copy or save it anew: {error}") from error
     except RuntimeError as error:  # safetensors' word for a file that cannot be opened, or was deleted a moment ago
         raise SoftPromptError(f"{file} cannot be read: {error}") from error
-    return embeddings
+    return embeddings, head
 
 
 def _card_from_peft(folder: Path, config: dict[str, Any]) -> Card:
@@ -242,7 +251,7 @@ def _card_from_peft(folder: Path, config: dict[str, Any]) -> Card:
     stated = {key: config[key] for key in STATED_BY_PEFT if config.get(key) is not None}
     return Card.parse(
         {
-            "format_version": 1,
+            "format_version": FORMAT_VERSION,
             "initialisation": {"method": "peft", **stated},
             "versions": {"peft": str(config.get("peft_version"))},
             "created": timestamp(written),

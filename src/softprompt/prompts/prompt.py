@@ -1,4 +1,5 @@
-"""The soft prompt: P virtual tokens, a float32 tensor `[P, H]`, and the card that says where they come from.
+"""The soft prompt: P virtual tokens, a float32 tensor `[P, H]`, where the task has one the head that reads its answers,
+`[L, H]`, and the card that says where they come from.
 
 Owns what makes a tensor a valid prompt and ties together the initialisers, the card and the folder. Does not
 know how a base uses a prompt, nor how it is trained.
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -45,26 +46,37 @@ class SoftPrompt:
 
     Args:
         embeddings: floating point `[P, H]`; kept as a detached, contiguous float32 copy on the CPU.
-        card: what is known of the prompt; its `sha256` is set from the embeddings. Default: an empty card.
+        card: what is known of the prompt; its `sha256` is set from the tensors. Default: an empty card.
+        head: floating point `[L, H]`, a row for each label of the card's task, kept likewise: a label's score is its
+            row times the final hidden state of the text's last token. None: the answers are words.
 
     Raises:
-        SoftPromptError: not a floating point tensor `[P, H]` with P and H of at least 1, or a value that is
-            not finite in float32.
+        SoftPromptError: not a floating point tensor `[P, H]` with P and H of at least 1 (with a head P may be 0), a
+            head of another width or of another number of labels than the task has, or a value that is not finite in
+            float32.
         WrongBaseError: a width other than that of the card's base.
     """
 
     embeddings: Tensor
     card: Card = field(default_factory=Card)
+    head: Tensor | None = None
 
     def __post_init__(self) -> None:
-        embeddings = _checked(self.embeddings)
+        embeddings = _checked(self.embeddings, "embeddings", "P", 0 if self.head is not None else 1)
+        head = None if self.head is None else _checked(self.head, "head", "L", 2)
+        if head is not None and head.shape[1] != embeddings.shape[1]:
+            raise SoftPromptError(f"a head {list(head.shape)} does not fit embeddings {list(embeddings.shape)}")
+        labels = (self.card.task or {}).get("labels")
+        if head is not None and isinstance(labels, list) and len(labels) != len(head):
+            raise SoftPromptError(f"the head has {len(head)} rows, but its card names {len(labels)} labels")
         if self.card.base is not None and self.card.base.hidden_size != embeddings.shape[1]:
             raise WrongBaseError(
                 f"embeddings of shape {list(embeddings.shape)} do not fit base {self.card.base}: "
                 f"it takes [P, {self.card.base.hidden_size}]"
             )
         object.__setattr__(self, "embeddings", embeddings)
-        object.__setattr__(self, "card", self.card.replace(sha256=digest(embeddings)))
+        object.__setattr__(self, "head", head)
+        object.__setattr__(self, "card", self.card.replace(sha256=digest(embeddings, head)))
 
     def __repr__(self) -> str:
         base = self.card.base.name if self.card.base else None
@@ -82,9 +94,18 @@ class SoftPrompt:
 
     @property
     def sha256(self) -> str:
-        """SHA-256, in hex, of the embeddings as they are now; computed only where they were changed in place."""
-        is_as_made = not self.embeddings.is_inference() and self.embeddings._version == 0
-        return self.card.sha256 if is_as_made else digest(self.embeddings)
+        """SHA-256, in hex, of the tensors as they are now; computed only where they were changed in place."""
+        is_as_made = all(not tensor.is_inference() and tensor._version == 0 for tensor in self._tensors)
+        return self.card.sha256 if is_as_made else digest(*self._tensors)
+
+    @property
+    def trainable_parameters(self) -> int:
+        """How many numbers a task has: those of the embeddings and of the head."""
+        return sum(tensor.numel() for tensor in self._tensors)
+
+    @property
+    def _tensors(self) -> list[Tensor]:
+        return [self.embeddings, *([] if self.head is None else [self.head])]
 
     @classmethod
     def from_text(cls, base: Base, text: str, num_virtual_tokens: int = 16, *, spread: bool = False) -> SoftPrompt:
@@ -164,6 +185,12 @@ class SoftPrompt:
         return cls._initialised(base, embeddings, method="peft", seed=seed, **stated)
 
     @classmethod
+    def none(cls, base: Base, labels: int) -> SoftPrompt:
+        """No virtual tokens, and a head of zeros for so many labels, to be fitted: a linear probe."""
+        card = Card(base=base.identity, initialisation={"method": "none"})
+        return cls(torch.zeros(0, base.hidden_size), card, torch.zeros(labels, base.hidden_size))
+
+    @classmethod
     def _initialised(cls, base: Base, embeddings: Tensor, **initialisation: Any) -> SoftPrompt:
         return cls(embeddings, Card(base=base.identity, initialisation=initialisation))
 
@@ -192,8 +219,8 @@ class SoftPrompt:
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the prompt's folder at `path` and return it; see `files.save`, also for what it raises."""
-        current = SoftPrompt(self.embeddings, self.card)  # the tensor may have been changed in place since
-        return files.save(current.embeddings, current.card, path, force=force)
+        current = replace(self)  # the tensors may have been changed in place since
+        return files.save(current.embeddings, current.card, path, head=current.head, force=force)
 
     @classmethod
     def load(cls, path: str | Path, base: Base | None = None) -> SoftPrompt:
@@ -203,9 +230,9 @@ class SoftPrompt:
             WrongBaseError: the prompt was made for another base.
             SoftPromptError: a file that is missing, damaged, unsafe or too new, naming it.
         """
-        embeddings, card = files.load(path)
+        embeddings, card, head = files.load(path)
         try:
-            prompt = cls(embeddings, card)
+            prompt = cls(embeddings, card, head)
         except SoftPromptError as error:
             raise type(error)(f"{Path(path) / WEIGHTS}: {error}") from None
         if card.sha256 not in ("", prompt.card.sha256):
@@ -246,17 +273,19 @@ def _last(name: str) -> str:
     return name.replace("\\", "/").rstrip("/").rpartition("/")[2].lower()
 
 
-def _checked(embeddings: Tensor) -> Tensor:
-    if not isinstance(embeddings, Tensor):
-        raise SoftPromptError(f"embeddings must be a tensor [P, H], not {type(embeddings).__name__}")
-    if embeddings.ndim != 2 or 0 in embeddings.shape:
+def _checked(tensor: Tensor, what: str, rows: str, least: int) -> Tensor:
+    if not isinstance(tensor, Tensor):
+        raise SoftPromptError(f"{what} must be a tensor [{rows}, H], not {type(tensor).__name__}")
+    if tensor.ndim != 2 or tensor.shape[0] < least or not tensor.shape[1]:
         raise SoftPromptError(
-            f"embeddings have shape {list(embeddings.shape)}: they must be [P, H] with P and H of 1 or more"
+            f"{what} have shape {list(tensor.shape)}: they must be [{rows}, H] with "
+            f"{f'{rows} and H of 1' if least == 1 else f'{rows} of {least} and H of 1'} or more"
         )
-    if not embeddings.is_floating_point():
-        raise SoftPromptError(f"embeddings hold {embeddings.dtype}: they must be floating point")
-    copy = embeddings.detach().to("cpu", torch.float32, copy=True).contiguous()
+    if not tensor.is_floating_point():
+        raise SoftPromptError(f"{what} hold {tensor.dtype}: they must be floating point")
+    copy = tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
     bad = (~copy.isfinite().all(dim=1)).nonzero()
     if len(bad):
-        raise SoftPromptError(f"virtual token {int(bad[0])} holds NaN or infinite values in float32")
+        row = "virtual token" if what == "embeddings" else f"row of the {what}"
+        raise SoftPromptError(f"{row} {int(bad[0])} holds NaN or infinite values in float32")
     return copy

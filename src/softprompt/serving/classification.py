@@ -8,20 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
-from softprompt.models.scoring import label_probabilities
 from softprompt.prompts.prompt import SoftPrompt
+from softprompt.tasks.answers.answer import label_probabilities
 from softprompt.tasks.encode import Encoder
 from softprompt.tasks.rows import Row, rows_from
 from softprompt.tasks.task import Task
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -30,12 +26,12 @@ class Question:
 
     Attributes:
         ids: the text's token ids.
-        continuations: each label's token ids.
+        continuations: each label's token ids; None: the prompt's head is asked.
         truncated: whether the text was cut.
     """
 
     ids: list[int]
-    continuations: list[list[int]]
+    continuations: list[list[int]] | None
     truncated: bool
 
 
@@ -55,13 +51,17 @@ class Classifier:
     """
 
     def __init__(self, base: Base, task: Task, prompt: SoftPrompt | None) -> None:
+        has_head = prompt is not None and prompt.head is not None
+        task = task.resolved(head=has_head)
+        if (task.kind == "head") != has_head:
+            task = task.answered_by("words")
         self._base, self._task = base, task
         self._virtual = 0 if prompt is None else prompt.num_virtual_tokens
         self._log_priors = None if prompt is None else prompt.card.log_priors(task.labels)
         self._encoder = Encoder(base, task, virtual_tokens=self._virtual)
-        if task.labels is None or self._encoder.label_ids is None:
+        if task.labels is None:
             raise SoftPromptError("the task generates free text: it has no labels to choose from")
-        self.labels, self._label_ids = task.labels, self._encoder.label_ids
+        self.labels, self._label_ids = task.labels, self._encoder.answer.label_ids
 
     def ask(self, inputs: Sequence[str | Mapping[str, str]], *, truncate: bool) -> list[Question]:
         """The questions for rows of input.
@@ -87,8 +87,9 @@ class Classifier:
         if encoded.cut[0] and not truncate:
             text = self._task.render(row.columns)
             whole = len(self._base.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+            label = f" and its label up to {self._encoder.answer.reserve}" if self._label_ids else ""
             raise SoftPromptError(
-                f"{row.place}: the text has {whole} tokens and its label up to {max(map(len, self._label_ids))}, but "
+                f"{row.place}: the text has {whole} tokens{label}, but "
                 f"{self._base.max_positions} fit the context, {self._virtual} of them virtual: shorten it, or send "
                 "truncate: true"
             )

@@ -138,10 +138,20 @@ async def _next(events: AsyncGenerator[str, None]) -> str:
     return await anext(events)
 
 
+def _speaks(service: Service, name: str) -> Served:
+    """What answers to a name, which must answer in text."""
+    served = service.catalogue.find(name)
+    if served.prompt is not None and served.prompt.head is not None:
+        raise ProblemError(
+            400, f"{served.id} answers by a head, with labels and no text: use /v1/classify", param="model", code="head"
+        )
+    return served
+
+
 @router.post("/v1/completions", summary="Go on with a text", response_model=None, responses=answers(schemas.Completion))
 async def complete(body: schemas.CompletionRequest, request: Request, service: ReadyService) -> Response:
     """Texts as they stand, each behind the prompt's virtual tokens, are gone on with."""
-    served = service.catalogue.find(body.model)
+    served = _speaks(service, body.model)
     given, writer, n = body.prompt, service.writer, body.n or 1
     texts: Sequence[str | list[int]]
     if isinstance(given, str):
@@ -185,7 +195,7 @@ async def complete(body: schemas.CompletionRequest, request: Request, service: R
 )
 async def chat(body: schemas.ChatRequest, request: Request, service: ReadyService) -> Response:
     """The conversation in the base's chat template, behind the prompt's virtual tokens, is answered."""
-    served = service.catalogue.find(body.model)
+    served = _speaks(service, body.model)
     if body.top_logprobs is not None and not body.logprobs:
         raise ProblemError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
     limits = {limit for limit in (body.max_tokens, body.max_completion_tokens) if limit is not None}

@@ -152,11 +152,14 @@ class Engine(Protocol):
         """
 
     async def classify(
-        self, prompt: SoftPrompt | None, ids: Sequence[int], continuations: Sequence[Sequence[int]]
+        self, prompt: SoftPrompt | None, ids: Sequence[int], continuations: Sequence[Sequence[int]] | None
     ) -> list[float]:
         """Log-likelihood of each continuation after `[prompt | ids]`. Cancelling the task cancels the request.
 
+        Without continuations that of each label by the prompt's head.
+
         Raises: as `generate`.
+            SoftPromptError: this engine reads no heads, or the prompt has none.
         """
 
     async def weigh(self, prompt: SoftPrompt | None, ids: Sequence[int], top: int) -> list[Weight]:

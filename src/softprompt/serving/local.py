@@ -25,6 +25,7 @@ from torch import Tensor
 from softprompt.bases.base import Base, suppressed_ids
 from softprompt.errors import SoftPromptError
 from softprompt.models.packed import Tree
+from softprompt.models.readout import read_head
 from softprompt.models.routes import logits
 from softprompt.models.scoring import Branches, check_tokens
 from softprompt.models.state import Span, State, StatePool
@@ -55,7 +56,8 @@ _branches = lru_cache(maxsize=1024)(Branches)
 class _Request:
     """A request and how far it is.
 
-    A generation has a chooser, a classification branches, a text to be weighed a number of tops, a warm-up none.
+    A generation has a chooser, a classification branches or a head, a text to be weighed a number of tops, a warm-up
+    none.
 
     Attributes:
         ids: the text and, in a generation, the answer so far.
@@ -72,6 +74,7 @@ class _Request:
     sampling: Sampling | None = None
     chooser: Chooser | None = None
     branches: Branches | None = None
+    head: Tensor | None = None
     tops: int | None = None
     computed: int = 0
     places: Tensor = field(default_factory=lambda: _NOWHERE)
@@ -79,6 +82,8 @@ class _Request:
     given_up: bool = False
 
     def __post_init__(self) -> None:
+        if not self.virtual:  # a head alone: there is no state to keep
+            self.prompt = None
         self.text_length = len(self.ids)
         self._loop = asyncio.get_running_loop()
         self._answers: asyncio.Queue[Any] = asyncio.Queue()
@@ -99,6 +104,11 @@ class _Request:
         """Places for the text and what is computed after it; the last token of an answer is not."""
         after = 0 if self.tree is None else len(self.tree.tokens)
         return self.text_length + after + (0 if self.sampling is None else self.sampling.max_tokens - 1)
+
+    @property
+    def asks_nothing(self) -> bool:
+        """Whether its text has only to be computed."""
+        return self.sampling is None and self.branches is None and self.head is None
 
     @property
     def begun(self) -> bool:
@@ -222,14 +232,17 @@ class LocalEngine:
             request.given_up = True
 
     async def classify(
-        self, prompt: SoftPrompt | None, ids: Sequence[int], continuations: Sequence[Sequence[int]]
+        self, prompt: SoftPrompt | None, ids: Sequence[int], continuations: Sequence[Sequence[int]] | None
     ) -> list[float]:
+        if continuations is None:
+            if prompt is None or prompt.head is None:
+                raise SoftPromptError("the prompt has no head to answer by")
+            return list(await self._ask(_Request(prompt, list(ids), head=prompt.head)))
         if not continuations or not all(map(len, continuations)):
             raise SoftPromptError("a classification needs continuations, each of at least one token")
         check_tokens("continuation", continuations, self.base.vocab_size)
         branches = _branches(tuple(tuple(continuation) for continuation in continuations))
-        likelihoods: list[float] = await self._ask(_Request(prompt, list(ids), branches=branches))
-        return likelihoods
+        return list(await self._ask(_Request(prompt, list(ids), branches=branches)))
 
     async def weigh(self, prompt: SoftPrompt | None, ids: Sequence[int], top: int) -> list[Weight]:
         weighed: list[Weight] = await self._ask(_Request(prompt, list(ids), tops=top))
@@ -401,9 +414,9 @@ class LocalEngine:
         if plan and all(count == 1 for _, count in plan):
             self._pace.note(len(plan), time.monotonic() - start)
         ended = [entry for entry in ended if not self._is_lost(*entry)]
-        for request in [request for request, _ in ended if request.sampling is None and request.branches is None]:
+        for request in [request for request, _ in ended if request.asks_nothing]:
             self._finish(request, True if request.tops is None else request.weighed)
-        for answer, kind in ((self._go_on, "chooser"), (self._score, "branches")):
+        for answer, kind in ((self._go_on, "chooser"), (self._score, "branches"), (self._read_heads, "head")):
             members = [(request, hidden) for request, hidden in ended if getattr(request, kind) is not None]
             try:
                 answer(members)
@@ -524,6 +537,13 @@ class LocalEngine:
             likelihoods = branches.likelihoods(self.base.model, torch.stack([hidden for _, hidden in members]))
             for (request, _), row in zip(members, likelihoods.tolist(), strict=True):
                 self._finish(request, row)
+
+    @torch.inference_mode()
+    def _read_heads(self, ended: Sequence[tuple[_Request, Tensor]]) -> None:
+        """Answer the classifications by heads."""
+        for request, hidden in ended:
+            if request.head is not None:
+                self._finish(request, read_head(hidden[0], request.head).log_softmax(-1).tolist())
 
 
 def _parts(tokens: Sequence[int], size: int) -> list[Sequence[int]]:

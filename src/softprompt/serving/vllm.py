@@ -183,8 +183,10 @@ class VllmEngine:
                         return
 
     async def classify(
-        self, prompt: SoftPrompt | None, ids: Sequence[int], continuations: Sequence[Sequence[int]]
+        self, prompt: SoftPrompt | None, ids: Sequence[int], continuations: Sequence[Sequence[int]] | None
     ) -> list[float]:
+        if continuations is None:
+            raise SoftPromptError("answers by a head are not supported by the vLLM engine: use --engine local")
         from vllm.sampling_params import MAX_LOGPROB_TOKEN_IDS
 
         if not continuations or not all(map(len, continuations)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -22,13 +22,10 @@ from pydantic import (
 )
 
 from softprompt.errors import SoftPromptError
+from softprompt.tasks.answers import KINDS
 from softprompt.text import shown, validation_line
 
-Metric = Literal["accuracy", "macro_f1", "exact_match", "token_f1", "rouge_l", "bleu"]
-
 LABEL_COLUMN = "label"
-CLASSIFICATION_METRICS: tuple[Metric, ...] = ("accuracy", "macro_f1")
-TEXT_METRICS: tuple[Metric, ...] = ("exact_match", "token_f1", "rouge_l", "bleu")
 
 _PART = re.compile(r"(?P<brace>\{\{|\}\})|\{(?P<column>\w+(?:[ -]+\w+)*)\}|(?P<text>[^{}]+)|(?P<stray>[{}])")
 
@@ -80,6 +77,10 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _kind(answer: object, labels: object) -> str:
+    return str(answer) if answer != "auto" else "text" if labels is None else "words"
+
+
 Text = Annotated[str, AfterValidator(_encodable)]
 
 
@@ -91,6 +92,8 @@ class Task(BaseModel):
         labels: The classes, as they stand in the data's column `label`; None for free text.
         target: What follows the input. Classification: text around `{label}`. Free text: names the
             columns of the data that hold the answer.
+        answer: The kind of answer: `words` (the likelihood of each label's text) or `text` (free text); `auto`
+            (default): chosen where the task is learned, else `words` with labels and `text` without.
         max_new_tokens: Free text: the most tokens that an answer may have.
         metric: `accuracy` (default) or `macro_f1` for classification; `exact_match` (default),
             `token_f1`, `rouge_l` or `bleu` for free text.
@@ -104,7 +107,8 @@ class Task(BaseModel):
     template: Text
     labels: list[Text] | None = None
     target: Text = " {label}"
-    metric: Metric = "accuracy"
+    answer: str = "auto"
+    metric: str = "accuracy"
     max_new_tokens: int = Field(default=64, ge=1)
 
     def __init__(self, **data: Any) -> None:
@@ -133,7 +137,8 @@ class Task(BaseModel):
     @classmethod
     def _default_metric(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and "metric" not in data:
-            return {**data, "metric": "exact_match" if data.get("labels") is None else "accuracy"}
+            kind = KINDS.get(_kind(data.get("answer", "auto"), data.get("labels")))
+            return data if kind is None else {**data, "metric": kind.metrics[0]}
         return data
 
     @field_validator("template")
@@ -179,17 +184,43 @@ class Task(BaseModel):
             raise ValueError(f"with labels the only column here is {{label}}, not {shown(columns)}")
         return target
 
+    @field_validator("answer")
+    @classmethod
+    def _check_answer(cls, answer: str, info: ValidationInfo) -> str:
+        if answer != "auto" and answer not in KINDS:
+            raise ValueError(f"{shown(answer)} is no kind of answer: choose one of auto, {', '.join(KINDS)}")
+        if answer != "auto" and "labels" in info.data and KINDS[answer].labels != (info.data["labels"] is not None):
+            needed = "needs labels" if KINDS[answer].labels else "has no labels"
+            raise ValueError(
+                f"{answer} {needed}: leave answer out, or {'give' if KINDS[answer].labels else 'drop'} them"
+            )
+        return answer
+
     @field_validator("metric")
     @classmethod
-    def _check_metric(cls, metric: Metric, info: ValidationInfo) -> Metric:
-        if "labels" not in info.data:
+    def _check_metric(cls, metric: str, info: ValidationInfo) -> str:
+        if "labels" not in info.data or "answer" not in info.data:
             return metric
-        kind, known = (
-            ("free text", TEXT_METRICS) if info.data["labels"] is None else ("classification", CLASSIFICATION_METRICS)
-        )
+        known = KINDS[_kind(info.data["answer"], info.data["labels"])].metrics
         if metric not in known:
-            raise ValueError(f"{metric} does not measure {kind}: choose one of {', '.join(known)}")
+            what = "free text" if info.data["labels"] is None else "classification"
+            raise ValueError(f"{metric} does not measure {what}: choose one of {', '.join(known)}")
         return metric
+
+    @property
+    def kind(self) -> str:
+        """The kind of answer, one of `tasks.answers.KINDS`."""
+        return _kind(self.answer, self.labels)
+
+    def resolved(self, *, head: bool) -> Task:
+        """The task with a kind of answer that is not `auto`: with labels `head` or `words`, else `text`."""
+        if self.answer != "auto":
+            return self
+        return self.model_copy(update={"answer": "head" if head and self.labels is not None else self.kind})
+
+    def answered_by(self, kind: str) -> Task:
+        """The task with labels answered by `kind`, such as "words" where there is no head; free text as it is."""
+        return self if self.labels is None else self.model_copy(update={"answer": kind})
 
     @property
     def columns(self) -> list[str]:

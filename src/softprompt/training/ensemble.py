@@ -23,8 +23,9 @@ from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
 from softprompt.evaluation.evaluate import Evaluation
 from softprompt.models.prompted import PromptedModel
-from softprompt.models.scoring import label_probabilities, score
+from softprompt.models.scoring import score
 from softprompt.prompts.prompt import SoftPrompt
+from softprompt.tasks.answers.answer import label_probabilities
 from softprompt.tasks.encode import Encoder
 from softprompt.tasks.metrics import classification_metrics
 from softprompt.tasks.rows import Row
@@ -57,12 +58,12 @@ class Ensemble:
         model = PromptedModel(base, list(self.prompts))
         longest = max(prompt.num_virtual_tokens for prompt in self.prompts)
         encoder = Encoder(base, task, virtual_tokens=longest)
-        if encoder.label_ids is None:
+        if encoder.answer.label_ids is None:
             raise SoftPromptError("an ensemble votes on labels: this task generates free text")
         texts = encoder.encode_rows(rows).input_ids
         count = len(self.prompts)
         index = [k for k in range(count) for _ in texts]
-        found = score(model, texts * count, encoder.label_ids, index, progress)
+        found = score(model, texts * count, encoder.answer.label_ids, index, progress)
         of_member = found.view(count, len(texts), -1)
         pairs = zip(of_member, self.prompts, strict=True)
         return torch.stack(
@@ -171,5 +172,5 @@ def train_ensemble(
             metrics=metrics,
             calibration=None,
         )
-        learned.append(SoftPrompt(member.embeddings, card))
+        learned.append(SoftPrompt(member.learned.embeddings, card, member.learned.head))
     return Ensemble(learned)

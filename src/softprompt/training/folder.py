@@ -71,7 +71,9 @@ def describe(
         "prompt": prompt.sha256,
         "task": task.model_dump(),
         "recipe": recipe.model_dump(exclude={"report_to", "save_every", "log_every", "monitor"}),
-        "training rows": digest([encoded.input_ids, encoded.target_ids]),
+        "training rows": digest(
+            [encoded.input_ids, encoded.target_ids, *([encoded.gold] if prompt.head is not None else [])]
+        ),
         "validation rows": None if checks is None else digest([[r.columns, r.label, r.target] for r in checks]),
     }
 
@@ -93,7 +95,11 @@ def _changes(about: dict[str, Any], before: dict[str, Any]) -> str:
 def _without_gone(record: dict[str, Any]) -> dict[str, Any]:
     """An older record without what none holds any more: the base's name, and settings that changed nothing."""
     record.get("base", {}).pop("name", None)
+    if (task := record.get("task")) is not None:
+        task.setdefault("answer", "text" if task.get("labels") is None else "words")
     recipe = record.get("recipe", {})
+    for key, value in (("head_learning_rate", 0.003), ("fit_rows", 16384)):
+        recipe.setdefault(key, value)
     for key in [key for key, value in _GONE.items() if recipe.get(key) == value]:
         del recipe[key]
     return record

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -51,35 +51,50 @@ def diverged(what: str, step: int, recipe: Recipe, dtype: torch.dtype) -> Diverg
     )
 
 
+class Learned(NamedTuple):
+    """What a prompt has learned, on the CPU: `[P, H]`, and its head `[L, H]` where it has one."""
+
+    embeddings: Tensor
+    head: Tensor | None
+
+
 @dataclass
 class Member:
     """One of the prompts that are trained, and the best that it has been.
 
     Attributes:
         prompt: `[P, H]` as it is trained.
+        head: `[L, H]` likewise, where there is one.
         evaluator: its validation rows; None: no validation.
-        best: `[P, H]` on the CPU: the best by validation; None before the first one.
+        best: the best by validation; None before the first one.
         step: the step that the best is from.
         validation: the best's.
         since: validations since then.
     """
 
     prompt: Tensor
+    head: Tensor | None = None
     evaluator: Evaluator | None = None
-    best: Tensor | None = None
+    best: Learned | None = None
     step: int = 0
     validation: Evaluation | None = None
     since: int = 0
 
     @property
-    def embeddings(self) -> Tensor:
-        """What the training gives, `[P, H]` on the CPU: the best by validation, or without it the last."""
+    def learned(self) -> Learned:
+        """What the training gives: the best by validation, or without it the last."""
         return self.now if self.best is None else self.best
 
     @property
-    def now(self) -> Tensor:
-        """The prompt as it is now, on the CPU."""
-        return self.prompt.detach().cpu().clone()
+    def now(self) -> Learned:
+        """The prompt as it is now."""
+        head = None if self.head is None else self.head.detach().cpu().clone()
+        return Learned(self.prompt.detach().cpu().clone(), head)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """What is trained."""
+        return [self.prompt, *([] if self.head is None else [self.head])]
 
 
 class PromptTrainer(Trainer):
@@ -113,9 +128,9 @@ class PromptTrainer(Trainer):
         monitor: Monitor | None = None,
     ) -> None:
         self.recipe, self.monitor = recipe, monitor
-        self.members = [
-            Member(prompt, None if evaluators is None else evaluators[k]) for k, prompt in enumerate(model.prompts)
-        ]
+        heads = list(model.heads) or [None] * len(model.prompts)
+        checks: Sequence[Evaluator | None] = evaluators or [None] * len(heads)
+        self.members = [Member(*parts) for parts in zip(model.prompts, heads, checks, strict=True)]
         self._folder, self._progress = folder, progress
         self._writing: Path | None = None
         self._shares = [1.0] * len(self.members)
@@ -163,11 +178,23 @@ class PromptTrainer(Trainer):
             self._shares = (counts / counts.sum()).tolist()
         return batches, total
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's, in which heads are a group of their own with a rate of their own."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new:
+            set_rate(optimizer, list(self.model.heads), self.recipe.head_learning_rate)
+        return optimizer
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One step, which must leave a finite loss and finite gradients."""
         loss = super().training_step(*args, **kwargs)
-        grads = [prompt.grad for prompt in self.model.prompts]
-        bad = [k for k, grad in enumerate(grads) if grad is not None and not bool(grad.isfinite().all())]
+        grads = [member.prompt.grad for member in self.members]
+        bad = [
+            k
+            for k, member in enumerate(self.members)
+            if any(one.grad is not None and not bool(one.grad.isfinite().all()) for one in member.parameters)
+        ]
         if bad or not torch.isfinite(loss):
             what = f"the gradient of prompt {bad[0]}" if bad and len(grads) > 1 else "the loss or its gradient"
             raise diverged(what, self.state.global_step + 1, self.recipe, self.model.base.dtype)
@@ -179,11 +206,12 @@ class PromptTrainer(Trainer):
         """Of several prompts give each the gradient of its own mean loss, clipped by itself."""
         if len(self.members) == 1:
             return
-        for prompt, share in zip(self.model.prompts, self._shares, strict=True):
-            if prompt.grad is not None:
-                prompt.grad.div_(share)  # the loss is a mean over all prompts' targets
-                if self.recipe.max_grad_norm:
-                    nn.utils.clip_grad_norm_([prompt], self.recipe.max_grad_norm)
+        for member, share in zip(self.members, self._shares, strict=True):
+            trained = [one for one in member.parameters if one.grad is not None]
+            for one in trained:
+                one.grad.div_(share)  # type: ignore[union-attr]  # the loss is a mean over all prompts' targets
+            if self.recipe.max_grad_norm:
+                nn.utils.clip_grad_norm_(trained, self.recipe.max_grad_norm)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validate each prompt that has not run out of patience, and keep it if it is its best so far."""
@@ -229,7 +257,11 @@ class PromptTrainer(Trainer):
                 member, suffix = self.members[k], f".{k}" if isinstance(about, list) else ""
                 with torch.no_grad():
                     member.prompt.copy_(tensors[f"trained.prompts.{k}"])
-                member.best, member.step = tensors.get(f"best{suffix}"), best["step"]
+                    if member.head is not None:
+                        member.head.copy_(tensors[f"trained.heads.{k}"])
+                kept = tensors.get(f"best{suffix}")
+                member.best = None if kept is None else Learned(kept, tensors.get(f"best.head.{k}"))
+                member.step = best["step"]
                 member.validation = None if best["evaluation"] is None else Evaluation(**best["evaluation"])
                 member.since = sum(step > member.step for step in validated)
         except Exception as error:
@@ -269,8 +301,11 @@ class PromptTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or self._folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"best.{k}": one.best for k, one in enumerate(self.members) if one.best is not None}
-        tensors |= {f"trained.prompts.{k}": one.now for k, one in enumerate(self.members)}
+        named = {f"best.{k}": one.best.embeddings for k, one in enumerate(self.members) if one.best is not None}
+        named |= {f"trained.prompts.{k}": one.now.embeddings for k, one in enumerate(self.members)}
+        heads = {f"best.head.{k}": one.best.head for k, one in enumerate(self.members) if one.best is not None}
+        heads |= {f"trained.heads.{k}": one.now.head for k, one in enumerate(self.members)}
+        tensors = named | {name: head for name, head in heads.items() if head is not None}
         about = [
             {"step": one.step, "evaluation": None if one.validation is None else one.validation.to_json()}
             for one in self.members
@@ -279,6 +314,17 @@ class PromptTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.restore(Path(resume_from_checkpoint))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, heads: Sequence[Tensor], rate: float) -> None:
+    """Give heads a group, and a rate, of their own."""
+    if not heads:
+        return
+    own = {id(head) for head in heads}
+    for group in optimizer.param_groups:
+        group["params"] = [one for one in group["params"] if id(one) not in own]
+    settings = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+    optimizer.add_param_group(settings | {"lr": rate, "params": list(heads)})
 
 
 def _is_validation(key: str) -> bool:

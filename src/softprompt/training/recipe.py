@@ -41,6 +41,8 @@ class Recipe(BaseModel):
         batch_size: rows in a step, over all processes.
         gradient_accumulation_steps: parts that a step's rows are computed in.
         learning_rate: peak rate; "auto": the rate that was measured best for the optimizer.
+        head_learning_rate: peak rate of a head, where the answers are read by one.
+        fit_rows: the most training rows that a head is fitted on; of more, so many are drawn by the seed.
         optimizer: "adamw" or "adafactor" (no relative step, no parameter scaling, as in Lester et al.).
         schedule: "cosine" (to 0), "linear" (to 0) or "constant", after the warm-up.
         warmup_steps: steps in which the rate rises from 0.
@@ -55,7 +57,8 @@ class Recipe(BaseModel):
         max_tokens: the most tokens computed at one time; a longer batch is split exactly. None: no bound.
         gradient_checkpointing: compute activations again in the backward pass, to save memory.
         calibrate: measure the labels' priors on the training rows at the end, and keep them in the card, see
-            `calibrate`; "auto": for tasks of more than two labels, where that makes the validation better.
+            `calibrate`; "auto": for tasks of more than two labels that are answered in words, where that makes the
+            validation better.
         monitor: measure every virtual token at each log entry, and say what looks wrong; it changes no result.
         report_to: experiment trackers that Transformers knows, such as "tensorboard".
         seed: of the order of the rows.
@@ -71,6 +74,8 @@ class Recipe(BaseModel):
     batch_size: int = Field(default=8, ge=1)
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     learning_rate: Literal["auto"] | float = "auto"
+    head_learning_rate: float = Field(default=0.003, gt=0)
+    fit_rows: int = Field(default=16384, ge=2)
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: int = Field(default=20, ge=0)

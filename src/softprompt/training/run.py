@@ -5,11 +5,12 @@ Owns the order of these. The run's folder is `folder.py`'s, the loop `loop.py`'s
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,15 @@ from softprompt.training.folder import (
     dtype_of,
     open_run,
 )
+from softprompt.training.heads import choose_answer, fit, fit_head, with_head
 from softprompt.training.interruption import Interruption
 from softprompt.training.loop import DivergedError, PromptTrainer
 from softprompt.training.monitor import Monitor
 from softprompt.training.processes import gather, is_first, start, together
 from softprompt.training.recipe import Recipe
 from softprompt.training.schedule import Schedule
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Run:
             "prompt": None if self.path is None else str(self.path),
             "steps": self.steps,
             "seconds": self.seconds,
-            "trainable_parameters": self.prompt.embeddings.numel(),
+            "trainable_parameters": self.prompt.trainable_parameters,
             "artifact_bytes": sum(file.stat().st_size for file in files),
             "validation": None if self.validation is None else self.validation.to_json(),
             "best_step": self.best_step,
@@ -138,7 +142,9 @@ def train(
     recipe = recipe or Recipe()
     start(base.device)
     with together():
-        prepared = _prepare(base, prompt, task, recipe, with_validation(train, validation, task, recipe.seed))
+        rows, checks = with_validation(train, validation, task, recipe.seed)
+        task = choose_answer(task, rows, prompt)
+        prepared = _prepare(base, prompt, task, recipe, (rows, checks))
     check_same(prepared.about)
     with ExitStack() as stack:
         if output is None:
@@ -156,17 +162,23 @@ def train(
             evaluators = None if prepared.evaluator is None else [prepared.evaluator]
             schedules = [Schedule(prepared.encoded, recipe.batch_size, recipe.max_steps, recipe.seed)]
             trainer = PromptTrainer(prepared.model, recipe, schedules, evaluators, folder, also, progress, monitor)
+        checkpoint = trainer.last_checkpoint() if resume else None
+        if checkpoint is None:
+            with together():
+                fit_head(prepared.model, prepared.encoded, task, recipe)
         # All that can fail before a step has been tried: now a run that is there may go.
         with together():
             if output is not None and not resume and is_first():
                 open_run(folder, prepared.about)
         kept = None if output is None else folder
-        checkpoint = trainer.last_checkpoint() if resume else None
         if checkpoint is not None:
             trainer.restore(checkpoint)
         over = trainer.state.global_step >= recipe.max_steps or trainer.ended
+        if not prompt.num_virtual_tokens:
+            logger.warning("no virtual tokens: the head is fitted, and nothing is trained")
+            replaced.drop()
         try:
-            if checkpoint is None or not over:
+            if prompt.num_virtual_tokens and (checkpoint is None or not over):
                 with replaced.put_back_on_failure(is_first()), interruption:
                     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except DivergedError as error:
@@ -212,6 +224,7 @@ def _prepare(
 ) -> _Prepared:
     """Check all that can be checked before there is a folder, and encode the rows."""
     prompt.check_base(base)
+    prompt = with_head(prompt, task)
     model = PromptedModel(
         base, [prompt], max_tokens=recipe.max_tokens, gradient_checkpointing=recipe.gradient_checkpointing
     )
@@ -239,7 +252,7 @@ def _finish(
     """What the loop has learned: calibrated where that is better, with its card, saved where there is a folder."""
     base, task, recipe, checks = prepared.base, prepared.task, prepared.recipe, prepared.checks
     (member,) = trainer.members
-    embeddings, validated, steps = member.embeddings, member.validation, trainer.state.global_step
+    validated, steps = member.validation, trainer.state.global_step
     best_step = steps if member.best is None else member.step
     card = prepared.prompt.card.replace(
         base=base.identity.model_dump(),
@@ -247,16 +260,19 @@ def _finish(
         recipe=recipe.model_dump() | {"learning_rate": recipe.rate, "dtype": dtype_of(base)},
         calibration=None,
     )
+    learned = SoftPrompt(member.learned.embeddings, card, member.learned.head)
+    if learned.head is not None and checks is not None:
+        learned, validated = _refit(prepared, learned, validated, progress)
     if worth_trying(recipe.calibrate, task, validates=checks is not None):
-        calibrated = calibrate(base, SoftPrompt(embeddings, card), task, prepared.rows, progress=progress)
+        calibrated = calibrate(base, learned, task, prepared.rows, progress=progress)
         checked = None if checks is None else evaluate(base, calibrated, task, checks, progress=progress)
         if worth_keeping(recipe.calibrate, checked, validated, task.metric):
-            card, validated = calibrated.card, checked
+            learned, validated = calibrated, checked
     seconds = time.perf_counter() - began
     metrics: dict[str, Any] = {"steps": steps, "best_step": best_step, "seconds": round(seconds, 3)}
     if validated is not None:
         metrics["validation"] = validated.to_json()
-    learned = SoftPrompt(embeddings, card.replace(metrics=metrics))
+    learned = replace(learned, card=learned.card.replace(metrics=metrics))
     with together():
         if folder is not None and is_first():
             learned.save(folder / PROMPT, force=(folder / PROMPT).exists())
@@ -273,3 +289,18 @@ def _finish(
         diagnoses=[*special_texts(prepared.encoded.with_special, len(prepared.rows)), *watched],
         folder=folder,
     )
+
+
+def _refit(
+    prepared: _Prepared, learned: SoftPrompt, validated: Evaluation | None, progress: Callable[[int], None] | None
+) -> tuple[SoftPrompt, Evaluation | None]:
+    """The head fitted again behind the prompt that has been learned, and its validation, where that is better."""
+    base, task = prepared.base, prepared.task
+    if validated is None:  # nothing has been trained: the head as it was fitted
+        return learned, evaluate(base, learned, task, prepared.checks or [], progress=progress)
+    head = fit(PromptedModel(base, [learned]), prepared.encoded, task, prepared.recipe)
+    again = replace(learned, head=head)
+    checked = evaluate(base, again, task, prepared.checks or [], progress=progress)
+    better = checked.better_than(validated, task.metric)
+    logger.info("the head fitted again is %s", "kept" if better else "no better: the trained one is kept")
+    return (again, checked) if better else (learned, validated)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from softprompt.errors import SoftPromptError
 from softprompt.tasks.encode import Encoded
 
 # Batches whose rows are sorted by length together: enough for little padding, few enough to stay shuffled.
@@ -33,10 +32,9 @@ class Schedule(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, encoded: Encoded, batch_size: int, batches: int, seed: int) -> None:
-        if encoded.target_ids is None:
-            raise SoftPromptError("training rows need targets")
-        self._texts, self._targets = encoded.input_ids, encoded.target_ids
-        lengths = torch.tensor([len(x) + len(y) for x, y in zip(self._texts, self._targets, strict=True)])
+        self._encoded = encoded
+        targets = encoded.target_ids or [[]] * len(encoded.input_ids)
+        lengths = torch.tensor([len(x) + len(y) for x, y in zip(encoded.input_ids, targets, strict=True)])
         generator = torch.Generator().manual_seed(seed)
         passes = math.ceil(batches * batch_size / len(lengths))
         rows = torch.cat([torch.randperm(len(lengths), generator=generator) for _ in range(passes)])
@@ -50,8 +48,7 @@ class Schedule(Dataset[dict[str, Any]]):
         return len(self._order)
 
     def __getitem__(self, place: int) -> dict[str, Any]:
-        row = self._order[place]
-        return {"text": self._texts[row], "target": self._targets[row]}
+        return self._encoded.example(self._order[place])
 
 
 class Lanes(Dataset[dict[str, Any]]):
@@ -75,15 +72,10 @@ class Lanes(Dataset[dict[str, Any]]):
 
 
 def flatten(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """Rows as a flat batch: `input_ids` and `labels` `[N]`, text after text, their `lengths` and `prompt_index` `[B]`.
-
-    The target alone is learned.
-    """
-    ids = [token for row in rows for token in (*row["text"], *row["target"])]
-    labels = [label for row in rows for label in (*(-100 for _ in row["text"]), *row["target"])]
+    """Rows as a flat batch: `input_ids` and `labels` `[N]`, text after text; `lengths` and `prompt_index` `[B]`."""
     return {
-        "input_ids": torch.tensor(ids),
-        "labels": torch.tensor(labels),
-        "lengths": torch.tensor([len(row["text"]) + len(row["target"]) for row in rows]),
+        "input_ids": torch.tensor([token for row in rows for token in row["ids"]]),
+        "labels": torch.tensor([label for row in rows for label in row["labels"]]),
+        "lengths": torch.tensor([len(row["ids"]) for row in rows]),
         "prompt_index": torch.tensor([row["prompt"] for row in rows]),
     }

@@ -19,6 +19,7 @@ from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoder
 from softprompt.tasks.rows import Row, check_trainable
 from softprompt.tasks.task import Task
+from softprompt.training.heads import fit_head, with_head
 from softprompt.training.loop import Member, PromptTrainer
 from softprompt.training.recipe import Recipe
 from softprompt.training.schedule import Schedule
@@ -58,18 +59,21 @@ def train_side_by_side(
     for prompt in prompts:
         prompt.check_base(base)
     check_trainable(train, task)
+    task = task.resolved(head=any(prompt.head is not None for prompt in prompts))
+    prompts = [with_head(prompt, task) for prompt in prompts]
     model = PromptedModel(
         base, prompts, max_tokens=recipe.max_tokens, gradient_checkpointing=recipe.gradient_checkpointing
     )
     schedules = []
-    for prompt, seed in zip(prompts, seeds, strict=True):
+    for k, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
         encoder = Encoder(base, task, virtual_tokens=prompt.num_virtual_tokens, max_length=recipe.max_length)
         encoded = encoder.encode_rows(train)
+        fit_head(model.alone(k), encoded, task, recipe)
         schedules.append(Schedule(encoded, recipe.batch_size, recipe.max_steps, seed))
     evaluators = None
     if validation is not None:
         # Each prompt is asked alone: the very tensor that is trained, before the same base.
-        evaluators = [Evaluator(PromptedModel(base, [prompt]), task, validation) for prompt in model.prompts]
+        evaluators = [Evaluator(model.alone(k), task, validation) for k in range(len(prompts))]
     recipe = recipe.model_copy(update={"save_every": recipe.max_steps})  # nobody resumes it
     with tempfile.TemporaryDirectory(prefix="softprompt-") as folder:
         trainer = PromptTrainer(model, recipe, schedules, evaluators, Path(folder), callbacks)

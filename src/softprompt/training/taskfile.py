@@ -84,7 +84,8 @@ class PromptStart(BaseModel):
     """How the prompt starts; see the initialisers.
 
     Attributes:
-        num_virtual_tokens: P; None: 16, or with `init: prompt` as many as that prompt has; "auto": see `grow`.
+        num_virtual_tokens: P; None: 16, or with `init: prompt` as many as that prompt has; "auto": see `grow`; 0: no
+            prompt at all but a head that is fitted, a linear probe.
         init: "text", "examples" (of the training rows), "labels", "vocabulary", "random" or "prompt".
         init_text: the text of `init: text`; None: the task's own words, see `own_words`.
         spread: `init: text` takes tokens from all over a text that is longer than P.
@@ -108,9 +109,9 @@ class PromptStart(BaseModel):
     @field_validator("num_virtual_tokens", mode="before")
     @classmethod
     def _check_count(cls, count: Any) -> Any:
-        if count is None or count == "auto" or (isinstance(count, int) and not isinstance(count, bool) and count > 0):
+        if count is None or count == "auto" or (isinstance(count, int) and not isinstance(count, bool) and count >= 0):
             return count
-        raise ValueError(f'a whole number from 1 on, or "auto", is needed, not {shown(count)}')
+        raise ValueError(f'a whole number from 1 on (0: a head alone), or "auto", is needed, not {shown(count)}')
 
     @model_validator(mode="after")
     def _check_options(self) -> PromptStart:
@@ -169,6 +170,8 @@ class TaskFile(BaseModel):
             raise ValueError(
                 "prompt.num_virtual_tokens: auto is decided by validation: give data.validation, or a number"
             )
+        if self.prompt.num_virtual_tokens == 0 and (self.task.labels is None or self.task.answer == "words"):
+            raise ValueError("prompt.num_virtual_tokens: 0 is for a task with labels and task.answer: head")
         if self.prompt.init == "labels" and self.task.labels is None:
             raise ValueError("prompt.init: labels needs a task with labels: choose text, vocabulary or random")
         if self.prompt.init == "text" and self.prompt.init_text is None and not own_words(self.task):
@@ -218,6 +221,8 @@ def make_prompt(base: Base, start: PromptStart, task: Task, rows: Sequence[Row] 
         raise SoftPromptError("prompt.num_virtual_tokens: auto is for `softprompt train` alone: give a number here")
     if start.init_from is not None:
         return SoftPrompt.from_prompt(SoftPrompt.load(start.init_from, base), start.num_virtual_tokens)
+    if start.num_virtual_tokens == 0:
+        return SoftPrompt.none(base, len(task.labels or []))
     count = start.num_virtual_tokens or _VIRTUAL_TOKENS
     if start.init == "text":
         text = own_words(task) if start.init_text is None else start.init_text

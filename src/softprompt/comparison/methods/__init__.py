@@ -6,6 +6,7 @@ from softprompt.comparison.methods.few_shot import FewShot
 from softprompt.comparison.methods.full import FullFineTuning
 from softprompt.comparison.methods.lora import Lora
 from softprompt.comparison.methods.method import Method
+from softprompt.comparison.methods.probe import LinearProbe
 from softprompt.comparison.methods.prompt import PromptTuning
 from softprompt.comparison.methods.zero_shot import ZeroShot
 
@@ -14,6 +15,7 @@ METHODS: dict[str, Method] = {
     for method in (
         ZeroShot(),
         FewShot(),
+        LinearProbe(),
         PromptTuning(),
         Lora(),
         FullFineTuning(),

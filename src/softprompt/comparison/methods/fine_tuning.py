@@ -14,12 +14,15 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import set_seed
 
 from softprompt.bases.base import Base
+from softprompt.bases.decoder import Decoder
 from softprompt.comparison.measuring import peak_memory
 from softprompt.comparison.methods.method import Method, Work
 from softprompt.comparison.results import Trained
@@ -27,12 +30,17 @@ from softprompt.evaluation.calibration import measure_priors, worth_keeping, wor
 from softprompt.evaluation.evaluate import Evaluation, Evaluator
 from softprompt.files import write_file
 from softprompt.models.prompted import PromptedModel
-from softprompt.tasks.encode import Encoder
-from softprompt.training.loop import DivergedError, arguments
+from softprompt.models.readout import read_head
+from softprompt.prompts.prompt import SoftPrompt
+from softprompt.tasks.encode import Encoded, Encoder
+from softprompt.tasks.task import Task
+from softprompt.training.heads import fit_head
+from softprompt.training.loop import DivergedError, arguments, set_rate
 from softprompt.training.recipe import Recipe
 from softprompt.training.schedule import Schedule
 
 _PRIORS = "priors.json"
+_HEAD = "head.safetensors"
 
 
 class FineTuning(Method):
@@ -58,22 +66,26 @@ class FineTuning(Method):
         set_seed(recipe.seed)
         base, model = self.adapt(work)
         trained = [weight for weight in model.parameters() if weight.requires_grad]
-        evaluator = work.evaluator(PromptedModel(base, []))
+        asked = _asked(base, plan.task)
+        evaluator = work.evaluator(asked)
         for weight in trained:  # which a prompted model's base has frozen
             weight.requires_grad_(True)
 
         def keep() -> None:
             shutil.rmtree(work.folder, ignore_errors=True)
             self.save(model, base, work.folder)
+            _keep_head(asked, work.folder)
 
-        virtual = work.prompt.num_virtual_tokens
-        encoder = Encoder(base, plan.task, virtual_tokens=virtual, max_length=recipe.max_length)
-        rows = encoder.encode_rows(plan.train)
+        rows = _encode(work, base)
+        fit_head(asked, rows, plan.task, recipe)
+        heads = list(asked.heads)
         work.folder.parent.mkdir(parents=True, exist_ok=True)
         trainer = _Trainer(
             evaluator,
             keep,
-            model=model,
+            heads,
+            recipe.head_learning_rate,
+            model=_WithHead(model, base, heads[0]) if heads else model,
             args=arguments(
                 recipe, work.folder.parent, base.device, validates=True, **_options(recipe, work.base, base)
             ),
@@ -85,20 +97,39 @@ class FineTuning(Method):
         assert trainer.best is not None, "the last step is validated"
         peak = peak_memory(base.device)  # before another model is loaded
         self.release(model)
-        validation = self._calibrated(work, trainer.best)
-        return work.trained(validation, sum(weight.numel() for weight in trained), trainer.best_step, peak)
+        validation = self._refitted(work, trainer.best) if heads else self._calibrated(work, trainer.best)
+        parameters = sum(weight.numel() for weight in (*trained, *heads))
+        return work.trained(validation, parameters, trainer.best_step, peak)
 
     def open(self, work: Work) -> Evaluator:
         file = work.folder / _PRIORS
         priors = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-        return work.evaluator(PromptedModel(self.load(work), []), priors)
+        return work.evaluator(self._loaded(work), priors)
+
+    def _loaded(self, work: Work) -> PromptedModel:
+        """What lies in the work's folder, with its head where it has one."""
+        asked, file = _asked(self.load(work), work.plan.task), work.folder / _HEAD
+        if asked.heads:
+            with torch.no_grad():
+                asked.heads[0].copy_(load_file(file)["score"])
+        return asked
+
+    def _refitted(self, work: Work, plain: Evaluation) -> Evaluation:
+        """Fit the head again, as a prompt's training does: kept where the validation is better."""
+        asked = self._loaded(work)
+        fit_head(asked, _encode(work, asked.base), work.plan.task, work.recipe)
+        evaluation = work.evaluator(asked).evaluate()
+        if not evaluation.better_than(plain, work.plan.task.metric):
+            return plain
+        _keep_head(asked, work.folder)
+        return evaluation
 
     def _calibrated(self, work: Work, plain: Evaluation) -> Evaluation:
         """Calibrate what was learned, as a prompt's training does: kept where the validation is better."""
         plan, setting = work.plan, work.recipe.calibrate
         if not worth_trying(setting, plan.task, validates=True):
             return plain
-        model = PromptedModel(self.load(work), [])
+        model = self._loaded(work)
         priors = measure_priors(model, plan.task, plan.train, virtual_tokens=work.prompt.num_virtual_tokens)
         evaluation = work.evaluator(model, priors).evaluate()
         if not worth_keeping(setting, evaluation, plain, plan.task.metric):
@@ -107,10 +138,62 @@ class FineTuning(Method):
         return evaluation
 
 
+class _WithHead(nn.Module):
+    """A model whose answers are read by a head; for the rest it is that model.
+
+    Args:
+        model: what is trained.
+        base: the base in it.
+        head: `[L, H]`, trained along.
+    """
+
+    accepts_loss_kwargs = True
+
+    def __init__(self, model: nn.Module, base: Base, head: nn.Parameter) -> None:
+        super().__init__()
+        self.model, self.head, self._base = model, head, base
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> dict[str, Tensor]:
+        """The loss of a padded batch; see `pad_rows`."""
+        words = self._base.model.get_input_embeddings()(input_ids)
+        hidden = Decoder.of(self._base.model)(words, input_ids, attention_mask=attention_mask)
+        asked = labels != -100
+        total = functional.cross_entropy(read_head(hidden[asked], self.head), labels[asked], reduction="sum")
+        return {"loss": total / (asked.sum() if num_items_in_batch is None else num_items_in_batch)}
+
+
+def _asked(base: Base, task: Task) -> PromptedModel:
+    """The base as it is asked, with a head of zeros where the task is answered by one."""
+    return PromptedModel(base, [SoftPrompt.none(base, len(task.labels or []))] if task.kind == "head" else [])
+
+
+def _keep_head(asked: PromptedModel, folder: Path) -> None:
+    for head in asked.heads:
+        save_file({"score": head.detach().cpu()}, folder / _HEAD)
+
+
+def _encode(work: Work, base: Base) -> Encoded:
+    virtual = work.prompt.num_virtual_tokens
+    encoder = Encoder(base, work.plan.task, virtual_tokens=virtual, max_length=work.recipe.max_length)
+    return encoder.encode_rows(work.plan.train)
+
+
 def pad_rows(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """Rows as `input_ids`, `attention_mask` and `labels` `[B, T]`, padded at the right; the target alone is learned."""
-    ids = [torch.tensor(row["text"] + row["target"]) for row in rows]
-    labels = [torch.tensor([-100] * len(row["text"]) + row["target"]) for row in rows]
+    """Rows as `input_ids`, `attention_mask` and `labels` `[B, T]`, padded at the right."""
+    ids = [torch.tensor(row["ids"]) for row in rows]
+    labels = [torch.tensor(row["labels"]) for row in rows]
     return {
         "input_ids": pad_sequence(ids, batch_first=True),
         "attention_mask": pad_sequence([torch.ones_like(one) for one in ids], batch_first=True),
@@ -124,12 +207,23 @@ class _Trainer(Trainer):
     `best` is the best validation, found at `best_step`; `keep` is called then. All else is the Trainer's.
     """
 
-    def __init__(self, evaluator: Evaluator, keep: Callable[[], None], **settings: Any) -> None:
+    def __init__(
+        self, evaluator: Evaluator, keep: Callable[[], None], heads: Sequence[Tensor], rate: float, **settings: Any
+    ) -> None:
+        self._heads, self._rate = heads, rate
         self.best: Evaluation | None = None
         self.best_step = 0
         self._evaluator, self._keep = evaluator, keep
         super().__init__(eval_dataset=evaluator.rows, **settings)
         self.remove_callback(PrinterCallback)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's, in which heads have a rate of their own."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new:
+            set_rate(optimizer, self._heads, self._rate)
+        return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One step, which must leave a finite loss."""

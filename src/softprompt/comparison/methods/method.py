@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from softprompt.errors import SoftPromptError
 from softprompt.evaluation.evaluate import Evaluation, Evaluator
 from softprompt.models.prompted import PromptedModel
 from softprompt.tasks.encode import Encoder
-from softprompt.tasks.metrics import classification_metrics, text_metrics
 from softprompt.tasks.rows import Row
 from softprompt.training.taskfile import make_prompt
 
@@ -58,29 +56,23 @@ class Work:
         self._base_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
 
     def evaluator(self, model: PromptedModel, log_priors: Sequence[float] | None = None) -> Evaluator:
-        """The rows before a model with one prompt or none; `log_priors` are the labels', where it is calibrated."""
-        virtual = self.prompt.num_virtual_tokens
-        return Evaluator(model, self.plan.task, self.rows, virtual_tokens=virtual, log_priors=log_priors)
+        """The rows before a model with one prompt or none; `log_priors` are the labels', where it is calibrated.
+
+        They are answered by the model's head where it has one, else by words.
+        """
+        virtual, task = self.prompt.num_virtual_tokens, self.plan.task.answered_by("head" if model.heads else "words")
+        return Evaluator(model, task, self.rows, virtual_tokens=virtual, log_priors=log_priors)
 
     def ask(self, evaluator: Evaluator) -> tuple[Evaluation, list[int] | list[str]]:
         """The figures, and what they are of: the label's index or the text for each row."""
-        task, rows, begun, done = evaluator.task, self.rows, time.perf_counter(), 0
+        done = 0
 
         def told(more: int) -> None:
             nonlocal done
             done += more
-            self._tell(done, len(rows))
+            self._tell(done, len(self.rows))
 
-        answers: list[int] | list[str]
-        if task.labels is None:
-            answers = evaluator.outputs(told)
-            figures = text_metrics(answers, [row.target or "" for row in rows])
-        else:
-            probabilities = evaluator.probabilities(told).numpy()
-            answers = probabilities.argmax(1).tolist()
-            figures = classification_metrics([row.label or 0 for row in rows], probabilities, task.labels)
-        seconds = time.perf_counter() - begun
-        return Evaluation(**figures, truncated=evaluator.truncated, seconds=seconds), answers
+        return evaluator.evaluate_answers(told)
 
     def trained(
         self,

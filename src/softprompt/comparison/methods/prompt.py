@@ -14,6 +14,7 @@ from softprompt.comparison.results import Trained
 from softprompt.evaluation.evaluate import Evaluator
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
+from softprompt.training.recipe import Recipe
 from softprompt.training.run import train
 
 
@@ -23,18 +24,24 @@ class PromptTuning(Method):
     name, title = "prompt", "Prompt tuning"
 
     def train(self, work: Work) -> Trained:
+        return self.learn(work, work.prompt, work.recipe.model_copy(update={"learning_rate": work.setting}))
+
+    def learn(self, work: Work, prompt: SoftPrompt, recipe: Recipe) -> Trained:
+        """Train a prompt on the plan's rows, and keep it in the folder."""
+        plan = work.plan
+        task = plan.task if prompt.head is None else plan.task.answered_by("head")
         run = train(
             work.base,
-            work.prompt,
-            work.plan.task,
-            train=work.plan.train,
-            validation=work.plan.validation,
-            recipe=work.recipe.model_copy(update={"learning_rate": work.setting}),
+            prompt,
+            task,
+            train=plan.train,
+            validation=plan.validation,
+            recipe=recipe,
             callbacks=[work.watch],
         )
         run.prompt.save(work.folder, force=work.folder.exists())
         assert run.validation is not None, "there are validation rows"
-        return work.trained(run.validation, run.prompt.embeddings.numel(), run.best_step)
+        return work.trained(run.validation, run.prompt.trainable_parameters, run.best_step)
 
     def open(self, work: Work) -> Evaluator:
         prompt = SoftPrompt.load(work.folder, work.base)
@@ -48,6 +55,8 @@ class PromptTuning(Method):
         @torch.no_grad()
         def put(prompt: SoftPrompt) -> None:
             model.prompts[0].copy_(prompt.embeddings)
+            for head in model.heads:
+                head.copy_(prompt.head)
 
         from_disk = median_seconds(lambda: put(SoftPrompt.load(work.folder, work.base)))
         return from_disk, median_seconds(lambda: put(other))

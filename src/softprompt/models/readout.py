@@ -1,0 +1,26 @@
+"""Heads: scores of a task's labels, read off final hidden states.
+
+As in PEFT's SEQ_CLS, a score is a row of the head times the final hidden state of the text's last token, without a
+bias: a hidden state has a direction that hardly changes, along which a row holds one (measured: no less accurate).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def read_head(hidden: Tensor, head: Tensor) -> Tensor:
+    """Scores `[..., L]` in float32 or wider, of hidden states `[..., H]` by a head `[L, H]`."""
+    return hidden.to(torch.promote_types(hidden.dtype, head.dtype)) @ head.to(hidden.device).T
+
+
+def read_heads(hidden: Tensor, heads: Sequence[Tensor], head_of_place: Sequence[int]) -> Tensor:
+    """Scores `[A, L]` of hidden states `[A, H]`, each by its own of several heads `[L, H]`."""
+    if len(heads) == 1:
+        return read_head(hidden, heads[0])
+    index = torch.tensor(head_of_place, device=hidden.device)
+    every = torch.stack(list(heads))  # of few prompts side by side: cheaper than going through them one by one
+    return torch.einsum("ah,alh->al", hidden.to(every.dtype), every[index])

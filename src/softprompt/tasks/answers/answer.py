@@ -1,0 +1,157 @@
+"""The seam between a task and its kinds of answers: from rows to what is learned, and from what a base says to figures.
+
+Knows nothing of models: they are asked through `Asked`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from softprompt.errors import SoftPromptError
+from softprompt.tasks.metrics import classification_metrics
+from softprompt.tasks.rows import Row
+from softprompt.tasks.tokens import TaskTokenizer
+
+Progress = Callable[[int], None]
+
+
+class Prediction(BaseModel):
+    """The answer to one text.
+
+    Attributes:
+        label, probabilities: for classification, the likeliest label and every label's probability (they sum to 1).
+        output: for free text, the generated text.
+        truncated: whether the text was cut to fit the base's context.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    label: str | None = None
+    probabilities: dict[str, float] | None = None
+    output: str | None = None
+    truncated: bool = False
+
+
+class Asked(Protocol):
+    """A base behind its prompts, as a kind of answer asks it; texts are token ids."""
+
+    def score(self, continuations: Sequence[Sequence[int]]) -> Tensor:
+        """`[n, C]` float32: the log-likelihood of each continuation after each text."""
+
+    def read_head(self) -> Tensor:
+        """`[n, L]`: the scores that the prompt's head gives for each text."""
+
+    def generate(self, max_new_tokens: int) -> list[str]:
+        """The likeliest text after each text, without white space around it."""
+
+
+class Answer(ABC):
+    """What an answer to a task is: what follows a text, how an answer is read, and how good it is.
+
+    Args:
+        tokens: the task, and how its parts become ids.
+
+    Attributes:
+        reserve: tokens to keep free after each text whether or not its row has a target.
+        new_tokens: the most tokens that are generated after a text.
+        label_ids: each label's target ids, where the labels are words.
+    """
+
+    reserve = 0
+    new_tokens = 0
+    label_ids: list[list[int]] | None = None
+
+    def __init__(self, tokens: TaskTokenizer) -> None:
+        self.task, self._tokens = tokens.task, tokens
+
+    @abstractmethod
+    def targets(self, rows: Sequence[Row]) -> list[list[int]] | None:
+        """The ids that follow each row's text; None where the rows have no targets."""
+
+    @abstractmethod
+    def gold(self, rows: Sequence[Row]) -> list[Any]:
+        """The right answer of each row: a label's index, or a text."""
+
+    @staticmethod
+    def learned(text: Sequence[int], target: Sequence[int], gold: Any) -> list[int]:
+        """What is learned at each token of a text with its target, -100 for nothing: by default the target's ids."""
+        return [*(-100 for _ in text), *target]
+
+    @abstractmethod
+    def read(self, asked: Asked, log_priors: Sequence[float] | None = None) -> Any:
+        """What the base answers to its texts: n answers in the form that the other methods take.
+
+        Args:
+            asked: the base with its texts.
+            log_priors: of the task's labels, to be taken out, where it has labels.
+        """
+
+    @abstractmethod
+    def best(self, found: Any) -> list[Any]:
+        """Each answer in the form that `gold` has."""
+
+    @abstractmethod
+    def predictions(self, found: Any, cut: Sequence[bool]) -> list[Prediction]:
+        """Each answer for people; `cut` says which texts were cut."""
+
+    @abstractmethod
+    def figures(self, found: Any, gold: Sequence[Any]) -> dict[str, Any]:
+        """How good the answers are: fields of `Evaluation`."""
+
+    def likelihoods(self, asked: Asked) -> Tensor:
+        """`[n, L]` float32: each label's log-likelihood given the text, as the base has it.
+
+        Raises:
+            SoftPromptError: the task has no labels.
+        """
+        raise SoftPromptError("this task generates free text: it has no labels to choose from")
+
+
+class Labels(Answer):
+    """One of the task's labels; `found` is `[n, L]` float64, their probabilities."""
+
+    kind: ClassVar[str]
+
+    @property
+    def labels(self) -> list[str]:
+        """The task's L labels."""
+        return self.task.labels or []
+
+    def gold(self, rows: Sequence[Row]) -> list[int]:
+        return [row.label for row in rows if row.label is not None]
+
+    def read(self, asked: Asked, log_priors: Sequence[float] | None = None) -> Tensor:
+        return label_probabilities(self.likelihoods(asked), log_priors)
+
+    def best(self, found: Tensor) -> list[int]:
+        return [max(range(len(row)), key=row.__getitem__) for row in found.tolist()]
+
+    def predictions(self, found: Tensor, cut: Sequence[bool]) -> list[Prediction]:
+        return [
+            Prediction(
+                label=self.labels[best], probabilities=dict(zip(self.labels, row, strict=True)), truncated=was_cut
+            )
+            for row, best, was_cut in zip(found.tolist(), self.best(found), cut, strict=True)
+        ]
+
+    def figures(self, found: Tensor, gold: Sequence[int]) -> dict[str, Any]:
+        return classification_metrics(gold, found.numpy(), self.labels)
+
+
+def label_probabilities(likelihoods: Tensor, log_priors: Sequence[float] | None = None) -> Tensor:
+    """Likelihoods made to sum to 1 over the labels, float64.
+
+    Args:
+        likelihoods: `[..., L]` log-likelihoods.
+        log_priors: of the L labels, to be taken out first: subtracted from the log-likelihoods.
+    """
+    scores = likelihoods.double()
+    if log_priors is not None:
+        scores = scores - torch.tensor(log_priors, dtype=torch.float64)
+    return scores.softmax(-1)

@@ -1,0 +1,70 @@
+"""Whether a task is answered by a head, and a head fitted on training rows behind a prompt."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from softprompt.models.prompted import PromptedModel
+from softprompt.models.scoring import final_states
+from softprompt.prompts.prompt import SoftPrompt
+from softprompt.tasks.answers.head import fit as fit_states
+from softprompt.tasks.encode import Encoded
+from softprompt.tasks.rows import Row
+from softprompt.tasks.task import Task
+from softprompt.training.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+def choose_answer(task: Task, rows: Sequence[Row], prompt: SoftPrompt | None = None) -> Task:
+    """The task with a kind of answer that is not `auto`, which is said in a log line where there was a choice.
+
+    A head where the prompt has one, or where there are more than two labels and two training rows for each of them;
+    else words. docs/measurements.md has what this rests on.
+    """
+    if task.answer != "auto" or task.labels is None:
+        return task.resolved(head=False)
+    count = len(task.labels)
+    by_head = (prompt is not None and prompt.head is not None) or (count > 2 and len(rows) >= 2 * count)
+    task = task.resolved(head=by_head)
+    how, other = ("a head", "words") if by_head else ("its labels' words", "head")
+    logger.log(
+        logging.WARNING if count > 2 else logging.INFO,
+        f"answers are read by {how} ({count} labels, {len(rows):,} training rows); else set task.answer: {other}",
+    )
+    return task
+
+
+def with_head(prompt: SoftPrompt, task: Task) -> SoftPrompt:
+    """The prompt, where its task is answered by a head with one: of zeros where it has none yet."""
+    if task.kind != "head" or prompt.head is not None:
+        return prompt
+    return replace(prompt, head=torch.zeros(len(task.labels or []), prompt.hidden_size))
+
+
+@torch.no_grad()
+def fit_head(model: PromptedModel, encoded: Encoded, task: Task, recipe: Recipe) -> None:
+    """Fit the model's head, where it has one, to what its prompt makes of the training rows."""
+    for head in model.heads:
+        head.copy_(fit(model, encoded, task, recipe))
+
+
+def fit(model: PromptedModel, encoded: Encoded, task: Task, recipe: Recipe) -> Tensor:
+    """The head `[L, H]` that is fitted on the training rows, of many on `recipe.fit_rows` that the seed draws.
+
+    Raises:
+        SoftPromptError: see `head.fit`.
+    """
+    rows = list(range(len(encoded.input_ids)))
+    if len(rows) > recipe.fit_rows:
+        rows = sorted(random.Random(recipe.seed).sample(rows, recipe.fit_rows))
+        logger.warning("the head is fitted on %s of %s training rows", f"{len(rows):,}", f"{len(encoded.cut):,}")
+    states = final_states(model, [encoded.input_ids[row] for row in rows])
+    gold = encoded.gold or []
+    return fit_states(states, [gold[row] for row in rows], len(task.labels or [])).head

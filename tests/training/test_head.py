@@ -1,0 +1,137 @@
+"""Training a head: fitted, trained together with the prompt, resumed, chosen."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import softprompt as sp
+from softprompt.models.prompted import PromptedModel
+from softprompt.training.ensemble import train_ensemble
+from softprompt.training.heads import choose_answer
+from tests.training.test_run import StopAt
+
+TASK = sp.Task(template="{text}:", labels=["yes", "no", "maybe"], answer="head")
+
+
+def rows(count: int, start: int = 0) -> list[sp.Row]:
+    """Texts whose first letter tells their label."""
+    return [
+        sp.Row({"text": "mwz"[i % 3] + str(i * 37) * (1 + i % 3)}, i % 3, " " + TASK.labels[i % 3], number=i + 1)  # type: ignore[index]
+        for i in range(start, start + count)
+    ]
+
+
+def learn(base: sp.Base, output: Path | None = None, length: int = 4, **changed: Any) -> sp.Run:
+    recipe = sp.Recipe(
+        **{"max_steps": 24, "batch_size": 4, "evaluate_every": 6, "save_every": 4, "warmup_steps": 2} | changed
+    )
+    prompt = sp.SoftPrompt.from_vocabulary(base, length) if length else sp.SoftPrompt.none(base, 3)
+    return sp.train(base, prompt, TASK, train=rows(60), validation=rows(18, 60), recipe=recipe, output=output)
+
+
+def test_a_head_is_fitted_and_trained(tiny_base: sp.Base, tmp_path: Path) -> None:
+    before = {name: p.clone() for name, p in tiny_base.model.named_parameters()}
+    run = learn(tiny_base, tmp_path / "run")
+    head = run.prompt.head
+    assert head is not None
+    assert head.shape == (3, tiny_base.hidden_size)
+    assert run.to_json()["trainable_parameters"] == (4 + 3) * tiny_base.hidden_size
+    assert run.prompt.card.task is not None
+    assert run.prompt.card.task["answer"] == "head"
+    assert run.validation is not None
+    assert run.validation.accuracy is not None
+    loaded = sp.SoftPrompt.load(tmp_path / "run/prompt", tiny_base)
+    found = sp.evaluate(tiny_base, loaded, sp.Task.from_dict(loaded.card.task), rows(18, 60))
+    assert found.accuracy == run.validation.accuracy
+    assert found.log_loss == pytest.approx(run.validation.log_loss)
+    for name, parameter in tiny_base.model.named_parameters():
+        assert torch.equal(parameter, before[name])
+
+
+def test_the_head_has_a_rate_of_its_own(tiny_base: sp.Base) -> None:
+    """With a rate of next to nothing it stays what was fitted."""
+    still = learn(tiny_base, head_learning_rate=1e-12, max_steps=6, evaluate_every=100)
+    moved = learn(tiny_base, head_learning_rate=1e-2, max_steps=6, evaluate_every=100)
+    probe = learn(tiny_base, length=0)
+    assert probe.steps == 0
+    assert still.prompt.head is not None
+    assert not torch.equal(still.prompt.embeddings, sp.SoftPrompt.from_vocabulary(tiny_base, 4).embeddings)
+    assert not torch.allclose(still.prompt.head, moved.prompt.head, atol=1e-4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("step", [3, 8, 17])
+def test_a_resumed_run_is_the_same_run(tiny_base: sp.Base, tmp_path: Path, step: int) -> None:
+    whole = learn(tiny_base, tmp_path / "whole")
+    recipe = sp.Recipe(max_steps=24, batch_size=4, evaluate_every=6, save_every=4, warmup_steps=2)
+    prompt = sp.SoftPrompt.from_vocabulary(tiny_base, 4)
+    common: dict[str, Any] = {"train": rows(60), "validation": rows(18, 60), "recipe": recipe}
+    with pytest.raises(KeyboardInterrupt):
+        sp.train(tiny_base, prompt, TASK, output=tmp_path / "run", callbacks=[StopAt(step)], **common)
+    resumed = sp.train(tiny_base, prompt, TASK, output=tmp_path / "run", resume=True, **common)
+    assert torch.equal(resumed.prompt.embeddings, whole.prompt.embeddings)
+    assert torch.equal(resumed.prompt.head, whole.prompt.head)  # type: ignore[arg-type]
+
+
+def test_side_by_side_equals_alone(tiny_base: sp.Base) -> None:
+    recipe = sp.Recipe(max_steps=12, batch_size=4, evaluate_every=6, warmup_steps=2, monitor=False, max_grad_norm=0.5)
+    starts = [sp.SoftPrompt.from_vocabulary(tiny_base, 4, seed=k) for k in range(2)]
+    both = train_ensemble(tiny_base, starts, TASK, train=rows(60), validation=None, recipe=recipe)
+    for k, start in enumerate(starts):
+        alone = sp.train(tiny_base, start, TASK, train=rows(60), recipe=recipe.model_copy(update={"seed": k}))
+        torch.testing.assert_close(both.prompts[k].embeddings, alone.prompt.embeddings, rtol=0, atol=2e-3)
+        torch.testing.assert_close(both.prompts[k].head, alone.prompt.head, rtol=0, atol=2e-3)
+
+
+def test_a_linear_probe_trains_nothing(tiny_base: sp.Base, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = learn(tiny_base, tmp_path / "run", length=0)
+    assert (run.steps, run.prompt.num_virtual_tokens) == (0, 0)
+    assert "the head is fitted, and nothing is trained" in caplog.text
+    loaded = sp.SoftPrompt.load(tmp_path / "run/prompt", tiny_base)
+    assert sp.predict(tiny_base, loaded, TASK, ["m37"]) == sp.predict(tiny_base, run.prompt, TASK, ["m37"])
+
+
+def test_rows_beyond_the_most_are_said(tiny_base: sp.Base, caplog: pytest.LogCaptureFixture) -> None:
+    learn(tiny_base, length=0, fit_rows=30)
+    assert "the head is fitted on 30 of 60 training rows" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("labels", "count", "kind"), [(2, 100, "words"), (3, 6, "head"), (3, 5, "words"), (20, 400, "head")]
+)
+def test_the_kind_of_answer_is_chosen(labels: int, count: int, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    task = sp.Task(template="{text}", labels=[f"l{i}" for i in range(labels)])
+    with caplog.at_level(logging.INFO):
+        assert choose_answer(task, rows(count)).kind == kind
+    assert f"({labels} labels, {count} training rows)" in caplog.text
+    assert choose_answer(task.answered_by("words"), rows(count)).kind == "words"
+
+
+def test_auto_goes_by_the_prompts_head(tiny_base: sp.Base) -> None:
+    prompt, auto = learn(tiny_base).prompt, sp.Task(template="{text}:", labels=["yes", "no", "maybe"])
+    assert sp.predict(tiny_base, prompt, auto, ["m37"]) == sp.predict(tiny_base, prompt, TASK, ["m37"])
+
+
+def test_a_prompt_without_the_head_that_is_asked(tiny_base: sp.Base) -> None:
+    prompt = sp.SoftPrompt.from_vocabulary(tiny_base, 4)
+    with pytest.raises(sp.SoftPromptError, match="answered by a head, which this prompt has not"):
+        sp.predict(tiny_base, prompt, TASK, ["m37"])
+    bare = sp.predict(tiny_base, None, TASK, ["m37"])
+    assert bare == sp.predict(tiny_base, None, TASK.answered_by("words"), ["m37"])
+
+
+def test_heads_in_turns(tiny_base: sp.Base) -> None:
+    """A batch in parts has the gradient of the whole."""
+    prompt = sp.SoftPrompt(torch.randn(3, tiny_base.hidden_size), head=torch.randn(3, tiny_base.hidden_size))
+    ids, labels = torch.randint(2, 60, (6, 5)), torch.full((6, 5), -100)
+    labels[:, -1] = torch.tensor([0, 1, 2, 0, 1, 2])
+    grads = []
+    for most in (None, 11):
+        model = PromptedModel(tiny_base, [prompt], max_tokens=most)
+        model(ids, labels=labels).loss.backward()
+        grads.append((model.prompts[0].grad, model.heads[0].grad))
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-6)
