@@ -84,7 +84,7 @@ def refused(*arguments: object, stdin: str | bytes | None = None) -> str:
     assert result.stdout == ""
     *progress, last = result.stderr.splitlines()
     assert last.startswith("error: ")
-    assert all(line.startswith("step ") for line in progress)
+    assert all(line.startswith(("step ", "answers are read by")) for line in progress)
     return last.removeprefix("error: ")
 
 

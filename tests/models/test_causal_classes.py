@@ -9,7 +9,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from softprompt.bases.decoder import NO_TOKEN, Decoder
 from softprompt.bases.load import check_supported
 from softprompt.errors import SoftPromptError
-from softprompt.models.routes import logits
+from softprompt.models.family import logits
 from softprompt.models.state import Span, StatePool
 from tests.models.based import with_prompts
 from tests.models.batches import distance, make_example

@@ -17,9 +17,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from softprompt.errors import SoftPromptError
 from softprompt.models import attention, prompted
 from softprompt.models.attention import choose_kernel
+from softprompt.models.families.causal import Causal
 from softprompt.models.probe import find_route
 from softprompt.models.prompted import PromptedOutput
-from softprompt.models.routes import ROUTES
 from softprompt.prompts.prompt import SoftPrompt
 from tests.models.based import with_prompts
 from tests.models.batches import Example, distance, examples, make_example
@@ -73,7 +73,7 @@ def assert_equal(answer: tuple[PromptedOutput, list[Tensor]], model: PreTrainedM
 @settings(max_examples=100, deadline=None)
 def test_loss_and_gradient_equal_the_reference(example, family, dtype, kernel, slower, max_tokens):
     model = shared_model(family, dtype)
-    route = ROUTES[min(ROUTES.index(find_route(model).name) + slower, 2)]
+    route = Causal.routes[min(Causal.routes.index(find_route(model).name) + slower, 2)]
     limit = 1e-9 if dtype == torch.float64 else 1e-4
     with pytest.MonkeyPatch.context() as patch, keep_float64():
         patch.setattr(attention, "choose_kernel", lambda device, scores: kernel)
@@ -126,7 +126,7 @@ def test_without_a_mask_every_token_is_text(llama):
     )
 
 
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", Causal.routes)
 def test_prompts_side_by_side_are_as_many_separate_runs(llama, route):
     example = make_example([7, 3, 9, 1, 5], [6, 2, 4], [0, 2, 0, 1, 2], label_share=1.0)
     output, grads = step(llama, example, route=route)
@@ -138,7 +138,7 @@ def test_prompts_side_by_side_are_as_many_separate_runs(llama, route):
         assert distance([grads[k] * count], [alone_grads[k] * (own.labels != -100).sum()]) < 1e-9
 
 
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", Causal.routes)
 @pytest.mark.parametrize("max_tokens", [None, 5])
 def test_a_prompt_that_no_row_names_gets_no_gradient(llama, route, max_tokens):
     example = make_example([7, 3], [4, 2, 3], [1, 1])
@@ -146,7 +146,7 @@ def test_a_prompt_that_no_row_names_gets_no_gradient(llama, route, max_tokens):
     assert [bool(grad.any()) for grad in grads] == [False, True, False]
 
 
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", Causal.routes)
 def test_one_row_of_one_token_is_predicted_by_the_last_virtual_token(llama, route):
     example = make_example([1], [3], label_share=1.0)
     output, grads = step(llama, example, route=route)
@@ -167,13 +167,13 @@ def test_a_bare_base_predicts_nothing_from_nothing(family):
     assert distance([output.loss], [example.reference(model).loss]) < 1e-9
 
 
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", Causal.routes)
 def test_a_prompt_of_no_tokens_may_stand_beside_others(llama, route):
     example = make_example([7, 3, 4], [4, 0], [1, 0, 1], label_share=1.0)
     assert_equal(step(llama, example, route=route), llama, example)
 
 
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", Causal.routes)
 @pytest.mark.parametrize("max_tokens", [None, 6])
 def test_rows_without_labels_or_tokens_are_allowed(llama, route, max_tokens):
     example = make_example([7, 0, 3, 5], [4, 2], [0, 1, 1, 0], label_share=0.0)  # the one label is in row 0
@@ -205,7 +205,7 @@ def test_a_text_initialised_prompt_behaves_as_that_text(llama):
 # Splitting, chunking, recomputing
 
 
-@given(examples(), st.integers(1, 30), st.sampled_from(ROUTES), st.booleans())
+@given(examples(), st.integers(1, 30), st.sampled_from(Causal.routes), st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_a_bound_on_tokens_changes_neither_loss_nor_gradient(example, max_tokens, route, recompute):
     model = shared_model("llama", torch.float64)
@@ -440,7 +440,7 @@ def test_a_trainer_of_it_keeps_and_resumes_the_prompts_alone(tmp_path):
 
 
 @pytest.mark.parametrize("kernel", ["matmul", "sdpa"])
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", Causal.routes)
 def test_numbers_that_are_not_finite_stay_with_their_prompt(route, kernel, monkeypatch):
     """Shorter rows and prompts are padded; what padding stands for must not come from the other prompt's rows."""
     monkeypatch.setattr(attention, "choose_kernel", lambda device, scores: kernel)

@@ -10,8 +10,11 @@ from transformers import LlamaForCausalLM, LlamaModel, Qwen2MoeConfig, Qwen2MoeF
 
 from softprompt.errors import SoftPromptError
 from softprompt.models import routes
+from softprompt.models.families import causal
+from softprompt.models.families.causal import Causal
+from softprompt.models.family import Batch, hidden_states, logits
+from softprompt.models.packed import Tree
 from softprompt.models.probe import Route, find_route, objection
-from softprompt.models.routes import ROUTES, Batch, hidden_states, logits
 from tests.models.based import with_prompts
 from tests.models.batches import distance, make_example
 from tests.models.families import (
@@ -62,7 +65,7 @@ def test_loss_and_gradient_equal_the_reference_on_every_exact_route(family, dtyp
     limit = 1e-9 if dtype == torch.float64 else 1e-4
     with keep_float64():
         expected = EXAMPLE.reference(model, dtype)
-        for route in ROUTES[ROUTES.index(find_route(model).name) :]:
+        for route in Causal.routes[Causal.routes.index(find_route(model).name) :]:
             prompts = EXAMPLE.parameters(dtype)
             answer = with_prompts(model, prompts, route=route)(**EXAMPLE.batch, return_logits=True)
             answer.loss.backward()
@@ -82,7 +85,7 @@ def test_sliding_windows_cut(family):
     assert distance([answers[0].logits], [answers[1].logits]) > 1e-2
 
 
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", Causal.routes)
 def test_a_prompt_beyond_the_windows_of_all_layers_has_no_gradient(route):
     reach = 2 * (WINDOW - 1)  # of two layers
     # The one label stands at the text's end and is predicted from the place before it.
@@ -131,7 +134,7 @@ def test_the_places_asked_for_come_in_any_order_and_more_than_once():
     rows, columns = torch.tensor([1, 0, 1, 0, 1]), torch.tensor([2, -1, -1, 4, 2])
     batch = Batch(torch.arange(8), [5, 3], [1, 0], rows, columns)
     prompts = EXAMPLE.prompts
-    by_route = [hidden_states(route, model, prompts, batch) for route in ROUTES]
+    by_route = [hidden_states(route, model, prompts, batch) for route in Causal.routes]
     for row, (text, k) in enumerate([(torch.arange(5), 1), (torch.arange(5, 8), 0)]):
         whole = torch.cat([prompts[k], model.get_input_embeddings()(text)])
         plain = model.model(inputs_embeds=whole[None]).last_hidden_state[0, len(prompts[k]) :]
@@ -250,11 +253,11 @@ def test_a_wrong_route_is_caught_by_its_gradient(monkeypatch):
     """The probe compares gradients as well: the right logits with a prompt cut off are not enough."""
     right = routes.concatenated
     monkeypatch.setitem(
-        routes._FUNCTIONS, "packed", lambda model, prompts, batch: right(model, [p * 1 for p in prompts], batch)
+        causal._FUNCTIONS, "packed", lambda model, prompts, batch: right(model, [p * 1 for p in prompts], batch)
     )
     assert objection(make_model("llama"), "packed") == ""
     monkeypatch.setitem(
-        routes._FUNCTIONS,
+        causal._FUNCTIONS,
         "packed",
         lambda model, prompts, batch: right(model, [prompts[0].detach() + 0 * prompts[0], prompts[1]], batch),
     )
@@ -264,7 +267,7 @@ def test_a_wrong_route_is_caught_by_its_gradient(monkeypatch):
 @pytest.mark.parametrize("route", ["shared_prefix", "concatenated"])
 def test_a_tree_needs_the_packed_route(route):
     model = shared_model("llama")
-    tree = routes.Tree([3], [-1])
+    tree = Tree([3], [-1])
     batch = Batch(torch.arange(4), [4], [0], torch.tensor([0]), torch.tensor([4]), tree)
     with pytest.raises(ValueError, match="packed route"):
         hidden_states(route, model, EXAMPLE.prompts, batch)

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from softprompt.errors import SoftPromptError
 from softprompt.models import scoring
+from softprompt.models.families.causal import Causal
 from softprompt.models.prompted import PromptedModel
-from softprompt.models.routes import ROUTES
 from softprompt.models.scoring import score
 from tests.models.based import with_prompts
 from tests.models.families import CONTEXT, PACKED, VOCABULARY, WIDTH, make_model, shared_model
@@ -63,7 +63,7 @@ def assert_scores(model: PromptedModel, continuations: list[list[int]], texts=TE
 
 
 @pytest.mark.parametrize("name", SETS)
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", Causal.routes)
 def test_scores_equal_plain_forwards(route, name):
     assert_scores(with_prompts(shared_model("llama"), make_prompts(6, 2), route=route), SETS[name])
 

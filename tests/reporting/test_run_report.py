@@ -70,7 +70,7 @@ def test_a_report_shows_the_whole_run(finished: Path) -> None:
         "a hint, not a translation",
         "Asked to continue the prompt alone",
         "learning_rate",
-        '"format_version": 1',
+        '"format_version": 2',
     ):
         assert words in document.text, words
     assert "There is no" not in document.text

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt.bases.decoder import reach
+from softprompt.bases.families import FamilyKind, family_kind
 from softprompt.bases.identity import BaseIdentity
 
 # Of each kind of vocabulary what stood behind it in the serialised form.
@@ -56,6 +57,11 @@ class Base:
     def vocab_size(self) -> int:
         """V, as the model's configuration states it."""
         return int(self.model.config.get_text_config().vocab_size)
+
+    @property
+    def family(self) -> FamilyKind:
+        """What kind of model it is."""
+        return family_kind(self.model.config)
 
     @property
     def max_positions(self) -> int | None:

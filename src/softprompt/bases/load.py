@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
@@ -27,7 +28,6 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
     PretrainedConfig,
@@ -39,6 +39,7 @@ from transformers.utils import logging as transformers_logging
 from softprompt.bases import sources
 from softprompt.bases.base import Base
 from softprompt.bases.decoder import reach
+from softprompt.bases.families import family_kind
 from softprompt.errors import SoftPromptError
 from softprompt.text import causes, first_line
 
@@ -200,11 +201,16 @@ def _no_tokenizer(name: str) -> str:
 def check_supported(name: str, config: PretrainedConfig) -> None:
     kind = type(config)
     encodes = kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
-    brings_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if getattr(config, "is_encoder_decoder", False) or encodes:
+    loader = family_kind(config).loader
+    brings_code = loader in (getattr(config, "auto_map", None) or {})
+    if loader != "AutoModelForCausalLM":
+        if kind not in getattr(transformers, loader)._model_mapping and not brings_code:
+            raise SoftPromptError(f"base {name!r} ({config.model_type}) is none of Transformers' {loader}")
+        return
+    if encodes:
         raise SoftPromptError(
-            f"base {name!r} ({config.model_type}) has an encoder, which is not supported yet: "
-            "use a decoder-only model, such as Llama, Qwen or GPT-2"
+            f"base {name!r} ({config.model_type}) is an encoder, which is not supported yet: "
+            "use a causal language model, such as Llama, Qwen or GPT-2, or an encoder-decoder, such as T5"
         )
     if any(
         getattr(one, "use_bidirectional_attention", None) in (True, "all") or getattr(one, "is_causal", None) is False
@@ -223,7 +229,6 @@ def _read(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model on the CPU and the tokenizer, as transformers reads them; `options` are for each of its calls."""
     settings: dict[str, Any] = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {}
-    loader: Any = AutoModelForCausalLM
     try:
         with _quiet(show_progress):
             config = AutoConfig.from_pretrained(source, **options)
@@ -231,6 +236,7 @@ def _read(
             # Transformers' SDPA, its default, leaves soft-capped scores (Gemma 2) uncapped.
             if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
                 settings["attn_implementation"] = "eager"
+            loader: Any = getattr(transformers, family_kind(config).loader)
             model, report = loader.from_pretrained(
                 source,
                 config=config,

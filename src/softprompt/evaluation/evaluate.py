@@ -28,6 +28,7 @@ from softprompt.tasks.rows import Row, Rows, as_rows, rows_from
 from softprompt.tasks.task import Task
 
 logger = logging.getLogger(__name__)
+_MOST_IN_CARD = 12  # labels, of which a card keeps all figures: they grow with their square
 
 
 class Evaluation(BaseModel):
@@ -59,6 +60,11 @@ class Evaluation(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """The figures that the task has, for `--json` and cards."""
         return self.model_dump(exclude_none=True)
+
+    def for_card(self) -> dict[str, Any]:
+        """The figures as a card keeps them: of many labels, without those of each label and pair of labels."""
+        many = len(self.per_label or ()) > _MOST_IN_CARD
+        return self.model_dump(exclude_none=True, exclude={"per_label", "confusion"} if many else None)
 
     def merit(self, metric: str) -> tuple[float, float]:
         """What a choice goes by, see `merit`."""

@@ -101,7 +101,7 @@ def prune(
     if prompt.card.calibration is not None:  # it was measured with all virtual tokens
         left = calibrate(base, left, task, rows, progress=progress)
     after = evaluate(base, left, task, rows, progress=progress)
-    metrics = {"validation": after.to_json(), "before_pruning": found.whole.to_json()}
+    metrics = {"validation": after.for_card(), "before_pruning": found.whole.for_card()}
     left = replace(left, card=left.card.replace(metrics=metrics))
     return Pruned(left, kept, dropped, found.whole, after)
 

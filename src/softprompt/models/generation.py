@@ -14,6 +14,7 @@ Owns these ways and the choice between them. Knows nothing of tasks or metrics.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import weakref
 from abc import ABC, abstractmethod
@@ -22,13 +23,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from softprompt.bases.base import suppressed_ids
 from softprompt.bases.decoder import NO_TOKEN, Decoder
+from softprompt.models.families.seq2seq import decode, encode, start_token
+from softprompt.models.family import Batch, family_of, logits, plain
 from softprompt.models.probe import objection_to_logits
 from softprompt.models.prompted import PromptedModel
-from softprompt.models.routes import Batch, concatenated, logits
 from softprompt.models.scoring import batch_by_tokens, check_tokens
 from softprompt.models.state import Span, StatePool, bytes_per_place
 
@@ -248,7 +250,53 @@ class _Plain(Way):
             rows=torch.arange(len(texts), device=device),
             columns=torch.tensor([len(text) - 1 for text in texts], device=device),
         )
-        return concatenated(self._model, self._prompts, batch)
+        return plain(self._model, self._prompts, batch)
+
+
+class _DecoderPlain(Way):
+    """Of an encoder-decoder: texts are encoded once, the answers decoded anew for every token."""
+
+    def _begin(self) -> Tensor:
+        found = list(zip(self._prompt_of_text, map(tuple, self._texts), strict=True))
+        self._states, self._seen = encode(self._model, self._prompts, found)
+        self._answers = [[start_token(self._model)] for _ in self._texts]
+        return self._decode(range(len(self._texts)))
+
+    def step(self, going: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        for row, token in zip(going, tokens, strict=True):
+            self._answers[row].append(token)
+        return self._decode(going)
+
+    def _decode(self, rows: Sequence[int]) -> Tensor:
+        ids = torch.tensor([self._answers[row] for row in rows], device=self._model.device)
+        index = torch.tensor(list(rows), device=self._model.device)
+        hidden: Tensor = decode(self._model, ids, self._states[index], self._seen[index]).last_hidden_state
+        return hidden[:, -1]
+
+
+class _DecoderCached(_DecoderPlain):
+    """The same with the decoder's own cache. What is over is computed on, and not looked at."""
+
+    def _decode(self, rows: Sequence[int]) -> Tensor:
+        if not hasattr(self, "_cache"):
+            self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        last = torch.tensor([answer[-1:] for answer in self._answers], device=self._model.device)
+        name = (
+            "cache" if "cache" in inspect.signature(self._model.get_decoder().forward).parameters else "past_key_values"
+        )
+        options: dict[str, Any] = {name: self._cache, "use_cache": True}
+        hidden: Tensor = decode(self._model, last, self._states, self._seen, **options).last_hidden_state
+        return hidden[list(rows), -1]
+
+
+_WAYS: dict[str, type[Way]] = {
+    "pooled": _Pooled,
+    "cached": _Cached,
+    "one_by_one": _OneByOne,
+    "plain": _Plain,
+    "decoder_cached": _DecoderCached,
+    "decoder_plain": _DecoderPlain,
+}
 
 
 _ways: weakref.WeakKeyDictionary[PreTrainedModel, dict[type[Way], str]] = weakref.WeakKeyDictionary()
@@ -268,12 +316,10 @@ def find_way(model: PromptedModel) -> type[Way]:
     if base.training:
         base.eval()
     known = _ways.setdefault(base, {})
-    ways: list[type[Way]] = [_Cached, _OneByOne]
-    if model.logits_route == "packed":
-        ways.insert(0, _Pooled)
+    *ways, plainest = (_WAYS[name] for name in family_of(base).ways(model.logits_route))
     for way in ways:
         if way not in known:
-            known[way] = _objection(base, way)
+            known[way] = _objection(base, way, plainest)
             if known[way] and way is ways[-1]:
                 logger.warning(
                     "%s computes free text anew for every token, which is slow (its cache: %s)",
@@ -282,11 +328,11 @@ def find_way(model: PromptedModel) -> type[Way]:
                 )
         if not known[way]:
             return way
-    return _Plain
+    return plainest
 
 
-def _objection(model: PreTrainedModel, way: type[Way]) -> str:
-    """What keeps `way` from the logits of the concatenation; "" for nothing. Two texts share a prompt."""
+def _objection(model: PreTrainedModel, way: type[Way], plainest: type[Way]) -> str:
+    """What keeps `way` from the logits of the plainest; "" for nothing. Two texts share a prompt."""
     count = model.config.get_text_config().vocab_size
     ids = torch.randint(0, count, (19,), generator=torch.Generator().manual_seed(0))
     vectors = model.get_input_embeddings()(ids[:5].to(model.device)).detach()
@@ -302,4 +348,4 @@ def _objection(model: PreTrainedModel, way: type[Way]) -> str:
             states.append(decoder.step(going[-2:], tokens[-2:][-len(rows) :]))
         return logits(model, torch.cat(states))
 
-    return objection_to_logits(model, lambda: answer(way), lambda: answer(_Plain))
+    return objection_to_logits(model, lambda: answer(way), lambda: answer(plainest))

@@ -25,8 +25,8 @@ from transformers.utils.generic import ModelOutput
 from softprompt.bases.decoder import NO_TOKEN, Decoder
 from softprompt.errors import SoftPromptError
 from softprompt.models.division import divide_gradients, divide_value
+from softprompt.models.family import Batch, hidden_states, logits
 from softprompt.models.probe import find_route
-from softprompt.models.routes import Batch, RouteName, hidden_states, logits
 
 logger = logging.getLogger(__name__)
 # Logits held at one time, in numbers (0.25 GB in float32); more label places are taken in turns.
@@ -96,7 +96,7 @@ class AcceleratedPeftModel(PeftModelForCausalLM):
 
     base_model: Any
     prompt_encoder: Any
-    route: RouteName
+    route: str
     _dropout: str
 
     def train(self, mode: bool = True) -> AcceleratedPeftModel:

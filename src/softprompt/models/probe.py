@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from softprompt.bases.decoder import Decoder, reach
+from softprompt.bases.decoder import reach
 from softprompt.errors import SoftPromptError
 from softprompt.models.attention import detach
-from softprompt.models.routes import ROUTES, Batch, RouteName, concatenated, hidden_states, logits
+from softprompt.models.family import Batch, family_of, hidden_states, logits
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _HALF = (torch.bfloat16, torch.float16)
 class Route:
     """The route found for a model, and why not a faster one ("" where it is the fastest)."""
 
-    name: RouteName
+    name: str
     reason: str = ""
 
 
@@ -45,8 +45,8 @@ class Route:
 class _Found:
     """What the probes of one model have shown so far: what speaks against each route."""
 
-    with_gradient: dict[RouteName, str]
-    logits_only: dict[RouteName, str]
+    with_gradient: dict[str, str]
+    logits_only: dict[str, str]
 
 
 _found: weakref.WeakKeyDictionary[PreTrainedModel, _Found] = weakref.WeakKeyDictionary()
@@ -63,14 +63,14 @@ def find_route(model: PreTrainedModel, *, gradient: bool = True) -> Route:
         SoftPromptError: `model` cannot be computed behind prompts at all (see `check_model`).
     """
     reasons = []
-    for name in ROUTES:
+    for name in family_of(model).routes:
         if not (reason := objection(model, name, gradient=gradient)):
             break
         reasons.append(f"{name}: {reason}")
     return Route(name, "; ".join(reasons))
 
 
-def objection(model: PreTrainedModel, route: RouteName, *, gradient: bool = True) -> str:
+def objection(model: PreTrainedModel, route: str, *, gradient: bool = True) -> str:
     """Why `route` is not exact for `model`; "" where a probe has shown that it is.
 
     The probe runs once for each model and route, and logs what it objects to.
@@ -80,7 +80,8 @@ def objection(model: PreTrainedModel, route: RouteName, *, gradient: bool = True
     """
     if model not in _found:
         check_model(model)
-        _found[model] = _Found({"concatenated": ""}, {"concatenated": ""})
+        plainest = family_of(model).routes[-1]
+        _found[model] = _Found({plainest: ""}, {plainest: ""})
     found = _found[model]
     if route not in found.with_gradient:
         found.logits_only[route], found.with_gradient[route] = _compare(model, route)
@@ -102,67 +103,24 @@ def check_model(model: PreTrainedModel) -> None:
         raise SoftPromptError(f"{name} has no output head: a causal language model is needed")
     try:
         with _attention(model, _kernels(model)[-1]):
-            _check_model(model, name)
+            family_of(model).check(model)
     except SoftPromptError:
         raise
     except Exception as error:  # whatever a class that was not made for embeddings stumbles over
         raise SoftPromptError(f"{name} cannot be computed from embeddings: {_one_line(error)}") from error
 
 
-def _check_model(model: PreTrainedModel, name: str) -> None:
-    prompts, batch = probe(model)
-    decoder = Decoder.of(model)
-    prompt, text = prompts[0], batch.tokens[: batch.lengths[0]]
-    words = model.get_input_embeddings()(text)
-    bare = Batch(text, [len(text)], [0], torch.zeros_like(text), torch.arange(len(text), device=text.device))
-    with torch.no_grad():
-        own = model(input_ids=text[None], use_cache=False).logits[0]
-        ours = logits(model, concatenated(model, [prompt[:0]], bare))
-    if not own.isfinite().all():
+def check_finite(model: PreTrainedModel, scores: Tensor) -> None:
+    """Make sure that a model's logits are finite.
+
+    Raises:
+        SoftPromptError: they are not, with the reason.
+    """
+    if not scores.isfinite().all():
         raise SoftPromptError(
-            f"{name} gives numbers that are not finite in {str(model.dtype).removeprefix('torch.')}: "
+            f"{type(model).__name__} gives numbers that are not finite in {str(model.dtype).removeprefix('torch.')}: "
             + ("its weights hold such" if _damaged(model) else "use a dtype with a wider range, such as float32")
         )
-    if _logit_distance(ours, own) > _tolerance(model):
-        from_embeddings = None
-        if not decoder.per_layer:
-            with torch.no_grad():
-                from_embeddings = model(inputs_embeds=words[None], use_cache=False).logits[0]
-        if from_embeddings is not None and _logit_distance(from_embeddings, own) <= _tolerance(model):
-            raise SoftPromptError(f"{name} changes its logits in a way that softprompt does not know")
-        raise SoftPromptError(f"{name} computes something else from embeddings than from token ids: it needs the ids")
-    if not decoder.per_layer:  # with them, a model's own forward knows no vector that is not a word
-        whole = torch.cat([prompt.to(words.dtype), words])[None]
-        with torch.no_grad():
-            own = model(inputs_embeds=whole, use_cache=False).logits[0, len(prompt) :]
-            ours = logits(model, concatenated(model, [prompt], bare))
-        if _logit_distance(ours, own) > _tolerance(model):
-            raise SoftPromptError(f"{name} changes its logits in a way that softprompt does not know")
-    with torch.no_grad():
-        together = logits(model, concatenated(model, prompts, batch))
-        alone = torch.cat([logits(model, concatenated(model, prompts, one)) for one in _one_by_one(batch)])
-    if _logit_distance(together, alone) > _tolerance(model):
-        raise SoftPromptError(f"{name} computes a row otherwise beside a longer one: it is not supported")
-    if _looks_ahead(model, words.detach(), text):
-        raise SoftPromptError(f"{name} lets a token see what comes after it: it is not a causal language model")
-
-
-def _one_by_one(batch: Batch) -> Iterator[Batch]:
-    """Each text as a batch of its own."""
-    for row, text in enumerate(batch.tokens.split(list(batch.lengths))):
-        columns = batch.columns[batch.rows == row]
-        yield Batch(text, [len(text)], [batch.prompt_of_text[row]], torch.zeros_like(columns), columns)
-
-
-def _looks_ahead(model: PreTrainedModel, words: Tensor, tokens: Tensor) -> bool:
-    """Whether the middle token's logits have a gradient at the tokens after it."""
-    middle = len(words) // 2
-    vectors = words.clone().requires_grad_()
-    with torch.enable_grad():
-        hidden = Decoder.of(model)(vectors[None] * 1, tokens[None])  # CTRL scales what it is given in place
-        (grad,) = torch.autograd.grad(logits(model, hidden[0, middle]).logsumexp(-1), vectors)
-    size = grad.float().norm(dim=-1)
-    return bool((size[middle + 1 :] > 1e-6 * size.max()).any())
 
 
 def _damaged(model: PreTrainedModel) -> bool:
@@ -193,7 +151,7 @@ def probe(model: PreTrainedModel, seed: int = 0) -> tuple[list[Tensor], Batch]:
     return list(prompts), Batch(tokens, lengths, [1, 0, 0, 1], rows, columns)
 
 
-def _compare(model: PreTrainedModel, route: RouteName) -> tuple[str, str]:
+def _compare(model: PreTrainedModel, route: str) -> tuple[str, str]:
     """What keeps `route` from the concatenation's logits, and from its logits and gradient; "" for nothing.
 
     Leaves the model as it was where there is an objection.
@@ -203,8 +161,8 @@ def _compare(model: PreTrainedModel, route: RouteName) -> tuple[str, str]:
     for kernel in _kernels(model):
         try:
             with _attention(model, kernel):
-                found, wanted = (_answer(model, name, prompts, batch) for name in (route, "concatenated"))
-            by_logits, by_gradient = _logit_distance(found[0], wanted[0]), _distance(found[1], wanted[1])
+                found, wanted = (_answer(model, name, prompts, batch) for name in (route, family_of(model).routes[-1]))
+            by_logits, by_gradient = logit_distance(found[0], wanted[0]), _distance(found[1], wanted[1])
             reasons.append((_verdict(model, by_logits), _verdict(model, max(by_logits, by_gradient))))
         except Exception as error:  # whatever a route meets in a model that it was not made for
             reasons.append((_one_line(error),) * 2)
@@ -223,7 +181,7 @@ def objection_to_logits(model: PreTrainedModel, compute: Callable[[], Tensor], p
         try:
             with torch.no_grad(), _attention(model, kernel):
                 found, wanted = compute(), plain()
-            reason = _verdict(model, _logit_distance(found, wanted))
+            reason = _verdict(model, logit_distance(found, wanted))
         except Exception as error:  # as in `_compare`
             reason = _one_line(error)
         if not reason:
@@ -231,7 +189,7 @@ def objection_to_logits(model: PreTrainedModel, compute: Callable[[], Tensor], p
     return reason
 
 
-def _answer(model: PreTrainedModel, route: RouteName, prompts: Sequence[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+def _answer(model: PreTrainedModel, route: str, prompts: Sequence[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
     """The logits `[A, V]` at the places asked for, and the prompts' gradient `[P, H]` of a loss on them."""
     leaves = [prompt.clone().requires_grad_() for prompt in prompts]
     with torch.enable_grad():
@@ -259,10 +217,10 @@ def _attention(model: PreTrainedModel, name: str | None) -> Iterator[None]:
 
 
 def _verdict(model: PreTrainedModel, distance: float) -> str:
-    return "" if distance <= _tolerance(model) else f"{distance:.1g} away from the concatenation"
+    return "" if distance <= tolerance(model) else f"{distance:.1g} away from the concatenation"
 
 
-def _tolerance(model: PreTrainedModel) -> float:
+def tolerance(model: PreTrainedModel) -> float:
     return 0.1 if model.dtype in _HALF else 1e-3
 
 
@@ -272,7 +230,7 @@ def _distance(value: Tensor, expected: Tensor) -> float:
     return distance if distance == distance else float("inf")
 
 
-def _logit_distance(value: Tensor, expected: Tensor) -> float:
+def logit_distance(value: Tensor, expected: Tensor) -> float:
     """The distance of logits `[A, V]`, without what all places have in common.
 
     That is most of their size in a trained model, so that even a wrong route's would be near.

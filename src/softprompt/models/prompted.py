@@ -24,9 +24,9 @@ from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
 from softprompt.models.attention import choose_kernel
 from softprompt.models.division import divide_gradients, divide_value
+from softprompt.models.family import Batch, family_of, hidden_states, logits
 from softprompt.models.probe import find_route, objection, probe
 from softprompt.models.readout import read_heads
-from softprompt.models.routes import ROUTES, Batch, RouteName, hidden_states, logits
 from softprompt.prompts.prompt import SoftPrompt
 
 # Logits held at one time, in numbers (0.25 GB in float32); more label places are taken in turns.
@@ -83,7 +83,7 @@ class PromptedModel(nn.Module):
         *,
         max_tokens: int | None = None,
         gradient_checkpointing: bool = False,
-        route: RouteName | None = None,
+        route: str | None = None,
     ) -> None:
         super().__init__()
         base.model.requires_grad_(False).eval()
@@ -101,9 +101,9 @@ class PromptedModel(nn.Module):
         if max_tokens is not None and max_tokens < 1:
             raise SoftPromptError(f"max_tokens is {max_tokens}: at least 1, or None for no bound")
         self.max_tokens = max_tokens
-        self.route: RouteName = self._choose_route(route, gradient_checkpointing)
+        self.route: str = self._choose_route(route, gradient_checkpointing)
         # A route may be exact for logits alone; validation and scoring take no gradient.
-        self.logits_route: RouteName = route or find_route(self.base.model, gradient=False).name
+        self.logits_route: str = route or find_route(self.base.model, gradient=False).name
         self._recomputed: list[nn.Module] = []
         if gradient_checkpointing:
             self._start_recomputing()
@@ -303,12 +303,12 @@ class PromptedModel(nn.Module):
         if limit is not None and len(prompt) >= limit:
             raise SoftPromptError(f"{len(prompt)} virtual tokens leave no room in a context of {limit}")
 
-    def _choose_route(self, wanted: RouteName | None, recomputing: bool) -> RouteName:
+    def _choose_route(self, wanted: str | None, recomputing: bool) -> str:
         if wanted is None:
             found = find_route(self.base.model).name
             return "concatenated" if recomputing and found == "shared_prefix" else found
-        if wanted not in ROUTES:
-            raise SoftPromptError(f"route is {wanted!r}: one of {', '.join(ROUTES)}")
+        if wanted not in family_of(self.base.model).routes:
+            raise SoftPromptError(f"route is {wanted!r}: one of {', '.join(family_of(self.base.model).routes)}")
         if recomputing and wanted == "shared_prefix":
             raise SoftPromptError("the route shared_prefix allows no gradient checkpointing: a cache is not recomputed")
         if reason := objection(self.base.model, wanted):

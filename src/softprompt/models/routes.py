@@ -1,4 +1,4 @@
-"""The three ways to put prompts before texts, from the fastest to the plainest.
+"""The three ways to put prompts before the texts of a causal model, from the fastest to the plainest.
 
 - `packed`: one row for the whole batch, no padding, each prompt computed once (`packed.py`).
 - `shared_prefix`: each prompt's keys and values computed once, then attached to a padded batch of texts.
@@ -11,8 +11,7 @@ Knows nothing of losses, labels or tasks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,33 +19,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from softprompt.bases.decoder import NO_TOKEN, Decoder
 from softprompt.models.attention import attach
-from softprompt.models.packed import Tree, build_layout
-
-RouteName = Literal["packed", "shared_prefix", "concatenated"]
-# Gemma's, RecurrentGemma's and xLSTM's names for one thing.
-_LOGIT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
-ROUTES: tuple[RouteName, ...] = ("packed", "shared_prefix", "concatenated")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Texts without padding, and where in them the base is asked.
-
-    Attributes:
-        tokens: `[sum of lengths]` the texts' ids, one after the other.
-        lengths: tokens of each of the B texts.
-        prompt_of_text: which of the K prompts stands before each text.
-        rows: `[A]` text of each place asked for.
-        columns: `[A]` token of the text whose hidden state is asked for; -1 is the prompt's last virtual token.
-        tree: continuations of every text (packed route only); columns count on from the text's length.
-    """
-
-    tokens: Tensor
-    lengths: Sequence[int]
-    prompt_of_text: Sequence[int]
-    rows: Tensor
-    columns: Tensor
-    tree: Tree | None = None
+from softprompt.models.family import Batch
+from softprompt.models.packed import build_layout
 
 
 def packed(model: PreTrainedModel, prompts: Sequence[Tensor], batch: Batch) -> Tensor:
@@ -127,29 +101,6 @@ def concatenated(model: PreTrainedModel, prompts: Sequence[Tensor], batch: Batch
     hidden = Decoder.of(model)(torch.stack(rows), words, attention_mask=seen)
     before = torch.tensor([len(prompts[k]) for k in batch.prompt_of_text], device=hidden.device)
     return hidden[batch.rows, before[batch.rows] + batch.columns]
-
-
-_FUNCTIONS = {"packed": packed, "shared_prefix": shared_prefix, "concatenated": concatenated}
-
-
-def hidden_states(route: RouteName, model: PreTrainedModel, prompts: Sequence[Tensor], batch: Batch) -> Tensor:
-    """Final hidden states `[A, H]` by the named route."""
-    return _FUNCTIONS[route](model, prompts, batch)
-
-
-def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """The output head on hidden states `[A, H]`: logits `[A, V]`, float32 or wider, scaled and capped as configured."""
-    config = model.config.get_text_config()
-    scores: Tensor = model.get_output_embeddings()(hidden)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    if (scale := getattr(config, "logit_scale", None)) is not None:
-        scores = scores * scale
-    if (scaling := getattr(config, "logits_scaling", None)) is not None:
-        scores = scores / scaling
-    for name in _LOGIT_CAPS:
-        if (cap := getattr(config, name, None)) is not None:
-            scores = torch.tanh(scores / cap) * cap
-    return scores
 
 
 def _share_beginning(batch: Batch) -> tuple[Tensor, Batch]:

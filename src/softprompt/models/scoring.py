@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from softprompt.errors import SoftPromptError
+from softprompt.models.family import Batch, logits
 from softprompt.models.packed import Tree
 from softprompt.models.prompted import PromptedModel
-from softprompt.models.routes import Batch, logits
 
 # Tokens computed at one time: enough to fill the matrix products, little memory.
 _AT_ONCE = 2048

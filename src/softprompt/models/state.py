@@ -23,9 +23,9 @@ from transformers import DynamicCache, PreTrainedModel
 from softprompt.bases.decoder import NO_TOKEN, Decoder
 from softprompt.errors import SoftPromptError
 from softprompt.models.attention import attach
+from softprompt.models.family import logits, plain
 from softprompt.models.packed import Block, Kept, Layout, Tree
 from softprompt.models.probe import objection, objection_to_logits, probe
-from softprompt.models.routes import concatenated, logits
 from softprompt.prompts.prompt import SoftPrompt
 
 _Shape = tuple[tuple[int, int], tuple[int, int]]  # heads and width of a layer's keys, and of its values
@@ -305,7 +305,7 @@ def _objection_to_keeping(model: PreTrainedModel) -> str:
         hidden = [torch.cat([begun[k][-1:], before, after])[:-1] for k, before, after in parts]
         return logits(model, torch.cat(hidden))
 
-    return objection_to_logits(model, scores, lambda: logits(model, concatenated(model, *probe(model))))
+    return objection_to_logits(model, scores, lambda: logits(model, plain(model, *probe(model))))
 
 
 def bytes_per_place(model: PreTrainedModel) -> int:

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, FiniteFloat, JsonValue, ValidationError
 
@@ -57,6 +57,7 @@ class Card(Described):
     """
 
     format_version: int = Field(default=FORMAT_VERSION, ge=1, le=FORMAT_VERSION)
+    task_type: Literal["CAUSAL_LM", "SEQ_2_SEQ_LM"] = "CAUSAL_LM"  # PEFT's name for what the base does in words
     base: BaseIdentity | None = None
     task: dict[str, JsonValue] | None = None
     initialisation: dict[str, JsonValue] = Field(default_factory=dict)  # "method" and that method's arguments

@@ -175,7 +175,7 @@ def _peft_config(embeddings: Tensor, card: Card, head: Tensor | None) -> Any:
         stated["base_model_name_or_path"] = card.base.name
     try:
         return PromptTuningConfig(
-            task_type="CAUSAL_LM" if head is None else "SEQ_CLS",
+            task_type=card.task_type if head is None else "SEQ_CLS",
             inference_mode=True,
             num_virtual_tokens=embeddings.shape[0],
             token_dim=embeddings.shape[1],
@@ -202,8 +202,9 @@ def _read_config(file: Path) -> dict[str, Any]:
     config = _read_json(file)
     supported: dict[str, tuple[object, ...]] = {
         "peft_type": ("PROMPT_TUNING",),
-        "task_type": (None, "SEQ_CLS", "CAUSAL_LM"),
-        "num_transformer_submodules": (None, 1),
+        "task_type": (None, "SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM"),
+        # Of an encoder-decoder PEFT trains the encoder's half, and keeps another.
+        "num_transformer_submodules": (None, 2, 1) if config.get("task_type") == "SEQ_2_SEQ_LM" else (None, 1),
     }
     for key, values in supported.items():
         if (found := config.get(key)) not in values:
@@ -227,10 +228,11 @@ def _read_weights(file: Path, config: dict[str, Any]) -> tuple[Tensor, Tensor | 
                 also = f" and the head '{HEADS[0]}'" if config.get("task_type") == "SEQ_CLS" else ""
                 raise SoftPromptError(f"{file} holds {sorted(names)}: a prompt holds the one tensor '{TENSOR}'{also}")
             shape = list(tensors.get_slice(TENSOR).get_shape())
-            stated = [config.get("num_virtual_tokens"), config.get("token_dim")]
+            count, halves = config.get("num_virtual_tokens"), config.get("num_transformer_submodules") or 1
+            stated = [count * halves if isinstance(count, int) else count, config.get("token_dim")]
             if shape != stated:
                 raise SoftPromptError(f"{file}: {TENSOR} has shape {shape}, but {CONFIG} says {stated}")
-            embeddings: Tensor = tensors.get_tensor(TENSOR)
+            embeddings: Tensor = tensors.get_tensor(TENSOR)[:count]
             head: Tensor | None = tensors.get_tensor(heads[0]) if heads else None
     except SafetensorError as error:
         with file.open("rb") as handle:
@@ -252,6 +254,7 @@ def _card_from_peft(folder: Path, config: dict[str, Any]) -> Card:
     return Card.parse(
         {
             "format_version": FORMAT_VERSION,
+            "task_type": "SEQ_2_SEQ_LM" if config.get("task_type") == "SEQ_2_SEQ_LM" else "CAUSAL_LM",
             "initialisation": {"method": "peft", **stated},
             "versions": {"peft": str(config.get("peft_version"))},
             "created": timestamp(written),

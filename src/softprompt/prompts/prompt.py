@@ -174,7 +174,11 @@ class SoftPrompt:
         embeddings = from_transfer.make(prompt.embeddings, num_virtual_tokens)
         return cls(
             embeddings,
-            Card(base=prompt.card.base, initialisation={"method": "prompt", "sha256": prompt.sha256}),
+            Card(
+                base=prompt.card.base,
+                task_type=prompt.card.task_type,
+                initialisation={"method": "prompt", "sha256": prompt.sha256},
+            ),
         )
 
     @classmethod
@@ -187,12 +191,13 @@ class SoftPrompt:
     @classmethod
     def none(cls, base: Base, labels: int) -> SoftPrompt:
         """No virtual tokens, and a head of zeros for so many labels, to be fitted: a linear probe."""
-        card = Card(base=base.identity, initialisation={"method": "none"})
+        card = Card(base=base.identity, task_type=base.family.task_type, initialisation={"method": "none"})
         return cls(torch.zeros(0, base.hidden_size), card, torch.zeros(labels, base.hidden_size))
 
     @classmethod
     def _initialised(cls, base: Base, embeddings: Tensor, **initialisation: Any) -> SoftPrompt:
-        return cls(embeddings, Card(base=base.identity, initialisation=initialisation))
+        task_type = base.family.task_type
+        return cls(embeddings, Card(base=base.identity, task_type=task_type, initialisation=initialisation))
 
     def check_base(self, base: Base, what: str = "this prompt") -> None:
         """Check that `base` is the one that this prompt was made for; `what` names the prompt in the error.

@@ -28,7 +28,7 @@ from softprompt.tasks.rows import Rows, as_rows
 from softprompt.tasks.task import Task
 from softprompt.text import shorten
 from softprompt.training.diagnosis import diagnose
-from softprompt.training.folder import LOG, MONITOR, PROMPT, RECORD
+from softprompt.training.folder import LOG, MONITOR, PROMPT, RECORD, VALIDATION
 from softprompt.training.trajectory import PERCENTILES, Trajectory
 
 REPORT = "report.html"
@@ -100,7 +100,7 @@ def _render(folder: Path) -> str:
     log, no_log = _read(lambda: _log(folder / LOG))
     findings, no_findings = _read(lambda: _findings(folder, card))
     trajectory, log, findings = trajectory or Trajectory(), log or [], findings or Findings()
-    validation = _evaluation(card, "validation")
+    validation = _validation(folder, card)
     kept = None if card is None else card.metrics.get("best_step")
     kept = kept if isinstance(kept, int) else None
     sections = [
@@ -171,11 +171,15 @@ def _findings(folder: Path, card: Card | None) -> Findings:
     return found
 
 
-def _evaluation(card: Card | None, name: str) -> Evaluation | None:
+def _validation(folder: Path, card: Card | None) -> Evaluation | None:
+    """Of the prompt that is kept; older runs have it on its card alone."""
     try:
-        return None if card is None else Evaluation.model_validate(card.metrics[name])
-    except (KeyError, ValidationError):
-        return None
+        return Evaluation.model_validate_json((folder / VALIDATION).read_bytes())
+    except (OSError, ValidationError):
+        try:
+            return None if card is None else Evaluation.model_validate(card.metrics["validation"])
+        except (KeyError, ValidationError):
+            return None
 
 
 def _lead(validation: Evaluation | None, test: Evaluation | None) -> str:

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from softprompt.bases.base import Base, suppressed_ids
 from softprompt.errors import SoftPromptError
+from softprompt.models.family import logits
 from softprompt.models.packed import Tree
 from softprompt.models.readout import read_head
-from softprompt.models.routes import logits
 from softprompt.models.scoring import Branches, check_tokens
 from softprompt.models.state import Span, State, StatePool
 from softprompt.prompts.prompt import SoftPrompt

@@ -79,7 +79,7 @@ class Encoder:
     def __init__(self, base: Base, task: Task, *, virtual_tokens: int = 0, max_length: int | None = None) -> None:
         limits = [limit for limit in (base.room(virtual_tokens), max_length) if limit is not None]
         self.task, self.max_tokens = task, min(limits, default=None)
-        self._tokens = TaskTokenizer(base.tokenizer, task)
+        self._tokens = TaskTokenizer(base.tokenizer, task, apart=base.family.apart)
         kind: type[Answer] = pkgutil.resolve_name(KINDS[task.kind].where)
         self.answer = kind(self._tokens)
 

@@ -33,6 +33,7 @@ class SpecialTokens:
 
     Attributes:
         start: the ids that the tokenizer puts before a text.
+        end: those that it puts after it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -43,7 +44,9 @@ class SpecialTokens:
         self._numbers = {text: number for number, text in enumerate(self._contents)}
         probe = tokenizer("a", return_special_tokens_mask=True)
         marked = zip(probe["input_ids"], probe["special_tokens_mask"], strict=True)
-        self.start: list[int] = [token for token, _ in takewhile(lambda pair: pair[1], marked)]
+        pairs = list(marked)
+        self.start: list[int] = [token for token, _ in takewhile(lambda pair: pair[1], pairs)]
+        self.end: list[int] = [token for token, _ in takewhile(lambda pair: pair[1], reversed(pairs))][::-1]
 
     def with_start(self, ids: list[int]) -> list[int]:
         """`ids` behind what the tokenizer puts before a text, which a text that begins with it has already."""

@@ -26,17 +26,21 @@ class TaskTokenizer:
     Args:
         tokenizer: a base's.
         task: the task.
+        apart: whether text and target are read apart, by an encoder and a decoder: then the text ends as the tokenizer
+            ends it, and the target is encoded by itself, without white space before it.
 
     Attributes:
         special: the tokenizer's special tokens.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Task) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Task, *, apart: bool = False) -> None:
         self.tokenizer, self.task, self.special = tokenizer, task, SpecialTokens(tokenizer)
+        self._apart = apart
 
     def texts(self, texts: Sequence[Sequence[Part]]) -> list[list[int]]:
         """The ids of texts, the special tokens at their starts included."""
-        return [self.special.with_start(ids) for ids in self._ids(texts)]
+        end = self.special.end if self._apart else []
+        return [self.special.with_start(ids) + end for ids in self._ids(texts)]
 
     def following(self, targets: Sequence[Sequence[Part]]) -> list[list[int]]:
         """The ids of targets as they follow a text.
@@ -46,6 +50,9 @@ class TaskTokenizer:
         ends with a column, the target is encoded after a line end instead, and where that fuses too, alone. Alone, a
         SentencePiece tokenizer may put a space before it, which the string has not.
         """
+        if self._apart:
+            stripped = [[(parts[0][0].lstrip(), parts[0][1]), *parts[1:]] for parts in targets]
+            return [self.special.start + ids if ids else [] for ids in self._ids(stripped)]
         found: list[list[int]] = [[] for _ in targets]
         for context in dict.fromkeys([self.task.suffix or "\n", "\n", ""]):
             pending = [i for i, ids in enumerate(found) if not ids]

@@ -164,7 +164,7 @@ def train_ensemble(
     for prompt, member, seed in zip(prompts, members, seeds, strict=True):
         metrics: dict[str, Any] = {"best_step": member.step, "ensemble": len(prompts)}
         if member.validation is not None:
-            metrics["validation"] = member.validation.to_json()
+            metrics["validation"] = member.validation.for_card()
         card = prompt.card.replace(
             base=base.identity.model_dump(),
             task=task.model_dump(exclude_none=True),

@@ -1,5 +1,5 @@
 """A run's folder: `run.json` (what is learned, so that a resumed run is the same run), the checkpoints, `log.jsonl`,
-`monitor.jsonl` and `prompt/`.
+`monitor.jsonl`, `prompt/`, and `validation.json` with all its figures.
 
 Owns the record, whether a folder can be begun, replaced or gone on with, and what becomes of a run that is replaced.
 Knows nothing of the loop.
@@ -33,6 +33,7 @@ RECORD = "run.json"
 LOG = "log.jsonl"
 MONITOR = "monitor.jsonl"
 PROMPT = "prompt"
+VALIDATION = "validation.json"
 # What a record's recipe once held, and the value with which it changed nothing.
 _GONE = {
     "residual": 0,

@@ -34,9 +34,9 @@ def choose_answer(task: Task, rows: Sequence[Row], prompt: SoftPrompt | None = N
     by_head = (prompt is not None and prompt.head is not None) or (count > 2 and len(rows) >= 2 * count)
     task = task.resolved(head=by_head)
     how, other = ("a head", "words") if by_head else ("its labels' words", "head")
-    logger.log(
-        logging.WARNING if count > 2 else logging.INFO,
-        f"answers are read by {how} ({count} labels, {len(rows):,} training rows); else set task.answer: {other}",
+    logger.info(
+        "answers are read by %s (%s labels, %s training rows); else set task.answer: %s",
+        *(how, count, f"{len(rows):,}", other),
     )
     return task
 

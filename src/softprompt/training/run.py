@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from softprompt.bases.base import Base
 from softprompt.evaluation.calibration import calibrate, check_labels, worth_keeping, worth_trying
 from softprompt.evaluation.evaluate import Evaluation, Evaluator, evaluate, tell_cut
+from softprompt.files import write_file
 from softprompt.models.generation import find_way
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
@@ -31,6 +32,7 @@ from softprompt.training.folder import (
     MONITOR,
     PROMPT,
     RECORD,
+    VALIDATION,
     Log,
     Replaced,
     check_folder,
@@ -256,6 +258,7 @@ def _finish(
     best_step = steps if member.best is None else member.step
     card = prepared.prompt.card.replace(
         base=base.identity.model_dump(),
+        task_type=base.family.task_type,
         task=task.model_dump(exclude_none=True),
         recipe=recipe.model_dump() | {"learning_rate": recipe.rate, "dtype": dtype_of(base)},
         calibration=None,
@@ -271,11 +274,13 @@ def _finish(
     seconds = time.perf_counter() - began
     metrics: dict[str, Any] = {"steps": steps, "best_step": best_step, "seconds": round(seconds, 3)}
     if validated is not None:
-        metrics["validation"] = validated.to_json()
+        metrics["validation"] = validated.for_card()
     learned = replace(learned, card=learned.card.replace(metrics=metrics))
     with together():
         if folder is not None and is_first():
             learned.save(folder / PROMPT, force=(folder / PROMPT).exists())
+            if validated is not None:
+                write_file(folder / VALIDATION, validated.model_dump_json(exclude_none=True))
     watched = [] if trainer.monitor is None else diagnose(trainer.monitor.trajectory)
     return Run(
         prompt=learned,

@@ -1,0 +1,105 @@
+"""The seam between prompts and families of bases: how a base computes behind prompts.
+
+Owns what is asked of a family, and the way from a model to its own. Knows no family.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from softprompt.bases.families import family_kind
+from softprompt.models.packed import Tree
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts without padding, and where in them the base is asked.
+
+    Attributes:
+        tokens: `[sum of lengths]` the texts' ids, one after the other.
+        lengths: tokens of each of the B texts.
+        prompt_of_text: which of the K prompts stands before each text.
+        rows: `[A]` text of each place asked for.
+        columns: `[A]` token of the text whose hidden state is asked for; -1 is the prompt's last virtual token.
+        tree: continuations of every text (packed route only); columns count on from the text's length.
+    """
+
+    tokens: Tensor
+    lengths: Sequence[int]
+    prompt_of_text: Sequence[int]
+    rows: Tensor
+    columns: Tensor
+    tree: Tree | None = None
+
+
+class Family(ABC):
+    """How the bases of a family compute behind prompts.
+
+    Attributes:
+        routes: the ways to the same hidden states, from the fastest to the plainest, which is the reference.
+    """
+
+    routes: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def check(self, model: PreTrainedModel) -> None:
+        """Make sure that a model computes behind vectors that are no words what it computes of token ids.
+
+        Raises:
+            SoftPromptError: it does not, or its numbers are not finite.
+        """
+
+    @abstractmethod
+    def hidden(self, route: str, model: PreTrainedModel, prompts: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Final hidden states `[A, H]` at the places asked for, by the named route."""
+
+    @abstractmethod
+    def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
+        """The output head on hidden states `[..., H]`: logits `[..., V]`, float32 or wider."""
+
+    @abstractmethod
+    def ways(self, route: str) -> Sequence[str]:
+        """Ways to generate, by their names in `models/generation.py`, for a model on `route`; the plainest last.
+
+        All but the last are used only where a probe shows them to be exact.
+        """
+
+
+_families: weakref.WeakKeyDictionary[PreTrainedModel, Family] = weakref.WeakKeyDictionary()
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """The family that computes `model`."""
+    if model not in _families:
+        _families[model] = pkgutil.resolve_name(family_kind(model.config).where)()
+    return _families[model]
+
+
+def hidden_states(route: str, model: PreTrainedModel, prompts: Sequence[Tensor], batch: Batch) -> Tensor:
+    """Final hidden states `[A, H]` by the named route of the model's family."""
+    return family_of(model).hidden(route, model, prompts, batch)
+
+
+def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """The output head on hidden states `[..., H]`: logits `[..., V]`, float32 or wider."""
+    return family_of(model).logits(model, hidden)
+
+
+def plain(model: PreTrainedModel, prompts: Sequence[Tensor], batch: Batch) -> Tensor:
+    """Final hidden states `[A, H]` by the plainest route: the reference."""
+    family = family_of(model)
+    return family.hidden(family.routes[-1], model, prompts, batch)
+
+
+def wide(scores: Tensor) -> Tensor:
+    """Scores in float32 or wider."""
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
