@@ -103,6 +103,7 @@ def test_every_figure_comes_from_real_objects(project: Path, jobs: list[Any], ba
     assert {method: found.trained.trainable_parameters for method, found in rows.items()} == {
         "zero-shot": 0,
         "few-shot": 0,
+        "probe": 2 * 32,
         "prompt": 4 * 32,
         "lora": adapted.get_nb_trainable_parameters()[0],
         "full": all_parameters,
@@ -131,11 +132,31 @@ def test_every_figure_comes_from_real_objects(project: Path, jobs: list[Any], ba
     assert 0 == shares[0] <= shares[-1] <= 1
     assert shares == pytest.approx(sorted(shares))
     # What was learned is there to be used.
-    SoftPrompt.load(kept.artifact(jobs[2][0]), base)
-    assert load_base(kept.artifact(jobs[4][0])).hidden_size == 32
+    SoftPrompt.load(kept.artifact(jobs[3][0]), base)
+    assert load_base(kept.artifact(jobs[5][0])).hidden_size == 32
     document = json.loads((project / "out/comparison.json").read_text())
     assert document == json.loads(json.dumps(comparison.to_json()))
-    assert "| trainable parameters | 0 | 0 | 128 |" in (project / "out/comparison.md").read_text()
+    assert "| trainable parameters | 0 | 0 | 64 | 128 |" in (project / "out/comparison.md").read_text()
+
+
+def test_all_methods_are_read_by_a_head_alike(project: Path, jobs: list[Any], base_folder: Path) -> None:
+    methods = ("zero-shot", "probe", "prompt", "lora", "full")
+    rows = figures(run(project, *methods, overrides=["task.answer=head"]))
+    head = 2 * 32
+    adapted = get_peft_model(make_base().model, LoraConfig(task_type="CAUSAL_LM", r=8, target_modules="all-linear"))
+    assert {method: found.trained.trainable_parameters for method, found in rows.items()} == {
+        "zero-shot": 0,
+        "probe": head,
+        "prompt": 4 * 32 + head,
+        "lora": adapted.get_nb_trainable_parameters()[0] + head,
+        "full": make_base().model.num_parameters() + head,
+    }
+    kept = Folder(project / "out")
+    for (name, _), method in zip(jobs, methods, strict=True):
+        files = {file.name for file in kept.artifact(name).rglob("*")}
+        assert ("head.safetensors" in files) == (method in ("lora", "full"))
+    prompt = SoftPrompt.load(kept.artifact(jobs[2][0]), make_base())
+    assert prompt.head is not None
 
 
 def test_a_method_is_a_line_in_the_table(project: Path, jobs: list[Any], add: Callable[[Method], None]) -> None:
@@ -157,7 +178,7 @@ def test_a_method_is_a_line_in_the_table(project: Path, jobs: list[Any], add: Ca
         for words in ("A method called toy", "500.0 ms", "not possible", "rate 0.333", "at the end of its grid"):
             assert words in text
     assert "toy" in METHODS
-    with pytest.raises(SoftPromptError, match="choose of zero-shot, few-shot, prompt, lora, full, toy"):
+    with pytest.raises(SoftPromptError, match="choose of zero-shot, few-shot, probe, prompt, lora, full, toy"):
         run(project, "toys")
 
 
