@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from softprompt.commands.opening import base_of, open_prompt
+from softprompt.commands.opening import base_of, load_one, open_one
 from softprompt.commands.options import BaseName, Dtype, Json, PromptFolder, TaskFile
 from softprompt.commands.terminal import print_result, reporting
 from softprompt.errors import SoftPromptError
@@ -40,7 +40,7 @@ def inspect(
         from softprompt.commands.inspection_tables import describe_inspection
         from softprompt.inspection import inspect
         from softprompt.progress import progress_bar
-        from softprompt.prompts import PromptLibrary, SoftPrompt
+        from softprompt.prompts import PromptLibrary
         from softprompt.tasks import load_rows
 
         if task is not None and data is None:
@@ -48,10 +48,10 @@ def inspect(
         its_task: Task | None = None
         rows: list[Row] | None = None
         if data is None:
-            asked = SoftPrompt.load(prompt)
+            asked = load_one(prompt)
             load = base_of(prompt, asked, base, dtype)
         else:
-            asked, its_task, load = open_prompt(prompt, base, dtype, task)
+            asked, its_task, load = open_one(prompt, base, dtype, task)
             rows = load_rows(data, its_task)
         loaded = load()
         total = len(rows or []) * (asked.num_virtual_tokens + 1)
@@ -93,7 +93,7 @@ def prune(
         from softprompt.progress import progress_bar
         from softprompt.tasks import load_rows
 
-        asked, its_task, load = open_prompt(prompt, base, dtype, task)
+        asked, its_task, load = open_one(prompt, base, dtype, task)
         check_keep(keep, asked)
         if output.exists() and not force:  # before the work and not after it
             raise SoftPromptError(f"{output} exists: choose another --output, or replace it with --force")

@@ -19,6 +19,7 @@ from softprompt.errors import SoftPromptError
 from softprompt.models.generation import generate
 from softprompt.models.prompted import PromptedModel
 from softprompt.models.scoring import label_probabilities, score
+from softprompt.prompts.ensemble import Ensemble, vote
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoded, Encoder
 from softprompt.tasks.metrics import classification_metrics, text_metrics
@@ -175,6 +176,32 @@ class Evaluator:
         return Evaluation(**figures, truncated=self.truncated, seconds=time.perf_counter() - start)
 
 
+class _Vote(Evaluator):
+    """The same of an ensemble, whose members all answer in the same batches."""
+
+    def __init__(self, base: Base, ensemble: Ensemble, task: Task, rows: Sequence[Row]) -> None:
+        if task.labels is None:
+            raise SoftPromptError("an ensemble votes on labels: this task generates free text")
+        model = PromptedModel(base, list(ensemble.prompts))
+        super().__init__(model, task, rows, virtual_tokens=ensemble.num_virtual_tokens)
+        self._priors = [prompt.card.log_priors(task.labels) for prompt in ensemble.prompts]
+
+    def probabilities(self, progress: Progress | None = None) -> torch.Tensor:
+        texts, count = self._encoded.input_ids, len(self._priors)
+        index = [k for k in range(count) for _ in texts]
+        done = 0
+
+        def advance(finished: int) -> None:  # of `count` answers to a row
+            nonlocal done
+            before, done = done // count, done + finished
+            if progress is not None:
+                progress(done // count - before)
+
+        found = score(self.model, texts * count, self._encoder.label_ids or [], index, advance)
+        of_member = zip(found.view(count, len(texts), -1), self._priors, strict=True)
+        return vote(torch.stack([label_probabilities(scores, priors) for scores, priors in of_member]))
+
+
 def tell_cut(encoded: Encoded, room: int | None) -> None:
     """Say how many texts were cut to fit their room, if any were."""
     if encoded.truncated:
@@ -187,13 +214,13 @@ def tell_cut(encoded: Encoded, room: int | None) -> None:
 
 
 def evaluate(
-    base: Base, prompt: SoftPrompt | None, task: Task, data: Rows, *, progress: Progress | None = None
+    base: Base, prompt: SoftPrompt | Ensemble | None, task: Task, data: Rows, *, progress: Progress | None = None
 ) -> Evaluation:
     """Measure a prompt on labelled rows.
 
     Args:
         base: the frozen base.
-        prompt: the prompt, checked against the base; None measures the bare base (zero-shot).
+        prompt: the prompt, or the ensemble, checked against the base; None measures the bare base (zero-shot).
         task: what is asked.
         data: a file or `hub:OWNER/NAME:SPLIT` (see `load_rows`), or rows.
         progress: called with the number of rows finished since the last call.
@@ -208,7 +235,7 @@ def evaluate(
 
 def predict(
     base: Base,
-    prompt: SoftPrompt | None,
+    prompt: SoftPrompt | Ensemble | None,
     task: Task,
     inputs: Iterable[str | Mapping[str, object]],
     *,
@@ -218,7 +245,7 @@ def predict(
 
     Args:
         base: the frozen base.
-        prompt: the prompt, checked against the base; None asks the bare base.
+        prompt: the prompt, or the ensemble, checked against the base; None asks the bare base.
         task: what is asked.
         inputs: texts, where the template has one column, or a mapping of its columns for each row.
         progress: called with the number of rows finished since the last call.
@@ -231,9 +258,11 @@ def predict(
     return _evaluator(base, prompt, task, rows).predict(progress) if rows else []
 
 
-def _evaluator(base: Base, prompt: SoftPrompt | None, task: Task, rows: Sequence[Row]) -> Evaluator:
+def _evaluator(base: Base, prompt: SoftPrompt | Ensemble | None, task: Task, rows: Sequence[Row]) -> Evaluator:
     if prompt is not None:
         prompt.check_base(base)
+    if isinstance(prompt, Ensemble):
+        return _Vote(base, prompt, task, rows)
     model = PromptedModel(base, [] if prompt is None else [prompt])
     log_priors = None if prompt is None else prompt.card.log_priors(task.labels)
     return Evaluator(model, task, rows, log_priors=log_priors)

@@ -6,14 +6,14 @@ Owns what they start from and the rows of each. Knows nothing of what the prompt
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from transformers import TrainerCallback
 
 from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
-from softprompt.evaluation.evaluate import Evaluator
+from softprompt.evaluation.evaluate import Evaluator, tell_cut
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoder
@@ -34,6 +34,7 @@ def train_side_by_side(
     recipe: Recipe,
     seeds: Sequence[int],
     callbacks: Sequence[TrainerCallback] = (),
+    progress: Callable[[int], None] | None = None,
 ) -> list[Member]:
     """Train K prompts together, each as `train` would alone with its seed.
 
@@ -46,6 +47,7 @@ def train_side_by_side(
         recipe: the settings; `batch_size` rows for each prompt. Its monitor has no part in this.
         seeds: of the order of each prompt's rows.
         callbacks: callbacks of the Trainer's kind.
+        progress: called in each validation with the number of rows finished since the last call.
 
     Raises:
         SoftPromptError: the rows can't be used, the recipe asks for what only a run of one prompt has, or there are
@@ -65,6 +67,8 @@ def train_side_by_side(
     for prompt, seed in zip(prompts, seeds, strict=True):
         encoder = Encoder(base, task, virtual_tokens=prompt.num_virtual_tokens, max_length=recipe.max_length)
         encoded = encoder.encode_rows(train)
+        if prompt is max(prompts, key=lambda one: one.num_virtual_tokens):  # behind which the most are cut
+            tell_cut(encoded, encoder.max_tokens)
         schedules.append(Schedule(encoded, recipe.batch_size, recipe.max_steps, seed))
     evaluators = None
     if validation is not None:
@@ -72,7 +76,7 @@ def train_side_by_side(
         evaluators = [Evaluator(PromptedModel(base, [prompt]), task, validation) for prompt in model.prompts]
     recipe = recipe.model_copy(update={"save_every": recipe.max_steps})  # nobody resumes it
     with tempfile.TemporaryDirectory(prefix="softprompt-") as folder:
-        trainer = PromptTrainer(model, recipe, schedules, evaluators, Path(folder), callbacks)
+        trainer = PromptTrainer(model, recipe, schedules, evaluators, Path(folder), callbacks, progress)
         trainer.train()
     for member in trainer.members:
         member.step = trainer.state.global_step if member.best is None else member.step
