@@ -189,7 +189,7 @@ def test_an_ensemble_from_the_command_line_to_the_library(project: Path, base_fo
     assert answer["predictions"][0]["probabilities"] == predict(base, calibrated, task, ["a joy"])[0].probabilities
     added = printed("library", "add", "mood", found["prompt"], "--library", "kept")["members"]
     assert [entry["name"] for entry in added] == ["mood.0", "mood.1", "mood.2"]
-    assert "exists: replace it" in refused("train", "task.yaml", "--ensemble", "3", *steps)
+    assert "exists: choose another" in refused("train", "task.yaml", "--ensemble", "3", *steps)
     printed("train", "task.yaml", "--ensemble", "2", *steps, "--force")
     assert len(Ensemble.load(found["prompt"]).prompts) == 2
     assert "name one of its members" in refused("inspect", found["prompt"])

@@ -69,8 +69,8 @@ def test_unusable_input_is_refused(tiny_base: Base, tmp_path: Path) -> None:
     with pytest.raises(SoftPromptError, match="exists"):
         Ensemble(start(tiny_base, 2)).save(tmp_path / "two")
     Ensemble(start(tiny_base, 2)).save(tmp_path / "two", force=True)
-    with pytest.raises(SoftPromptError, match="exists: replace it"):
-        train_ensemble(tiny_base, start(tiny_base), TASK, train=rows(8), output=tmp_path / "two")
+    with pytest.raises(SoftPromptError, match="votes on labels"):
+        train_ensemble(tiny_base, start(tiny_base), free, train=rows(8))
     with pytest.raises(WrongBaseError):
         Ensemble.load(tmp_path / "two", make_base(seed=1))
     (tmp_path / "two/0").rename(tmp_path / "two/5")

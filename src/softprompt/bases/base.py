@@ -154,6 +154,11 @@ def _vocabulary(tokenizer: Tokenizer) -> str:
     return ",".join(written).removeprefix('"vocab":') + "}}"
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """Such as "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The tokens that end an answer: the tokenizer's end of text, and those of the model's generation config.
 

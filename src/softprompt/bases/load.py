@@ -37,7 +37,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from softprompt.bases import sources
-from softprompt.bases.base import Base
+from softprompt.bases.base import Base, dtype_name
 from softprompt.bases.checkpoint import UnsureError, find_files, read_samples
 from softprompt.bases.decoder import reach
 from softprompt.errors import SoftPromptError
@@ -89,7 +89,7 @@ def load_base(
     model.requires_grad_(False)
     if dtype == "auto":
         why = f"as {DTYPE_VARIABLE} says" if os.environ.get(DTYPE_VARIABLE) else f"as fits this machine's {place.type}"
-        logger.info("dtype auto is %s, %s", str(precision).removeprefix("torch."), why)
+        logger.info("dtype auto is %s, %s", dtype_name(precision), why)
     return _tell_reach(Base(model, tokenizer, name))
 
 

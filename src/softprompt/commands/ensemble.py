@@ -10,6 +10,7 @@ from rich.console import Console
 
 from softprompt.commands.tables import figures_table
 from softprompt.commands.terminal import print_result, reporting
+from softprompt.errors import SoftPromptError
 
 
 def train_members(
@@ -30,6 +31,8 @@ def train_members(
 
         file = load_task_file(task, overrides)
         folder = (output or Path("runs") / file.name) / PROMPT
+        if folder.exists() and not force:  # before the work and not after it
+            raise SoftPromptError(f"{folder} exists: choose another --output, or replace it with --force")
         rows, validation = with_validation(file.data.train, file.data.validation, file.task, file.recipe.seed)
         asked = {"validation": validation or []}
         if file.data.test is not None:
@@ -48,9 +51,8 @@ def train_members(
                 recipe=file.recipe,
                 callbacks=[progress],
                 progress=progress.validated,
-                output=folder,
-                force=force,
             )
+        ensemble.save(folder, force=force)
         figures = {}
         for name, some in asked.items():
             with progress_bar(console, "Testing", len(some)) as advance:

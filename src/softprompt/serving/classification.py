@@ -20,7 +20,7 @@ from softprompt.prompts.prompt import SoftPrompt
 from softprompt.serving.engine import Engine
 from softprompt.serving.streams import together
 from softprompt.tasks.encode import Encoder
-from softprompt.tasks.rows import Row, rows_from
+from softprompt.tasks.rows import rows_from
 from softprompt.tasks.task import Task
 
 
@@ -74,7 +74,18 @@ class Classifier:
         Raises:
             SoftPromptError: a text is empty or too long, or a column is missing.
         """
-        return [self._encode(row, truncate) for row in rows_from(inputs, self.task)]
+        rows = rows_from(inputs, self.task)
+        encoded = self._encoder.encode_rows(rows)
+        if encoded.truncated and not truncate:
+            row = rows[encoded.cut.index(True)]
+            text = self.task.render(row.columns)
+            whole = len(self._base.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+            raise SoftPromptError(
+                f"{row.place}: the text has {whole} tokens and its label up to {max(map(len, self._label_ids))}, but "
+                f"{self._base.max_positions} fit the context, {self._virtual} of them virtual: shorten it, or send "
+                "truncate: true"
+            )
+        return [Question(ids, self._label_ids, cut) for ids, cut in zip(encoded.input_ids, encoded.cut, strict=True)]
 
     async def classify(self, engine: Engine, question: Question) -> tuple[str, dict[str, float]]:
         """The likeliest label and each label's probability, the members of an ensemble asked together.
@@ -92,15 +103,3 @@ class Classifier:
         found = (members if len(members) == 1 else vote(members[:, None]))[0].tolist()
         probabilities = dict(zip(self.labels, found, strict=True))
         return max(self.labels, key=lambda label: probabilities[label]), probabilities
-
-    def _encode(self, row: Row, truncate: bool) -> Question:
-        encoded = self._encoder.encode_rows([row])
-        if encoded.cut[0] and not truncate:
-            text = self.task.render(row.columns)
-            whole = len(self._base.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-            raise SoftPromptError(
-                f"{row.place}: the text has {whole} tokens and its label up to {max(map(len, self._label_ids))}, but "
-                f"{self._base.max_positions} fit the context, {self._virtual} of them virtual: shorten it, or send "
-                "truncate: true"
-            )
-        return Question(encoded.input_ids[0], self._label_ids, encoded.cut[0])

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from softprompt.bases.base import Base, suppressed_ids
+from softprompt.bases.base import Base, dtype_name, suppressed_ids
 from softprompt.errors import SoftPromptError
 from softprompt.models.engine import Scheduler, Work
 from softprompt.models.routes import logits
@@ -386,7 +386,7 @@ class LocalEngine:
             reason = "the text behind the prompt gives" if request.virtual else "the text gives"
         else:
             return False
-        dtype = str(self.base.dtype).removeprefix("torch.")
+        dtype = dtype_name(self.base.dtype)
         self._finish(request, NotFiniteError(f"{reason} numbers that are not finite on this base in {dtype}"))
         return True
 

@@ -119,8 +119,8 @@ class _Asked:
         if self._classifier is not None:
             return self._classifier.ask(inputs, truncate=True)
         rows = rows_from(inputs, self._task)
-        encoded = [self._encoder.encode_rows([row], reserve=self._task.max_new_tokens) for row in rows]
-        return [Question(one.input_ids[0], [], one.cut[0]) for one in encoded]
+        encoded = self._encoder.encode_rows(rows, reserve=self._task.max_new_tokens)
+        return [Question(ids, [], cut) for ids, cut in zip(encoded.input_ids, encoded.cut, strict=True)]
 
     async def answers(self, questions: Sequence[Question]) -> AsyncGenerator[schemas.Prediction, None]:
         """The answers as they come and grow; closing the generator cancels them.

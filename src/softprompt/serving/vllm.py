@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from softprompt.bases.base import suppressed_ids
+from softprompt.bases.base import dtype_name, suppressed_ids
 from softprompt.bases.load import fast_dtype, load_outline
 from softprompt.errors import SoftPromptError
 from softprompt.models.scoring import check_tokens
@@ -430,7 +430,7 @@ def _complete(flags: Mapping[str, Any]) -> dict[str, Any]:
             defaults["kv_cache_memory_bytes"] = _CPU_CACHE_BYTES
     chosen = {**defaults, **flags}
     if chosen.get("dtype", "auto") == "auto":  # vLLM's own "auto" makes float32 weights half precision
-        chosen["dtype"] = str(fast_dtype(torch.device(kind))).removeprefix("torch.")
+        chosen["dtype"] = dtype_name(fast_dtype(torch.device(kind)))
     return chosen
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from softprompt.bases.base import Base
+from softprompt.bases.base import Base, dtype_name
 from softprompt.errors import SoftPromptError
 from softprompt.prompts.ensemble import Ensemble
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.rows import Row
 from softprompt.tasks.task import Task
-from softprompt.training.folder import dtype_of
 from softprompt.training.recipe import Recipe
 from softprompt.training.side_by_side import train_side_by_side
 
@@ -29,8 +27,6 @@ def train_ensemble(
     recipe: Recipe | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     progress: Callable[[int], None] | None = None,
-    output: str | Path | None = None,
-    force: bool = False,
 ) -> Ensemble:
     """Train K prompts side by side, each on the rows in an order of its own.
 
@@ -43,30 +39,24 @@ def train_ensemble(
         recipe: the settings; default `Recipe()`. Member k's order is that of a run with the seed `recipe.seed + k`.
         callbacks: callbacks of the Trainer's kind.
         progress: called in each validation with the number of rows finished since the last call.
-        output: the ensemble's folder; None: it stays in memory.
-        force: replace an ensemble in `output`.
 
     Raises:
-        SoftPromptError: there is no prompt, the task has no labels, `output` exists (without `force`), or see
-            `train_side_by_side`.
+        SoftPromptError: there is no prompt, the task has no labels, or see `train_side_by_side`.
         WrongBaseError: a prompt was made for another base.
         DivergedError: a prompt's gradient became NaN or infinite.
     """
     Ensemble(prompts)  # says if there is none
     if task.labels is None:
         raise SoftPromptError("an ensemble votes on labels: this task generates free text")
-    if output is not None and not force and Path(output).exists():
-        raise SoftPromptError(f"{output} exists: replace it with force, or choose another folder")
     recipe = recipe or Recipe()
     seeds = [recipe.seed + k for k in range(len(prompts))]
     members = train_side_by_side(
         base,
-        prompts,
+        list(zip(prompts, seeds, strict=True)),
         task,
         train=train,
         validation=validation,
         recipe=recipe,
-        seeds=seeds,
         callbacks=callbacks,
         progress=progress,
     )
@@ -78,12 +68,9 @@ def train_ensemble(
         card = prompt.card.replace(
             base=base.identity.model_dump(),
             task=task.model_dump(exclude_none=True),
-            recipe=recipe.model_dump() | {"learning_rate": recipe.rate, "seed": seed, "dtype": dtype_of(base)},
+            recipe=recipe.model_dump() | {"learning_rate": recipe.rate, "seed": seed, "dtype": dtype_name(base.dtype)},
             metrics=metrics,
             calibration=None,
         )
         learned.append(SoftPrompt(member.embeddings, card))
-    ensemble = Ensemble(Ensemble(learned).marked())
-    if output is not None:
-        ensemble.save(output, force=force)
-    return ensemble
+    return Ensemble(Ensemble(learned).marked())

@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from softprompt.bases.base import Base
+from softprompt.bases.base import Base, dtype_name
 from softprompt.evaluation.calibration import calibrate, check_labels, worth_keeping, worth_trying
 from softprompt.evaluation.evaluate import Evaluation, Evaluator, evaluate, tell_cut
 from softprompt.models.generation import find_way
@@ -35,7 +35,6 @@ from softprompt.training.folder import (
     check_folder,
     check_same,
     describe,
-    dtype_of,
     open_run,
 )
 from softprompt.training.interruption import Interruption
@@ -151,8 +150,8 @@ def train(
                     check_folder(folder, prepared.about, resume=resume, force=force)
         monitor = prepared.monitor(folder / MONITOR, diagnosed) if recipe.monitor else None
         interruption, replaced = Interruption(), Replaced(folder / RECORD)
-        also = [*callbacks, Log(folder / LOG), interruption, replaced]
         with together():
+            also = [*callbacks, Log(folder / LOG), interruption, replaced]
             evaluators = None if prepared.evaluator is None else [prepared.evaluator]
             schedules = [Schedule(prepared.encoded, recipe.batch_size, recipe.max_steps, recipe.seed)]
             trainer = PromptTrainer(prepared.model, recipe, schedules, evaluators, folder, also, progress, monitor)
@@ -164,9 +163,8 @@ def train(
         checkpoint = trainer.last_checkpoint() if resume else None
         if checkpoint is not None:
             trainer.restore(checkpoint)
-        over = trainer.state.global_step >= recipe.max_steps or trainer.ended
         try:
-            if checkpoint is None or not over:
+            if checkpoint is None or not (trainer.state.global_step >= recipe.max_steps or trainer.ended):
                 with replaced.put_back_on_failure(is_first()), interruption:
                     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except DivergedError as error:
@@ -175,9 +173,13 @@ def train(
                 raise
             trainer.restore(good)
             run = _finish(prepared, trainer, kept, progress, began)
-            where = f"kept in {run.path}" if run.path else "lost: give an output folder to keep it"
-            raise DivergedError(f"{error}; the last good prompt (step {run.best_step}) is {where}") from None
+            raise _with_last_good(error, run) from None
         return _finish(prepared, trainer, kept, progress, began)
+
+
+def _with_last_good(error: DivergedError, run: Run) -> DivergedError:
+    where = f"kept in {run.path}" if run.path else "lost: give an output folder to keep it"
+    return DivergedError(f"{error}; the last good prompt (step {run.best_step}) is {where}")
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,7 @@ def _finish(
     card = prepared.prompt.card.replace(
         base=base.identity.model_dump(),
         task=task.model_dump(exclude_none=True),
-        recipe=recipe.model_dump() | {"learning_rate": recipe.rate, "dtype": dtype_of(base)},
+        recipe=recipe.model_dump() | {"learning_rate": recipe.rate, "dtype": dtype_name(base.dtype)},
         calibration=None,
     )
     if worth_trying(recipe.calibrate, task, validates=checks is not None):

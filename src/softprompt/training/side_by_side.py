@@ -26,13 +26,12 @@ from softprompt.training.schedule import Schedule
 
 def train_side_by_side(
     base: Base,
-    prompts: Sequence[SoftPrompt],
+    starts: Sequence[tuple[SoftPrompt, int]],
     task: Task,
     *,
     train: Sequence[Row],
     validation: Sequence[Row] | None,
     recipe: Recipe,
-    seeds: Sequence[int],
     callbacks: Sequence[TrainerCallback] = (),
     progress: Callable[[int], None] | None = None,
 ) -> list[Member]:
@@ -40,12 +39,11 @@ def train_side_by_side(
 
     Args:
         base: the frozen base.
-        prompts: where to start from; they are not changed.
+        starts: prompts to start from, which are not changed, each with the seed of the order of its rows.
         task: what is learned.
         train: labelled rows.
         validation: likewise; None: the last prompts are kept.
         recipe: the settings; `batch_size` rows for each prompt. Its monitor has no part in this.
-        seeds: of the order of each prompt's rows.
         callbacks: callbacks of the Trainer's kind.
         progress: called in each validation with the number of rows finished since the last call.
 
@@ -57,6 +55,7 @@ def train_side_by_side(
     """
     if recipe.calibrate is True:
         raise SoftPromptError("recipe.calibrate is for one prompt alone, not for several side by side")
+    prompts = [prompt for prompt, _ in starts]
     for prompt in prompts:
         prompt.check_base(base)
     check_trainable(train, task)
@@ -64,7 +63,7 @@ def train_side_by_side(
         base, prompts, max_tokens=recipe.max_tokens, gradient_checkpointing=recipe.gradient_checkpointing
     )
     schedules = []
-    for prompt, seed in zip(prompts, seeds, strict=True):
+    for prompt, seed in starts:
         encoder = Encoder(base, task, virtual_tokens=prompt.num_virtual_tokens, max_length=recipe.max_length)
         encoded = encoder.encode_rows(train)
         if prompt is max(prompts, key=lambda one: one.num_virtual_tokens):  # behind which the most are cut
