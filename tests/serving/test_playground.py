@@ -414,7 +414,8 @@ class TestFiles:
 
         async def act(visitor: Visitor, service: Service) -> Any:
             going = asyncio.create_task(listed(answer_file(visitor, "mood", str(path), True)))
-            await asyncio.sleep(0.5)  # within the first rows
+            while not service.engine.figures()["text_tokens_total"]:
+                await asyncio.sleep(0.01)  # within the first rows
             going.cancel()
             async with aclosing(ask(visitor, ["bare"], "abc")) as shown:
                 await anext(shown)
@@ -756,7 +757,7 @@ class TestCommand:
     @pytest.fixture
     def called(self, monkeypatch) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        monkeypatch.setattr("softprompt.serving.server.serve", lambda *_, **settings: found.update(settings))
+        monkeypatch.setattr("softprompt.serving.server.serve", lambda engine, library, site, **_: found.update(vars(site)))
         return found
 
     @pytest.mark.parametrize(
