@@ -757,7 +757,9 @@ class TestCommand:
     @pytest.fixture
     def called(self, monkeypatch) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        monkeypatch.setattr("softprompt.serving.server.serve", lambda engine, library, site, **_: found.update(vars(site)))
+        monkeypatch.setattr(
+            "softprompt.serving.server.serve", lambda engine, library, site, **_: found.update(vars(site))
+        )
         return found
 
     @pytest.mark.parametrize(
