@@ -23,7 +23,8 @@ from typing import Any
 
 import softprompt as sp
 from benchmarks.measure import RESULTS, describe, footing, markdown_table, write_results
-from benchmarks.serving import Server, make_prompts, percentile, plain_texts, serving
+from benchmarks.serving import Server, make_prompts, percentile, plain_texts, running
+from softprompt.bases.base import dtype_name
 
 NAME = "goodput"
 
@@ -65,7 +66,7 @@ async def measure(server: Server, texts: Sequence[str], clients: int, seconds: f
 async def run(base: sp.Base, options: argparse.Namespace) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         sp.PromptLibrary(folder).add("task-0", make_prompts(base, 1)[0])
-        async with serving(base, Path(folder), 1 << 30, options.time_limit) as server:
+        async with running(base, Path(folder), 1 << 30, options.time_limit) as server:
             texts = plain_texts(base)
             await measure(server, texts, 1, 1.0, 8)  # warm
             rows = []
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
     options = parser.parse_args(arguments)
     base = sp.load_base("smollm2-135m", dtype=options.dtype, device="cpu")
-    document = describe(NAME, arguments, base.device) | {"dtype": str(base.dtype).removeprefix("torch.")}
+    document = describe(NAME, arguments, base.device) | {"dtype": dtype_name(base.dtype)}
     document["rows"] = asyncio.run(run(base, options))
     write_results(options.out, NAME, document, table(document))
     print(table(document))

@@ -17,6 +17,7 @@ import torch
 
 import softprompt as sp
 from benchmarks.sides import SIDES, Batch, open_model
+from softprompt.bases.base import dtype_name
 from softprompt.comparison.measuring import peak_memory
 
 LOADED_ONLY = "loaded_only"
@@ -47,7 +48,7 @@ def measure(
         root = str(Path(__file__).parents[1])
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
         command = [sys.executable, "-m", "benchmarks.peak_memory", side, base, str(file)]
-        command += ["--dtype", str(dtype).removeprefix("torch."), "--device", str(device)]
+        command += ["--dtype", dtype_name(dtype), "--device", str(device)]
         run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if run.returncode:
         words = run.stderr.strip().splitlines() or ["no message"]

@@ -120,7 +120,7 @@ def _measure(file: TaskFile, part: str, variant: str, seed: int, others: dict[st
             seeds = [file.prompt.model_copy(update={"seed": file.prompt.seed + k}) for k in range(MEMBERS)]
             starts = [make_prompt(base, start, file.task, rows) for start in seeds]
             ensemble = train_ensemble(base, starts, file.task, train=rows, validation=validation, recipe=file.recipe)
-            return _figures(ensemble.evaluate(base, file.task, test), file)
+            return _figures(sp.evaluate(base, ensemble, file.task, test), file)
         run = _train(base, file, rows, validation)
     except sp.DivergedError as error:
         return {"diverged": str(error)}

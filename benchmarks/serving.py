@@ -18,9 +18,6 @@ import argparse
 import asyncio
 import json
 import random
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -38,7 +35,8 @@ from peft import PromptTuningConfig, get_peft_model
 import softprompt as sp
 from benchmarks.measure import RESULTS, describe, footing, markdown_table, write_results
 from benchmarks.movies import TASK, load_movies
-from softprompt.models.state import StatePool
+from benchmarks.server import serving
+from softprompt.bases.base import dtype_name
 from softprompt.serving.engine import Sampling
 from softprompt.serving.local import LocalEngine
 from softprompt.tasks.encode import Encoder
@@ -217,41 +215,15 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(base: sp.Base, library: Path, state_bytes: int, time_limit: float = 600) -> AsyncIterator[Server]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        str(Path(sys.executable).with_name("softprompt")),
-        "serve",
-        "--base",
-        base.name,
-        "--library",
-        str(library),
-    ]
-    command += ["--port", str(port), "--dtype", str(base.dtype).removeprefix("torch.")]
-    command += ["--state-memory", str(state_bytes >> 20), "--time-limit", f"{time_limit:g}", "--max-waiting", "4096"]
-    log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the server lives
+async def running(base: sp.Base, library: Path, state_bytes: int, time_limit: float = 600) -> AsyncIterator[Server]:
+    words = ["--dtype", dtype_name(base.dtype), "--state-memory", state_bytes >> 20]
+    words += ["--time-limit", f"{time_limit:g}", "--max-waiting", 4096]
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
-    limits = httpx.Limits(max_connections=None)
-    try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=600, limits=limits) as client:
-            while True:
-                if process.poll() is not None:
-                    log.seek(0)
-                    raise RuntimeError(f"the server ended with {process.returncode}: {log.read()[-500:]}")
-                try:
-                    if (await client.get("/ready")).status_code == 200:
-                        break
-                except httpx.TransportError:
-                    pass
-                await asyncio.sleep(0.1)
-            yield Server(client, psutil.Process(process.pid), time.perf_counter() - start)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(120)
-        log.close()
+    with serving(base.name, library, *words) as (url, process):
+        seconds = time.perf_counter() - start
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
+            yield Server(client, psutil.Process(process), seconds)
 
 
 async def closed_loop(work: Callable[[], Awaitable[float]], requests: int, clients: int) -> float:
@@ -296,7 +268,7 @@ async def measure_server(
         prompts = make_prompts(base, max(counts) + new)
         for i, prompt in enumerate(prompts[: max(counts)]):
             library.add(f"task-{i}", prompt)
-        async with serving(base, Path(folder), state_bytes) as server:
+        async with running(base, Path(folder), state_bytes) as server:
             memory = server.process.memory_info().rss
             document: dict[str, Any] = {"state_bytes": state_bytes, "ready_seconds": server.ready_seconds, "mixed": []}
             for count in counts:
@@ -337,73 +309,6 @@ async def measure_server(
             document["switch_ms"] = await _switch(server, texts)
             document["load_to_first_answer_ms"] = await _load(server, library, prompts[max(counts) :], texts)
     return document
-
-
-async def measure_soak(base: sp.Base, seconds: float, state_bytes: int) -> dict[str, Any]:
-    """Mixed load for so long, while prompts are loaded, replaced and unloaded: memory over time, and every error.
-
-    The states of half the prompts fit, so that states leave and come back all the time.
-    """
-    texts = plain_texts(base)
-    draw = random.Random(0)
-    memory: list[tuple[float, int]] = []
-    errors: list[str] = []
-    done = {"classify": 0, "complete": 0, "load": 0, "unload": 0}
-    with tempfile.TemporaryDirectory() as folder:
-        library = sp.PromptLibrary(folder)
-        prompts = make_prompts(base, 40)
-        for i, prompt in enumerate(prompts):
-            library.add(f"task-{i % 20}", prompt)
-        async with serving(base, Path(folder), state_bytes) as server:
-            start = time.perf_counter()
-
-            async def client(work: Callable[[], Awaitable[str]]) -> None:
-                while time.perf_counter() - start < seconds:
-                    try:
-                        done[await work()] += 1
-                    except Exception as error:
-                        errors.append(f"{type(error).__name__}: {error}")
-
-            async def classify() -> str:
-                # The last five come and go: they are not asked.
-                await server.classify(f"task-{draw.randrange(15)}", draw.choice(texts))
-                return "classify"
-
-            async def complete() -> str:
-                await server.complete(f"task-{draw.randrange(15)}", draw.choice(texts))
-                return "complete"
-
-            async def load() -> str:
-                await asyncio.sleep(0.5)
-                if draw.random() < 0.5:
-                    name = f"task-{draw.randrange(20)}@{draw.randrange(1, 3)}"
-                    (await server.client.post("/v1/prompts/load", json={"name": name})).raise_for_status()
-                    return "load"
-                answer = await server.client.post("/v1/prompts/unload", json={"name": f"task-{draw.randrange(15, 20)}"})
-                if answer.status_code != 404:  # unloaded before: the client's own mistake
-                    answer.raise_for_status()
-                return "unload"
-
-            async def watch() -> None:
-                while time.perf_counter() - start < seconds:
-                    memory.append((time.perf_counter() - start, server.process.memory_info().rss))
-                    await asyncio.sleep(seconds / 60)
-
-            await asyncio.gather(watch(), *(client(classify) for _ in range(6)), client(complete), client(load))
-            evictions = await server.metric("softprompt_engine_state_evictions_total")
-    second_half = [held for at, held in memory if at > seconds / 2]
-    return {
-        "seconds": seconds,
-        "done": done,
-        "errors": errors,
-        "state_evictions": evictions,
-        "memory_mb": {
-            "first_minute": max(held for at, held in memory if at <= max(60, seconds / 10)) / 2**20,
-            "middle": second_half[0] / 2**20,
-            "end": second_half[-1] / 2**20,
-            "peak": max(held for _, held in memory) / 2**20,
-        },
-    }
 
 
 async def _switch(server: Server, texts: Sequence[str]) -> float:
@@ -477,13 +382,6 @@ def table(document: dict[str, Any]) -> str:
             f"prompt to its first answer {server['load_to_first_answer_ms']:.0f} ms; "
             f"{server['bytes_per_1000_prompts'] / 2**20:.0f} MB for 1000 prompts with their states.\n"
         )
-    if soak := document.get("soak"):
-        done = ", ".join(f"{count} times {work}" for work, count in soak["done"].items())
-        held = ", ".join(f"{name.replace('_', ' ')} {value:.0f} MB" for name, value in soak["memory_mb"].items())
-        parts.append(
-            f"- {soak['seconds']:.0f} s of mixed load: {done}; {len(soak['errors'])} errors; "
-            f"{soak['state_evictions']:.0f} states left and came back; resident memory: {held}.\n"
-        )
     return "\n".join(parts) + footing(document)
 
 
@@ -492,10 +390,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--quick", action="store_true", help="few requests and at most 10 tasks; results are written as *_quick")
-    add("--only", choices=["engine", "state", "server", "soak"], help="this part alone; results are written as *_PART")
-    add(
-        "--soak", type=float, help="also so many seconds of mixed load with loads and unloads; --only soak: default 600"
-    )
+    add("--only", choices=["engine", "state", "server"], help="this part alone; results are written as *_PART")
     add("--tasks", nargs="+", type=int, help="default 1 10 100 1000, with --quick 1 10")
     add("--base", default="smollm2-135m", help="what load_base takes")
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
@@ -517,7 +412,7 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
     options = parse(arguments)
     quick = options.quick
     base = sp.load_base(options.base, dtype=options.dtype, device="cpu")
-    document = describe(NAME, arguments, base.device) | {"dtype": str(base.dtype).removeprefix("torch.")}
+    document = describe(NAME, arguments, base.device) | {"dtype": dtype_name(base.dtype)}
 
     def keep() -> None:
         name = "_".join([NAME, *([options.only] if options.only else []), *(["quick"] if quick else [])])
@@ -539,10 +434,6 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
             )
             document["servers"].append(asyncio.run(found))
             keep()
-    if options.only == "soak" or options.soak:
-        one = StatePool(base.model, 1 << 20).bytes_per_place * P
-        document["soak"] = asyncio.run(measure_soak(base, options.soak or 600.0, 10 * one))
-        keep()
     print(json.dumps(document, indent=1) if options.json else table(document))
 
 

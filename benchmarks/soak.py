@@ -15,7 +15,6 @@ import argparse
 import asyncio
 import json
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,6 +32,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import softprompt as sp
 from benchmarks.measure import RESULTS, describe, footing, write_results
+from benchmarks.server import serving
 
 NAME = "soak"
 TASK = sp.Task(template="Text: {text}\nMood:", labels=["negative", "positive", "neither good nor bad"])
@@ -71,18 +71,14 @@ def make_installation(folder: Path) -> sp.Base:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
+def running(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
     """A server's URL and its process. There is room for some of the prompts' states only."""
-    words = ["--base", str(folder / "base"), "--library", str(folder / "library"), "--port", "0", "--json"]
-    words += ["--dtype", "float32", "--state-memory", "8", "--no-playground", "--no-log-probes"]
-    log = (folder / "log.jsonl").open("w")
-    command = [sys.executable, "-m", "softprompt.cli", "serve", *words]
-    with log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as server:
-        try:
-            assert server.stdout is not None
-            yield json.loads(server.stdout.readline())["url"], psutil.Process(server.pid)
-        finally:
-            server.terminate()
+    words = ["--dtype", "float32", "--state-memory", 8, "--no-playground", "--no-log-probes"]
+    with (
+        (folder / "log.jsonl").open("w") as log,
+        serving(folder / "base", folder / "library", *words, log=log) as (url, process),
+    ):
+        yield url, psutil.Process(process)
 
 
 class Load:

@@ -38,6 +38,7 @@ from benchmarks.measure import (
 from benchmarks.movies import INIT_TEXT, load_movies, make_batches
 from benchmarks.sides import OURS, SHAPES, SIDES, Batch, Side, open_model
 from benchmarks.step_report import plot, table
+from softprompt.bases.base import dtype_name
 
 # The widest batches decide the peak; after the second step the optimiser has its state, too.
 _MEMORY_STEPS = 2
@@ -156,7 +157,7 @@ def measure_base(
         for size in options.batch_sizes:
             print(f"{label}, P={length}, B={size} ...", file=sys.stderr)
             batches = make_batches(base, rows, size, options.rounds + 1)
-            case = {"base": name, "dtype": str(dtype).removeprefix("torch."), "P": length, "B": size}
+            case = {"base": name, "dtype": dtype_name(dtype), "P": length, "B": size}
             try:
                 case |= measure_case(models, prompt, batches, peak)
             except torch.OutOfMemoryError:

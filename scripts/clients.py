@@ -14,14 +14,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import httpx
 from benchmarks.movies import TASK, load_movies
+from benchmarks.server import serving
 
 import softprompt as sp
 
@@ -42,19 +41,6 @@ const again = await client.chat.completions.create(
   {...body, messages: [...body.messages, whole.choices[0].message, {role: 'user', content: 'Another.'}]});
 console.log(JSON.stringify([whole.choices[0].message.content, streamed, again.choices.length]));
 """
-
-
-@contextmanager
-def serving(library: Path) -> Iterator[str]:
-    """A server's URL."""
-    words = ["serve", "--base", "smollm2-135m", "--library", str(library), "--port", "0", "--json", "--no-playground"]
-    command = [sys.executable, "-m", "softprompt.cli", *words, "--dtype", "float32"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
-        try:
-            assert server.stdout is not None
-            yield json.loads(server.stdout.readline())["url"]
-        finally:
-            server.terminate()
 
 
 def by_openai(url: str, body: dict[str, Any]) -> list[str]:
@@ -144,7 +130,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         sp.PromptLibrary(folder / "library").add(NAME, prompt)
-        with serving(folder / "library") as url:
+        with serving("smollm2-135m", folder / "library", "--no-playground", "--dtype", "float32") as (url, _):
             body = {"model": NAME, "messages": QUESTION, "max_tokens": TOKENS, "temperature": 0}
             plain = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()
             expected = plain["choices"][0]["message"]["content"]

@@ -7,17 +7,12 @@ made small. Knows the pages by what a user sees of them.
 from __future__ import annotations
 
 import io
-import json
 import os
-import shlex
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.server import serving
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 from tests.browser import DESK, FLAGS, NAMES, PHONE
@@ -70,22 +65,6 @@ def train(folder: Path) -> None:
     library = sp.PromptLibrary(folder / "library")
     library.add("movie-sentiment", run.prompt)
     library.add("film-or-product", second.prompt)
-
-
-@contextmanager
-def serving(folder: Path) -> Iterator[str]:
-    """A real server over what was trained; its address."""
-    command = [sys.executable, "-m", "softprompt.cli", "serve", "--base", demo.BASE, "--port", "0", "--json"]
-    command += ["--library", str(folder / "library"), "--runs", str(folder / "runs")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
-        assert server.stdout is not None
-        try:
-            line = server.stdout.readline()
-            if not line:
-                raise SystemExit(f"error: the server did not start; try: {shlex.join(command)}")
-            yield json.loads(line)["url"]
-        finally:
-            server.terminate()
 
 
 def keep(page: Page, name: str) -> None:
@@ -149,7 +128,7 @@ def main() -> None:
         train(folder)
         browser = playwright.chromium.launch(executable_path=found, args=list(FLAGS))
         picture_report(browser, folder / "runs" / "movie-sentiment" / "report.html")
-        with serving(folder) as url:
+        with serving(demo.BASE, folder / "library", "--runs", folder / "runs") as (url, _):
             picture_playground(browser, url)
         browser.close()
 

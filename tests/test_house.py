@@ -43,6 +43,11 @@ ROOMS = {
 }
 
 
+# The most lines and parameters of a function, outside `commands`, whose functions' parameters are a command's options.
+MOST_LINES, MOST_PARAMETERS = 80, 8
+# Whose parameters are named elsewhere: by Transformers' attention interface and PEFT's forward; and the public face's.
+WITH_MORE = {"packed_attention", "forward", "train", "grow"}
+
 PROVIDERS = packages_distributions()
 
 
@@ -75,6 +80,17 @@ def imported_names(node: ast.AST) -> set[str]:
 def imports(module: str) -> set[str]:
     """Everything that `module` imports, inside functions too."""
     return set().union(*(imported_names(node) for node in ast.walk(TREES[module])))
+
+
+@pytest.mark.parametrize("module", [module for module in TREES if not module.startswith("softprompt.commands")])
+def test_functions_are_short_and_have_few_parameters(module: str) -> None:
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            count = sum(argument.arg not in ("self", "cls") for argument in every)
+            assert lines <= MOST_LINES, f"{node.name} has {lines} lines"
+            assert count <= MOST_PARAMETERS or node.name in WITH_MORE, f"{node.name} has {count} parameters"
 
 
 def own_imports(module: str) -> set[str]:

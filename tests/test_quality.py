@@ -12,7 +12,7 @@ from benchmarks import quality
 from softprompt import SoftPromptError
 from softprompt.comparison import Comparison
 from softprompt.comparison.methods import METHODS
-from softprompt.comparison.rows import TableRow
+from softprompt.comparison.table import TableRow
 from softprompt.training.recipe import AUTO_LEARNING_RATE
 from softprompt.training.taskfile import load_task_file
 from tests.comparison.test_compare import FILE, table

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from softprompt import SoftPrompt, calibrate, evaluate, load_base
+from softprompt import Ensemble, SoftPrompt, calibrate, evaluate, load_base, predict
 from softprompt.tasks import Task, load_rows
 from softprompt.training.folder import Replaced
 from softprompt.training.growth import LENGTHS
@@ -171,3 +171,27 @@ def test_force_leaves_the_old_run_until_the_new_one_has_begun(project: Path, mon
     assert run(*force, "--set", "recipe.max_steps=4").exit_code == 0
     assert not Path("run/.replaced").exists()
     assert json.loads(Path("run/run.json").read_text())["recipe"]["max_steps"] == 4
+
+
+def test_an_ensemble_from_the_command_line_to_the_library(project: Path, base_folder: Path) -> None:
+    steps = ["--set", "recipe.max_steps=4"]
+    found = printed("train", "task.yaml", "--ensemble", "3", *steps)
+    assert found["prompt"] == os.path.join("runs", "mood", "prompt")
+    assert len(found["members"]) == 3
+    ensemble, base = Ensemble.load(found["prompt"]), load_base(base_folder, dtype="float32")
+    assert [prompt.card.recipe["seed"] for prompt in ensemble.prompts] == [0, 1, 2]
+    task = Task.from_dict(ensemble.card.task)
+    expected = evaluate(base, ensemble, task, "test.csv").to_json()
+    shown = printed("evaluate", found["prompt"], "test.csv", "--dtype", "float32")
+    assert {**shown, "seconds": 0} == {**expected, "seconds": 0} == {**found["test"], "seconds": 0}
+    answer = printed("predict", found["prompt"], "a joy", "--dtype", "float32", "--calibrate", "train.csv")
+    calibrated = Ensemble([calibrate(base, prompt, task, "train.csv") for prompt in ensemble.prompts])
+    assert answer["predictions"][0]["probabilities"] == predict(base, calibrated, task, ["a joy"])[0].probabilities
+    added = printed("library", "add", "mood", found["prompt"], "--library", "kept")["members"]
+    assert [entry["name"] for entry in added] == ["mood.0", "mood.1", "mood.2"]
+    assert "exists: choose another" in refused("train", "task.yaml", "--ensemble", "3", *steps)
+    printed("train", "task.yaml", "--ensemble", "2", *steps, "--force")
+    assert len(Ensemble.load(found["prompt"]).prompts) == 2
+    assert "name one of its members" in refused("inspect", found["prompt"])
+    assert "auto" in refused("train", "task.yaml", "--ensemble", "2", *AUTO, "--output", "other")
+    assert run("train", "task.yaml", "--ensemble", "2", "--resume").exit_code == 2

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from softprompt.models.peft import LabelSmoothing, accelerate_peft
     from softprompt.models.prompted import PromptedModel, PromptedOutput
     from softprompt.prompts import Card, PromptLibrary, SoftPrompt
+    from softprompt.prompts.ensemble import Ensemble
     from softprompt.reporting.run_report import write_report
     from softprompt.tasks import Row, Task, load_rows
     from softprompt.training import Diagnosis, DivergedError, Growth, Recipe, Run, grow, train
+    from softprompt.training.ensemble import train_ensemble
 
 __version__ = "0.1.0"
 
@@ -27,6 +29,7 @@ __all__ = [
     "Card",
     "Diagnosis",
     "DivergedError",
+    "Ensemble",
     "Evaluation",
     "Growth",
     "Inspection",
@@ -54,6 +57,7 @@ __all__ = [
     "predict",
     "prune",
     "train",
+    "train_ensemble",
     "write_report",
 ]
 
@@ -69,9 +73,11 @@ _HOMES = {
     "models.peft": ("LabelSmoothing", "accelerate_peft"),
     "models.prompted": ("PromptedModel", "PromptedOutput"),
     "prompts": ("Card", "PromptLibrary", "SoftPrompt"),
+    "prompts.ensemble": ("Ensemble",),
     "reporting.run_report": ("write_report",),
     "tasks": ("Row", "Task", "load_rows"),
     "training": ("Diagnosis", "DivergedError", "Growth", "Recipe", "Run", "grow", "train"),
+    "training.ensemble": ("train_ensemble",),
 }
 
 

@@ -13,10 +13,12 @@ import typer
 
 from softprompt import __version__
 from softprompt.commands.asking import evaluate, predict
-from softprompt.commands.comparing import check, compare
+from softprompt.commands.check import check
+from softprompt.commands.compare import compare
+from softprompt.commands.inspect import inspect
 from softprompt.commands.library import library_app
-from softprompt.commands.looking import inspect, prune
-from softprompt.commands.serving import serve
+from softprompt.commands.prune import prune
+from softprompt.commands.serve import serve
 from softprompt.commands.training import demo, report, train
 
 app = typer.Typer(

@@ -119,13 +119,9 @@ def prepare(output: Path, files: Mapping[str, Sequence[Snippet]], steps: int | N
     settings = {"steps": steps or STEPS, "batch_size": BATCH_SIZE, "evaluate_every": EVALUATE_EVERY}
     texts = {_TASK_FILE: _TASK.format(base=json.dumps(BASE), **settings)}
     texts |= {name: _to_csv(snippets) for name, snippets in files.items()}
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            if not (resume and (output / name).exists()):
-                write_file(output / name, text)
-    except OSError as error:
-        raise SoftPromptError(f"{output}: the demo's files can't be written: {error.strerror}") from error
+    for name, text in texts.items():
+        if not (resume and (output / name).exists()):
+            write_file(output / name, text)
     return load_task_file(output / _TASK_FILE, [] if steps is None else [f"recipe.max_steps={steps}"])
 
 

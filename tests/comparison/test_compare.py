@@ -16,7 +16,7 @@ from softprompt.comparison.jobs import Job
 from softprompt.comparison.methods import METHODS
 from softprompt.comparison.methods.method import Method, Work
 from softprompt.comparison.plan import make_plan
-from softprompt.comparison.rows import Figures
+from softprompt.comparison.table import Figures
 from softprompt.evaluation.calibration import measure_priors
 from softprompt.models.prompted import PromptedModel
 from softprompt.training.taskfile import TaskFile, load_task_file

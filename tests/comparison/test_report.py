@@ -8,8 +8,8 @@ from typing import Any
 from softprompt.comparison.methods import METHODS
 from softprompt.comparison.report import cells, html, markdown, remarks, seconds, size
 from softprompt.comparison.results import Measured, Trained
-from softprompt.comparison.rows import Figures, TableRow
 from softprompt.comparison.statistics import Paired
+from softprompt.comparison.table import Figures, TableRow
 from softprompt.evaluation import Evaluation
 
 NOTES = ["Every method: 3 rows.", "<script>alert(1)</script> & co"]

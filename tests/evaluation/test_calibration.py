@@ -20,7 +20,7 @@ from softprompt import (
     train,
 )
 from softprompt.evaluation.calibration import fit_log_priors
-from softprompt.training.ensemble import Ensemble
+from softprompt.prompts.ensemble import Ensemble, vote
 from tests.conftest import make_base
 from tests.training.test_run import TASK as LEARNED
 from tests.training.test_run import learn, recipe
@@ -141,12 +141,13 @@ def test_by_itself_it_is_done_for_many_labels_where_the_validation_gets_better(t
     assert learned("auto", LEARNED, learned_rows(8)).prompt.card.calibration is None
 
 
-def test_an_ensembles_members_answer_as_they_do_alone(tiny_base: Base) -> None:
+def test_an_ensembles_members_are_calibrated_each_by_itself(tiny_base: Base) -> None:
     prompts = [SoftPrompt.random(tiny_base, 4, seed=seed) for seed in range(2)]
+    plain = probabilities(tiny_base, Ensemble(prompts))
     prompts[1] = calibrate(tiny_base, prompts[1], TASK, ROWS)
-    found = Ensemble(prompts).member_probabilities(tiny_base, TASK, ROWS)
-    for prompt, of_member in zip(prompts, found, strict=True):
-        assert torch.allclose(of_member, probabilities(tiny_base, prompt), rtol=1e-4)
+    found = probabilities(tiny_base, Ensemble(prompts))
+    assert torch.allclose(found, vote(torch.stack([probabilities(tiny_base, prompt) for prompt in prompts])), rtol=1e-4)
+    assert not torch.allclose(found, plain, rtol=1e-2)
 
 
 def test_unusable_input_is_refused(tiny_base: Base) -> None:

@@ -85,6 +85,7 @@ def test_the_ways_agree(monkeypatch: pytest.MonkeyPatch, way: type, dtype: torch
     assert len(set(map(len, cut))) > 2
     monkeypatch.setattr(generation, "find_way", lambda model: way)
     monkeypatch.setattr("softprompt.models.scoring._AT_ONCE", 40)
+    monkeypatch.setattr(generation, "_STEP_TOKENS", 17)
     finished: list[int] = []
     prompted = with_prompts(model, prompts)
     found = generate(prompted, texts, max_new_tokens=NEW, ends=ends, prompt_index=index, progress=finished.append)

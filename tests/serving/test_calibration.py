@@ -45,5 +45,5 @@ def test_an_answer_is_pythons_to_the_last_bit(
     classifier = Classifier(base, TOPIC, prompts[1])
     monkeypatch.setattr(sys.modules[Evaluation.__module__], "score", lambda *_, **__: torch.tensor([likelihoods]))
     expected = predict(base, prompts[1], TOPIC, TEXTS[:1])[0]
-    assert classifier.answer(likelihoods) == (expected.label, expected.probabilities)
+    assert classifier.answer([likelihoods]) == (expected.label, expected.probabilities)
     assert expected.probabilities != predict(base, prompts[0], TOPIC, TEXTS[:1])[0].probabilities

@@ -458,7 +458,7 @@ def test_no_more_run_at_once_than_end_in_time(tiny_base):
 
     async def ask():
         async with running(tiny_base) as engine:
-            engine._pace.note = lambda rows, seconds: most.append(len(engine._running))
+            engine._pace.note = lambda rows, seconds: most.append(len(engine._scheduler.running))
             engine._pace._each = 1.0
             sampling = {"max_tokens": 25, "ignore_eos": True}
             return await asyncio.gather(*(answer(engine, None, [3 + i], **sampling) for i in range(6)))

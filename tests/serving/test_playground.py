@@ -414,7 +414,8 @@ class TestFiles:
 
         async def act(visitor: Visitor, service: Service) -> Any:
             going = asyncio.create_task(listed(answer_file(visitor, "mood", str(path), True)))
-            await asyncio.sleep(0.5)  # within the first rows
+            while not service.engine.figures()["text_tokens_total"]:
+                await asyncio.sleep(0.01)  # within the first rows
             going.cancel()
             async with aclosing(ask(visitor, ["bare"], "abc")) as shown:
                 await anext(shown)
@@ -705,11 +706,20 @@ class TestBesideTheApi:
             assert answer.status_code == 401
             assert answer.headers["www-authenticate"] == "Bearer"
 
-    def test_the_rate_limit_holds_but_the_pages_own_files_are_free(self, base, library, tmp_path):
+    def test_showing_the_page_counts_for_no_rate_limit_but_asking_does(self, base, library, tmp_path):
         with living(PlainEngine(base), library, playground=tmp_path, requests_per_minute=3) as live:
-            for _ in range(10):
-                assert live.get("/theme.css").status_code == 200
-            assert [live.get("/").status_code for _ in range(4)] == [200, 200, 200, 429]
+            for path in ("/theme.css", "/", "/config", "/gradio_api/startup-events"):
+                assert [live.get(path).status_code for _ in range(4)] == [200] * 4
+            assert [live.get("/v1/models").status_code for _ in range(2)] == [200] * 2
+            asked = [live.post("/gradio_api/queue/join", json={}).status_code for _ in range(2)]
+            assert asked[0] != 429
+            assert asked[1] == 429
+
+    def test_a_wrong_key_counts_on_the_page_too(self, base, library, tmp_path):
+        limits = {"api_keys": ["sésame"], "requests_per_minute": 2}
+        with living(PlainEngine(base), library, playground=tmp_path, **limits) as live:
+            assert [live.get("/", auth=("", "guess")).status_code for _ in range(3)] == [401, 401, 429]
+            assert [live.get("/", auth=("", "sésame")).status_code for _ in range(5)] == [200] * 5
 
     def test_an_open_page_does_not_keep_the_server_from_stopping(self, base, library, tmp_path):
         with (
@@ -747,7 +757,9 @@ class TestCommand:
     @pytest.fixture
     def called(self, monkeypatch) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        monkeypatch.setattr("softprompt.serving.server.serve", lambda *_, **settings: found.update(settings))
+        monkeypatch.setattr(
+            "softprompt.serving.server.serve", lambda engine, library, site, **_: found.update(vars(site))
+        )
         return found
 
     @pytest.mark.parametrize(

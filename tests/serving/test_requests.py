@@ -298,10 +298,10 @@ def test_an_engine_that_fails_ends_the_server(base, library, caplog):
     """Health and readiness say so while there still is a server; the log has the error as a line of its own."""
     engine, answers, tasks = LocalEngine(base), [], []
 
-    def fail():
+    def fail(may_start):
         raise ValueError("a defect")
 
-    engine._plan = fail
+    engine._scheduler.plan = fail
 
     async def main() -> None:
         service = Service(engine, library)

@@ -22,7 +22,7 @@ from softprompt.cli import app
 from softprompt.errors import SoftPromptError
 from softprompt.prompts.library import PromptLibrary
 from softprompt.serving.gate import Access
-from softprompt.serving.server import Server, bind, run, serve
+from softprompt.serving.server import Server, Site, bind, run, serve
 from softprompt.serving.service import Service
 from tests.conftest import make_base
 from tests.serving.conftest import MOOD, fill_library, living, make_app, make_chat_base, make_prompt
@@ -32,12 +32,10 @@ from tests.serving.test_api import problem
 
 def refuse(make_engine=None, library=None, **settings):
     """The error of a server that does not come up."""
+    access = settings.pop("access", Access())
+    site = Site(**{"host": "127.0.0.1", "port": 0, "patience": 1, **settings})
     with pytest.raises(SoftPromptError) as caught:
-        serve(
-            make_engine or pytest.fail,
-            library,
-            **{"host": "127.0.0.1", "port": 0, "ready": pytest.fail, "access": Access(), "patience": 1, **settings},
-        )
+        serve(make_engine or pytest.fail, library, site, ready=pytest.fail, access=access)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -129,8 +127,7 @@ class TestStart:
         thread = threading.Thread(target=stop)
         thread.start()
         before = signal.getsignal(signal.SIGTERM)
-        settings = {"host": "127.0.0.1", "port": 0, "ready": pytest.fail, "access": Access(), "patience": 1}
-        serve(lambda: Never(base), library, **settings)
+        serve(lambda: Never(base), library, Site("127.0.0.1", 0, 1), ready=pytest.fail, access=Access())
         thread.join()
         assert stopped
         assert signal.getsignal(signal.SIGTERM) == before
@@ -224,8 +221,8 @@ class TestCommand:
         """What the command hands to `serve` and to the engine."""
         found = {}
 
-        def fake_serve(make_engine, library, *, ready, **settings):
-            found.update(settings, library=library, engine=make_engine())
+        def fake_serve(make_engine, library, site, *, ready, **settings):
+            found.update(settings, **vars(site), library=library, engine=make_engine())
             service = Service(PlainEngine(base), library)
             service.catalogue.add(service.catalogue.read("mood"))
             service.catalogue.refused["topic"] = "it is damaged"

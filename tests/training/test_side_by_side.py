@@ -24,7 +24,9 @@ def uneven(count: int) -> list[Row]:
 
 def together(base: Base, prompts: list[SoftPrompt], settings: Recipe, **changed: Any) -> list[Member]:
     options: dict[str, Any] = {"train": rows(40), "validation": rows(12, 40), "seeds": [0] * len(prompts)}
-    return train_side_by_side(base, prompts, changed.pop("task", TASK), recipe=settings, **options | changed)
+    options |= changed
+    starts = list(zip(prompts, options.pop("seeds"), strict=True))
+    return train_side_by_side(base, starts, options.pop("task", TASK), recipe=settings, **options)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
@@ -18,13 +18,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from softprompt.bases.checkpoint import sample
 from softprompt.bases.decoder import reach
 from softprompt.bases.families import FamilyKind, family_kind
 from softprompt.bases.identity import BaseIdentity
 
 # Of each kind of vocabulary what stood behind it in the serialised form.
 _AFTER_VOCABULARY = {"BPE": ("merges",), "WordLevel": ("unk_token",), "WordPiece": ()}
-_SAMPLE = 64  # elements of each weight tensor that the fingerprint looks at
 # What tokenizers treat differently: digits, spaces, case, contractions, accents, scripts, symbols.
 _PROBE = "The 2024 café's naïve  plan:\n\n\tx = [1, 22, 4096]; // WE'LL don't Straße привет 你好 🙂"
 
@@ -37,11 +37,13 @@ class Base:
         model: in evaluation mode, no parameter asks for a gradient.
         tokenizer: the model's own, as it came (it may have no padding token).
         name: what `load_base` was given.
+        samples: of a base without weights (`load_outline`), what `sample` makes of each, by the parameter's name.
     """
 
     model: PreTrainedModel = field(repr=False)
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
     name: str
+    samples: Mapping[str, Tensor] | None = field(default=None, repr=False)
 
     @property
     def hidden_size(self) -> int:
@@ -132,11 +134,11 @@ class Base:
             tokenizer(_PROBE)["input_ids"],
         ]
         digest = hashlib.sha256((json.dumps(facts) + vocabulary).encode())
-        samples = []
-        for _, weight in sorted(self.model.named_parameters()):  # tied weights come once
-            values = weight.detach().reshape(-1)
-            samples.append(values[:: max(1, values.numel() // _SAMPLE)][:_SAMPLE].to(torch.bfloat16))
-        digest.update(torch.cat(samples).cpu().view(torch.int16).numpy().astype("<i2").tobytes())
+        samples = self.samples
+        if samples is None:  # tied weights come once
+            samples = {name: sample(weight) for name, weight in self.model.named_parameters()}
+        values = torch.cat([samples[name] for name in sorted(samples)])
+        digest.update(values.view(torch.int16).numpy().astype("<i2").tobytes())
         return digest.hexdigest()
 
 
@@ -156,6 +158,11 @@ def _vocabulary(tokenizer: Tokenizer) -> str:
         parts["merges"] = [pair.split(" ") if isinstance(pair, str) else pair for pair in parts["merges"]]
     written = (f'"{key}":{json.dumps(part, ensure_ascii=False, separators=(",", ":"))}' for key, part in parts.items())
     return ",".join(written).removeprefix('"vocab":') + "}}"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Such as "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -37,7 +37,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from softprompt.bases import sources
-from softprompt.bases.base import Base
+from softprompt.bases.base import Base, dtype_name
+from softprompt.bases.checkpoint import UnsureError, find_files, read_samples
 from softprompt.bases.decoder import reach
 from softprompt.bases.families import family_kind
 from softprompt.errors import SoftPromptError
@@ -80,6 +81,58 @@ def load_base(
     name = os.fspath(name)
     place = _choose_device(device)
     precision = _choose_dtype(dtype, place)
+    source, options = _locate(name, trust_remote_code, revision)
+    model, tokenizer = _read(name, source, precision, show_progress=name != EMBEDDED, **options)
+    try:
+        model.to(place)  # type: ignore[arg-type]  # transformers' wrapper hides the argument's type
+    except (RuntimeError, ValueError) as error:
+        raise SoftPromptError(f"base {name!r} cannot be moved to {place}: {first_line(error)}") from error
+    model.requires_grad_(False)
+    if dtype == "auto":
+        why = f"as {DTYPE_VARIABLE} says" if os.environ.get(DTYPE_VARIABLE) else f"as fits this machine's {place.type}"
+        logger.info("dtype auto is %s, %s", dtype_name(precision), why)
+    return _tell_reach(Base(model, tokenizer, name))
+
+
+def load_outline(name: str | os.PathLike[str], *, trust_remote_code: bool = False, revision: str | None = None) -> Base:
+    """A base for an engine that has the weights itself: tokenizer, configuration, embeddings and identity.
+
+    All but the word embeddings, which stay in the file, is on the meta device; the identity is read from samples of
+    the safetensors files and equals the loaded base's. Where that cannot be sure, and of a GGUF file, the weights are
+    loaded, and a warning says why.
+
+    Args:
+        name, trust_remote_code, revision: as `load_base` takes them.
+
+    Raises:
+        SoftPromptError: as `load_base`.
+    """
+    name = os.fspath(name)
+    source, options = _locate(name, trust_remote_code, revision)
+    try:
+        if "gguf_file" in options:
+            raise UnsureError("a GGUF file's weights are known when they are dequantised")
+        model, tokenizer = _read(name, source, torch.bfloat16, show_progress=True, device_map="meta", **options)
+        with _quiet(show_progress=True):
+            samples = read_samples(model, find_files(source, options.get("revision")))
+    except Exception as error:  # Transformers' rules of names are its own affair, and may fail in any way
+        # The identity rounds weights to bfloat16, so that this halves the memory and changes nothing.
+        base = load_base(name, dtype="bfloat16", device="cpu", trust_remote_code=trust_remote_code, revision=revision)
+        why = str(error) if isinstance(error, UnsureError) else f"{type(error).__name__}: {first_line(error)}"
+        logger.warning("base %r was loaded only for its identity, which its files do not surely give: %s", name, why)
+        return base
+    return _tell_reach(Base(model.requires_grad_(False), tokenizer, name, samples))
+
+
+def _tell_reach(base: Base) -> Base:
+    context = reach(base.model.config)
+    if context.reason:
+        logger.warning("base %r is used up to %s tokens: %s", base.name, f"{context.positions:,}", context.reason)
+    return base
+
+
+def _locate(name: str, trust_remote_code: bool, revision: str | None) -> tuple[str, dict[str, Any]]:
+    """What Transformers reads the base from, and the options for each of its calls."""
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     path = Path(os.path.expanduser(name))  # os.path: it finds no fault with names that no file can have
     if revision is not None and (name == EMBEDDED or os.path.exists(path)):
@@ -97,19 +150,7 @@ def load_base(
         raise SoftPromptError(f"base {name!r} is a file, but neither a folder nor a .gguf file")
     else:
         source, options["revision"] = name, revision
-    model, tokenizer = _read(name, source, precision, show_progress=name != EMBEDDED, **options)
-    try:
-        model.to(place)  # type: ignore[arg-type]  # transformers' wrapper hides the argument's type
-    except (RuntimeError, ValueError) as error:
-        raise SoftPromptError(f"base {name!r} cannot be moved to {place}: {first_line(error)}") from error
-    model.requires_grad_(False)
-    if dtype == "auto":
-        why = f"as {DTYPE_VARIABLE} says" if os.environ.get(DTYPE_VARIABLE) else f"as fits this machine's {place.type}"
-        logger.info("dtype auto is %s, %s", str(precision).removeprefix("torch."), why)
-    context = reach(model.config)
-    if context.reason:
-        logger.warning("base %r is used up to %s tokens: %s", name, f"{context.positions:,}", context.reason)
-    return Base(model, tokenizer, name)
+    return source, options
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:

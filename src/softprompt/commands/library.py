@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from softprompt.commands.opening import with_task
+from softprompt.commands.opening import open_for_library
 from softprompt.commands.options import (
     LIBRARY,
     Json,
@@ -62,13 +62,17 @@ def add_prompt(
     task: TaskFile = None,
     as_json: Json = False,
 ) -> None:
-    """Keep a prompt as a new version of NAME, which becomes the current one."""
+    """Keep a prompt as a new version of NAME, which becomes the current one; an ensemble's as NAME.0, NAME.1 ...."""
     with reporting() as out:
         from softprompt.prompts.library import PromptLibrary
 
-        entry = PromptLibrary(folder).add(name, prompt if task is None else with_task(prompt, task))
+        library = PromptLibrary(folder)
+        entries = [library.add(one, kept) for one, kept in open_for_library(prompt, name, task).items()]
+        documents = [_entry(entry) for entry in entries]
         print_result(
-            out, _entry(entry) if as_json else None, f"Added {entry.name}@{entry.version}, {entry.bytes:,} bytes"
+            out,
+            (documents[0] if len(documents) == 1 else {"members": documents}) if as_json else None,
+            *(f"Added {entry.name}@{entry.version}, {entry.bytes:,} bytes" for entry in entries),
         )
 
 

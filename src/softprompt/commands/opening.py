@@ -5,7 +5,7 @@ Does not know what is asked of the prompt.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,18 +16,19 @@ from softprompt.errors import SoftPromptError
 if TYPE_CHECKING:
     from softprompt.bases.base import Base
     from softprompt.prompts import SoftPrompt
+    from softprompt.prompts.ensemble import Ensemble
     from softprompt.tasks import Task
 
 
 def open_prompt(
     path: Path, base: str | None, dtype: str | None, task_file: Path | None
-) -> tuple[SoftPrompt, Task, Callable[[], Base]]:
-    """A prompt, its task and what loads its base. Its card says what the arguments don't."""
-    from softprompt.prompts import SoftPrompt
+) -> tuple[SoftPrompt | Ensemble, Task, Callable[[], Base]]:
+    """A prompt or an ensemble, its task and what loads its base. Its card says what the arguments don't."""
+    from softprompt.prompts.ensemble import load
     from softprompt.tasks import Task
     from softprompt.training.taskfile import load_task_file
 
-    prompt = SoftPrompt.load(path)
+    prompt = load(path)
     card = prompt.card
     if task_file is not None:
         task = load_task_file(task_file).task
@@ -38,28 +39,73 @@ def open_prompt(
     return prompt, task, base_of(path, prompt, base, dtype)
 
 
-def with_task(path: Path, task_file: Path) -> SoftPrompt:
-    """The prompt in a folder, such as one of PEFT's, with the task of a task file on its card."""
+def load_one(path: Path) -> SoftPrompt:
+    """The prompt in a folder, which is no ensemble's."""
     from softprompt.prompts import SoftPrompt
+    from softprompt.prompts.ensemble import is_ensemble
+
+    if is_ensemble(path):
+        raise SoftPromptError(f"{path} is an ensemble: name one of its members, such as {path / '0'}")
+    return SoftPrompt.load(path)
+
+
+def open_one(
+    path: Path, base: str | None, dtype: str | None, task_file: Path | None
+) -> tuple[SoftPrompt, Task, Callable[[], Base]]:
+    """`open_prompt` of a prompt alone."""
+    prompt = load_one(path)
+    _, task, load = open_prompt(path, base, dtype, task_file)
+    return prompt, task, load
+
+
+def open_for_library(path: Path, name: str, task_file: Path | None) -> Mapping[str, Path | SoftPrompt]:
+    """What is kept of a folder, by name: a prompt, or the members of an ensemble as "name.0", "name.1" and so on.
+
+    Args:
+        path: the folder.
+        name: the prompt's, or the ensemble's.
+        task_file: its task is put on the cards; a folder of PEFT's has none.
+    """
+    from softprompt.prompts.ensemble import Ensemble, is_ensemble, load
     from softprompt.training.taskfile import load_task_file
 
-    prompt, task = SoftPrompt.load(path), load_task_file(task_file).task
-    return replace(prompt, card=prompt.card.replace(task=task.model_dump(exclude_none=True)))
+    found = load(path) if task_file is not None or is_ensemble(path) else None
+    if found is None:
+        return {name: path}
+    if isinstance(found, Ensemble):
+        prompts = {f"{name}.{k}": member for k, member in enumerate(found.marked())}
+    else:
+        prompts = {name: found}
+    if task_file is None:
+        return prompts
+    task = load_task_file(task_file).task
+    return {
+        one: replace(
+            prompt,
+            card=prompt.card.replace(task=task.resolved(head=prompt.head is not None).model_dump(exclude_none=True)),
+        )
+        for one, prompt in prompts.items()
+    }
 
 
 def load_calibrated(
-    prompt: SoftPrompt, task: Task, load: Callable[[], Base], calibrate: str | None
-) -> tuple[SoftPrompt, Base]:
+    prompt: SoftPrompt | Ensemble, task: Task, load: Callable[[], Base], calibrate: str | None
+) -> tuple[SoftPrompt | Ensemble, Base]:
     """A prompt's base, and the prompt calibrated on a file's rows where one is given."""
     from softprompt import evaluation
+    from softprompt.prompts.ensemble import Ensemble
     from softprompt.tasks import load_rows
 
     rows = None if calibrate is None else load_rows(calibrate, task)
     base = load()
-    return (prompt if rows is None else evaluation.calibrate(base, prompt, task, rows)), base
+    if rows is None:
+        return prompt, base
+    if isinstance(prompt, Ensemble):
+        return Ensemble([evaluation.calibrate(base, one, task, rows) for one in prompt.prompts]), base
+    return evaluation.calibrate(base, prompt, task, rows), base
 
 
-def base_of(path: Path, prompt: SoftPrompt, base: str | None, dtype: str | None) -> Callable[[], Base]:
+def base_of(path: Path, prompt: SoftPrompt | Ensemble, base: str | None, dtype: str | None) -> Callable[[], Base]:
     """What loads a prompt's base, which its card names where `base` and `dtype` do not."""
     from softprompt.bases.load import load_base
 

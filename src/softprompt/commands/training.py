@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from softprompt.commands.ensemble import train_members
 from softprompt.commands.options import Force, Json, Overrides, Resume, TaskArgument
 from softprompt.commands.tables import figures_table, lengths_table
 from softprompt.commands.terminal import print_result, reporting
@@ -26,6 +27,15 @@ def train(
     output: Annotated[
         Path | None, typer.Option(help="The run's folder. Default: runs/ and the task's name.", show_default=False)
     ] = None,
+    ensemble: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            metavar="K",
+            help="Train K prompts side by side, which vote on the label. Default: one prompt.",
+            show_default=False,
+        ),
+    ] = None,
     resume: Resume = False,
     force: Force = False,
     overrides: Overrides = None,
@@ -33,6 +43,11 @@ def train(
 ) -> None:
     """Train a prompt as a task file says, and measure it on the test rows."""
     check_choice(resume, force)
+    if ensemble is not None:
+        if resume:
+            raise typer.BadParameter("an ensemble's training is not resumed: leave out --resume or --ensemble")
+        train_members(task, ensemble, output, force=force, overrides=overrides or [], as_json=as_json)
+        return
     with reporting() as out:
         from softprompt.bases.load import load_base
         from softprompt.evaluation import evaluate

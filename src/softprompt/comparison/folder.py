@@ -46,7 +46,6 @@ class Folder:
                 # The record goes last: what a kill leaves is still known for a comparison's folder.
                 for entry in [*(set(self.path.iterdir()) - {record}), record]:
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-            self.path.mkdir(parents=True, exist_ok=True)
             write_file(record, text)
         except OSError as error:
             raise SoftPromptError(f"{self.path}: the comparison's folder can't be made: {error.strerror}") from error

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from softprompt.comparison.methods import METHODS
 from softprompt.comparison.methods.method import Method
-from softprompt.comparison.rows import Figures, TableRow
+from softprompt.comparison.table import Figures, TableRow
 from softprompt.reporting.page import Section, figure, page, paragraph, table
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from softprompt.comparison.methods.method import Method
 from softprompt.comparison.plan import Plan, make_plan
 from softprompt.comparison.report import html, markdown
 from softprompt.comparison.results import Fault, Part, Result, Trained
-from softprompt.comparison.rows import Outcome, TableRow, make_rows
+from softprompt.comparison.table import Outcome, TableRow, make_rows
 from softprompt.errors import SoftPromptError
 from softprompt.files import write_file
 from softprompt.prompts.json_text import with_short_lists

@@ -19,10 +19,11 @@ from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
 from softprompt.models.generation import generate
 from softprompt.models.prompted import PromptedModel
-from softprompt.models.readout import read_head
+from softprompt.models.readout import read_heads
 from softprompt.models.scoring import final_states, score
+from softprompt.prompts.ensemble import Ensemble, vote
 from softprompt.prompts.prompt import SoftPrompt
-from softprompt.tasks.answers.answer import Prediction, Progress
+from softprompt.tasks.answers.answer import Prediction, Progress, label_probabilities
 from softprompt.tasks.encode import Encoded, Encoder
 from softprompt.tasks.rows import Row, Rows, as_rows, rows_from
 from softprompt.tasks.task import Task
@@ -144,19 +145,40 @@ class Evaluator:
 
 @dataclass(frozen=True)
 class _Texts:
-    """Texts before a model, to be asked by a kind of answer; see `Asked`."""
+    """Texts before a model, to be asked by a kind of answer; see `Asked`. With K prompts each is asked behind each."""
 
     model: PromptedModel
     ids: Sequence[Sequence[int]]
     progress: Progress | None
 
     def score(self, continuations: Sequence[Sequence[int]]) -> torch.Tensor:
-        return score(self.model, self.ids, continuations, progress=self.progress)
+        return score(self.model, self._every, continuations, self._index, self._told())
 
     def read_head(self) -> torch.Tensor:
-        if len(self.model.heads) != 1:
+        if not self.model.heads:
             raise SoftPromptError("the task is answered by a head, which this prompt has not: train it with one")
-        return read_head(final_states(self.model, self.ids, self.progress), self.model.heads[0].detach().cpu())
+        states = final_states(self.model, self._every, self._index, self._told())
+        return read_heads(states, [head.detach().cpu() for head in self.model.heads], self._index)
+
+    @property
+    def _index(self) -> list[int]:
+        return [k for k in range(max(1, len(self.model.prompts))) for _ in self.ids]
+
+    @property
+    def _every(self) -> Sequence[Sequence[int]]:
+        return [*self.ids] * max(1, len(self.model.prompts))
+
+    def _told(self) -> Progress | None:
+        """Tells of rows: with K prompts K texts are one."""
+        count, done = max(1, len(self.model.prompts)), 0
+
+        def advance(finished: int) -> None:
+            nonlocal done
+            before, done = done // count, done + finished
+            if self.progress is not None:
+                self.progress(done // count - before)
+
+        return advance
 
     def generate(self, max_new_tokens: int) -> list[str]:
         base = self.model.base
@@ -165,6 +187,22 @@ class _Texts:
         )
         texts: list[str] = base.tokenizer.batch_decode(answers, skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+
+class _Vote(Evaluator):
+    """The same of an ensemble, whose members all answer in the same batches."""
+
+    def __init__(self, base: Base, ensemble: Ensemble, task: Task, rows: Sequence[Row]) -> None:
+        if task.labels is None:
+            raise SoftPromptError("an ensemble votes on labels: this task generates free text")
+        model = PromptedModel(base, list(ensemble.prompts))
+        super().__init__(model, task, rows, virtual_tokens=ensemble.num_virtual_tokens)
+        self._priors = [prompt.card.log_priors(task.labels) for prompt in ensemble.prompts]
+
+    def answers(self, progress: Progress | None = None) -> torch.Tensor:
+        found = self.answer.likelihoods(_Texts(self.model, self._encoded.input_ids, progress))
+        of_member = zip(found.view(len(self._priors), len(self.rows), -1), self._priors, strict=True)
+        return vote(torch.stack([label_probabilities(scores, priors) for scores, priors in of_member]))
 
 
 def tell_cut(encoded: Encoded, room: int | None) -> None:
@@ -179,13 +217,13 @@ def tell_cut(encoded: Encoded, room: int | None) -> None:
 
 
 def evaluate(
-    base: Base, prompt: SoftPrompt | None, task: Task, data: Rows, *, progress: Progress | None = None
+    base: Base, prompt: SoftPrompt | Ensemble | None, task: Task, data: Rows, *, progress: Progress | None = None
 ) -> Evaluation:
     """Measure a prompt on labelled rows.
 
     Args:
         base: the frozen base.
-        prompt: the prompt, checked against the base; None measures the bare base (zero-shot).
+        prompt: the prompt, or the ensemble, checked against the base; None measures the bare base (zero-shot).
         task: what is asked.
         data: a file or `hub:OWNER/NAME:SPLIT` (see `load_rows`), or rows.
         progress: called with the number of rows finished since the last call.
@@ -200,7 +238,7 @@ def evaluate(
 
 def predict(
     base: Base,
-    prompt: SoftPrompt | None,
+    prompt: SoftPrompt | Ensemble | None,
     task: Task,
     inputs: Iterable[str | Mapping[str, object]],
     *,
@@ -210,7 +248,7 @@ def predict(
 
     Args:
         base: the frozen base.
-        prompt: the prompt, checked against the base; None asks the bare base.
+        prompt: the prompt, or the ensemble, checked against the base; None asks the bare base.
         task: what is asked.
         inputs: texts, where the template has one column, or a mapping of its columns for each row.
         progress: called with the number of rows finished since the last call.
@@ -223,9 +261,11 @@ def predict(
     return _evaluator(base, prompt, task, rows).predict(progress) if rows else []
 
 
-def _evaluator(base: Base, prompt: SoftPrompt | None, task: Task, rows: Sequence[Row]) -> Evaluator:
+def _evaluator(base: Base, prompt: SoftPrompt | Ensemble | None, task: Task, rows: Sequence[Row]) -> Evaluator:
     if prompt is not None:
         prompt.check_base(base)
+    if isinstance(prompt, Ensemble):
+        return _Vote(base, prompt, task, rows)
     model = PromptedModel(base, [] if prompt is None else [prompt])
     log_priors = None if prompt is None else prompt.card.log_priors(task.labels)
     return Evaluator(model, task, rows, log_priors=log_priors)

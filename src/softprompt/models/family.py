@@ -46,9 +46,12 @@ class Family(ABC):
 
     Attributes:
         routes: the ways to the same hidden states, from the fastest to the plainest, which is the reference.
+        ways: those to generate where no pool can be kept, by their names in `models/generation.py`, from the fastest to
+            the plainest; all but the last are used only where a probe shows them to be exact.
     """
 
     routes: ClassVar[tuple[str, ...]]
+    ways: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def check(self, model: PreTrainedModel) -> None:
@@ -65,13 +68,6 @@ class Family(ABC):
     @abstractmethod
     def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
         """The output head on hidden states `[..., H]`: logits `[..., V]`, float32 or wider."""
-
-    @abstractmethod
-    def ways(self, route: str) -> Sequence[str]:
-        """Ways to generate, by their names in `models/generation.py`, for a model on `route`; the plainest last.
-
-        All but the last are used only where a probe shows them to be exact.
-        """
 
 
 _families: weakref.WeakKeyDictionary[PreTrainedModel, Family] = weakref.WeakKeyDictionary()

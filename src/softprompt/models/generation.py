@@ -4,7 +4,7 @@ Transformers' own `generate` takes embeddings for some classes only, pads, and f
 config brings along. Here a token is always that of the plain concatenation `[prompt | text | answer]`, by the fastest
 of the ways that a probe has shown to be exact for the base:
 
-- `_Pooled`: texts of any lengths in one packed row a step, keys and values kept in a pool, as the server does it.
+- `_Pooled`: texts of any lengths in one packed row a step, keys and values kept in a pool, by the server's scheduler.
 - `_Cached`: texts of one length together, without padding, by whatever the base keeps (keys and values, a state);
   `_OneByOne` where even these cannot be together.
 - `_Plain`: everything computed anew for each token. Exact for every base that a prompt can be trained for.
@@ -19,6 +19,7 @@ import logging
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,14 +28,16 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from softprompt.bases.base import suppressed_ids
 from softprompt.bases.decoder import NO_TOKEN, Decoder
+from softprompt.models.engine import Scheduler, Work
 from softprompt.models.families.seq2seq import decode, encode, start_token
 from softprompt.models.family import Batch, family_of, logits, plain
 from softprompt.models.probe import objection_to_logits
 from softprompt.models.prompted import PromptedModel
 from softprompt.models.scoring import batch_by_tokens, check_tokens
-from softprompt.models.state import Span, StatePool, bytes_per_place
+from softprompt.models.state import bytes_per_place, objection_to_pool
 
 logger = logging.getLogger(__name__)
+_STEP_TOKENS = 2048  # computed at one time: enough to fill the matrix products, little memory
 
 
 @torch.no_grad()
@@ -69,40 +72,47 @@ def generate(
     check_tokens("text", texts, model.base.vocab_size)
     index = model.check_rows([len(text) + max_new_tokens for text in texts], prompt_index)
     model.check_not_empty(texts, index)
-    vectors = model.vectors()
-    way = find_way(model)
-    suppressed = sorted(suppressed_ids(model.base.model))
-    answers: list[list[int]] = [[] for _ in texts]
-    lengths = [len(vectors[k]) + len(text) for k, text in zip(index, texts, strict=True)]
-    for rows in way.groups(lengths, [len(text) + max_new_tokens for text in texts]):
-        decoder = way(
-            model.base.model, vectors, [index[row] for row in rows], [texts[row] for row in rows], max_new_tokens - 1
-        )
-        hidden, going = decoder.hidden, list(range(len(rows)))
-        while going:
-            scores = logits(model.base.model, hidden)
-            scores[:, suppressed] = float("-inf")
-            chosen = dict(zip(going, scores.argmax(-1).tolist(), strict=True))
-            going = [i for i in going if chosen[i] not in ends]
-            for i in going:
-                answers[rows[i]].append(chosen[i])
-            going = [i for i in going if len(answers[rows[i]]) < max_new_tokens]
-            if going:
-                hidden = decoder.step(going, [chosen[i] for i in going])
-        if progress is not None:
-            progress(len(rows))
-    return answers
+    if not texts:
+        return []
+    return find_way(model).answer(_Job(model, texts, index, max_new_tokens, ends, progress or (lambda finished: None)))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What `generate` was asked."""
+
+    model: PromptedModel
+    texts: Sequence[Sequence[int]]
+    prompt_of_text: Sequence[int]
+    max_new_tokens: int
+    ends: Collection[int]
+    progress: Callable[[int], None]
+
+    def choose(self, hidden: Tensor) -> list[int]:
+        """The likeliest next token of each text, `[B, H]` to B ids."""
+        scores = logits(self.model.base.model, hidden)
+        scores[:, sorted(suppressed_ids(self.model.base.model))] = float("-inf")
+        chosen: list[int] = scores.argmax(-1).tolist()
+        return chosen
 
 
 class Way(ABC):
-    """Decodes a group of texts.
+    """One of the ways to decode."""
+
+    @classmethod
+    @abstractmethod
+    def answer(cls, job: _Job) -> list[list[int]]:
+        """The new tokens of each text."""
+
+
+class _Grouped(Way):
+    """Decodes a group of texts to its end, then the next.
 
     Args:
         model: the frozen base.
         prompts: K prompts `[P, H]`.
         prompt_of_text: which of them stands before each of the group's B texts.
         texts: their token ids.
-        steps: the most calls of `step`.
 
     Attributes:
         hidden: `[B, H]` the final hidden states at the texts' ends.
@@ -114,11 +124,29 @@ class Way(ABC):
         prompts: Sequence[Tensor],
         prompt_of_text: Sequence[int],
         texts: Sequence[Sequence[int]],
-        steps: int,
     ) -> None:
         self._model, self._prompts, self._prompt_of_text = model, prompts, prompt_of_text
-        self._texts, self._steps = [list(text) for text in texts], steps
+        self._texts = [list(text) for text in texts]
         self.hidden = self._begin()
+
+    @classmethod
+    def answer(cls, job: _Job) -> list[list[int]]:
+        vectors, base = job.model.vectors(), job.model.base.model
+        answers: list[list[int]] = [[] for _ in job.texts]
+        lengths = [len(vectors[k]) + len(text) for k, text in zip(job.prompt_of_text, job.texts, strict=True)]
+        for rows in cls.groups(lengths, [len(text) + job.max_new_tokens for text in job.texts]):
+            group = cls(base, vectors, [job.prompt_of_text[row] for row in rows], [job.texts[row] for row in rows])
+            hidden, going = group.hidden, list(range(len(rows)))
+            while going:
+                chosen = dict(zip(going, job.choose(hidden), strict=True))
+                going = [i for i in going if chosen[i] not in job.ends]
+                for i in going:
+                    answers[rows[i]].append(chosen[i])
+                going = [i for i in going if len(answers[rows[i]]) < job.max_new_tokens]
+                if going:
+                    hidden = group.step(going, [chosen[i] for i in going])
+            job.progress(len(rows))
+        return answers
 
     @staticmethod
     def groups(lengths: Sequence[int], costs: Sequence[int]) -> Iterator[list[int]]:
@@ -138,40 +166,60 @@ class Way(ABC):
         """`[len(going), H]` after one more token each for some of the texts; the others are over for good."""
 
 
+@dataclass(eq=False)
+class _Text(Work):
+    """A text, and which of those asked about it is."""
+
+    row: int = 0
+
+
 class _Pooled(Way):
-    """As the server decodes: what is new in one packed row, keys and values at places of a pool."""
+    """As the server decodes, by the same `Scheduler`: whoever is through makes room for the next text at once."""
 
-    def _begin(self) -> Tensor:
-        prompts, texts = self._prompts, self._texts
-        used = sorted(set(self._prompt_of_text))
-        places = sum(len(prompts[k]) for k in used) + sum(len(text) + self._steps for text in texts)
-        self._pool = StatePool(self._model, (places + 1) * bytes_per_place(self._model))
-        before = {k: self._allocate(len(prompts[k])) for k in used}
-        self._past = [before[k] for k in self._prompt_of_text]
-        with_prompt, with_text = [k for k in used if len(prompts[k])], [i for i, text in enumerate(texts) if text]
-        spans = [Span(prompts[k].detach(), before[k][:0], before[k]) for k in with_prompt]
-        ends = [states[-1] for states in self._pool.compute(spans + [self._span(i, texts[i]) for i in with_text])]
-        of_prompt = dict(zip(with_prompt, ends, strict=False))
-        of_text = dict(zip(with_text, ends[len(with_prompt) :], strict=True))
-        # A text of no tokens is gone on with from its prompt's end.
-        return torch.stack([of_text[i] if i in of_text else of_prompt[k] for i, k in enumerate(self._prompt_of_text)])
-
-    def step(self, going: Sequence[int], tokens: Sequence[int]) -> Tensor:
-        spans = [self._span(i, [token]) for i, token in zip(going, tokens, strict=True)]
-        return torch.cat(self._pool.compute(spans))
-
-    def _span(self, row: int, ids: Sequence[int]) -> Span:
-        past, places = self._past[row], self._allocate(len(ids))
-        self._past[row] = torch.cat([past, places])
-        return Span(torch.tensor(ids, dtype=torch.long), past, places)
-
-    def _allocate(self, count: int) -> Tensor:
-        places = self._pool.allocate(count)
-        assert places is not None, "the pool was made for all of them"
-        return places
+    @classmethod
+    def answer(cls, job: _Job) -> list[list[int]]:
+        base = job.model.base
+        prompts = [_Vectors(vectors.detach()) for vectors in job.model.vectors()]
+        works = [
+            _Text(prompts[k] if len(prompts[k].embeddings) else None, list(text), job.max_new_tokens - 1, row=row)
+            for row, (k, text) in enumerate(zip(job.prompt_of_text, job.texts, strict=True))
+        ]
+        needs = [work.need for work in works]
+        places = min(sum(needs), max(_STEP_TOKENS, *needs)) + sum(
+            prompts[k].num_virtual_tokens for k in set(job.prompt_of_text)
+        )
+        scheduler = Scheduler(base, (places + 1) * bytes_per_place(base.model), _STEP_TOKENS)
+        scheduler.waiting.extend(works)
+        while scheduler.waiting or scheduler.running:
+            ended = [(part.work, part.end) for part in scheduler.compute(scheduler.plan()) if part.end is not None]
+            if not ended:  # a long text goes on
+                continue
+            for (work, _), token in zip(ended, job.choose(torch.stack([end[0] for _, end in ended])), strict=True):
+                over = token in job.ends
+                if not over:
+                    work.ids.append(token)
+                if over or len(work.ids) - work.text_length == job.max_new_tokens:
+                    scheduler.finish(work)
+                    job.progress(1)
+        return [work.ids[work.text_length :] for work in works]
 
 
-class _Cached(Way):
+@dataclass(frozen=True)
+class _Vectors:
+    """A prompt as it is now, known by its place."""
+
+    embeddings: Tensor
+
+    @property
+    def sha256(self) -> str:
+        return str(id(self))
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        return len(self.embeddings)
+
+
+class _Cached(_Grouped):
     """With the base's own cache or state, whatever it is. No text is padded, which not every base can see past."""
 
     _NAMES = ("cache", "past_key_values", "cache_params", "state")  # as the classes of Transformers name it
@@ -230,7 +278,7 @@ class _OneByOne(_Cached):
         yield from ([row] for row in range(len(lengths)))
 
 
-class _Plain(Way):
+class _Plain(_Grouped):
     """The concatenation itself, whole for every token."""
 
     def _begin(self) -> Tensor:
@@ -253,7 +301,7 @@ class _Plain(Way):
         return plain(self._model, self._prompts, batch)
 
 
-class _DecoderPlain(Way):
+class _DecoderPlain(_Grouped):
     """Of an encoder-decoder: texts are encoded once, the answers decoded anew for every token."""
 
     def _begin(self) -> Tensor:
@@ -289,8 +337,7 @@ class _DecoderCached(_DecoderPlain):
         return hidden[list(rows), -1]
 
 
-_WAYS: dict[str, type[Way]] = {
-    "pooled": _Pooled,
+_WAYS: dict[str, type[_Grouped]] = {
     "cached": _Cached,
     "one_by_one": _OneByOne,
     "plain": _Plain,
@@ -299,7 +346,7 @@ _WAYS: dict[str, type[Way]] = {
 }
 
 
-_ways: weakref.WeakKeyDictionary[PreTrainedModel, dict[type[Way], str]] = weakref.WeakKeyDictionary()
+_ways: weakref.WeakKeyDictionary[PreTrainedModel, dict[type[_Grouped], str]] = weakref.WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -315,8 +362,10 @@ def find_way(model: PromptedModel) -> type[Way]:
     base = model.base.model
     if base.training:
         base.eval()
+    if model.logits_route == "packed" and not objection_to_pool(base):
+        return _Pooled
     known = _ways.setdefault(base, {})
-    *ways, plainest = (_WAYS[name] for name in family_of(base).ways(model.logits_route))
+    *ways, plainest = (_WAYS[name] for name in family_of(base).ways)
     for way in ways:
         if way not in known:
             known[way] = _objection(base, way, plainest)
@@ -331,7 +380,7 @@ def find_way(model: PromptedModel) -> type[Way]:
     return plainest
 
 
-def _objection(model: PreTrainedModel, way: type[Way], plainest: type[Way]) -> str:
+def _objection(model: PreTrainedModel, way: type[_Grouped], plainest: type[_Grouped]) -> str:
     """What keeps `way` from the logits of the plainest; "" for nothing. Two texts share a prompt."""
     count = model.config.get_text_config().vocab_size
     ids = torch.randint(0, count, (19,), generator=torch.Generator().manual_seed(0))
@@ -339,10 +388,10 @@ def _objection(model: PreTrainedModel, way: type[Way], plainest: type[Way]) -> s
     texts, tokens = [ids[5:9].tolist(), ids[9:12].tolist(), ids[12:16].tolist()], ids[16:].tolist()
     groups = list(way.groups([6] * 3, [6] * 3))
 
-    def answer(way: type[Way]) -> Tensor:
+    def answer(way: type[_Grouped]) -> Tensor:
         states = []
         for rows in groups:
-            decoder = way(model, [vectors[:2], vectors[2:]], [row % 2 for row in rows], [texts[row] for row in rows], 2)
+            decoder = way(model, [vectors[:2], vectors[2:]], [row % 2 for row in rows], [texts[row] for row in rows])
             going = list(range(len(rows)))
             states += [decoder.hidden, decoder.step(going, [tokens[row] for row in rows])]
             states.append(decoder.step(going[-2:], tokens[-2:][-len(rows) :]))

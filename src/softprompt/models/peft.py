@@ -162,17 +162,8 @@ class AcceleratedPeftModel(PeftModelForCausalLM):
         used = sorted(set(names))
         prompts: list[Tensor] = [self.prompt_encoder[name].embedding.weight for name in used]
         before, text = max(map(len, prompts)), input_ids.shape[1]
-        present = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
-        # [B, T + 1]: who predicts the label of each column. Tokens do, and in front of the first one its prompt's last.
-        asked = F.pad(present, (1, 0)).scatter(1, present.long().argmax(1, keepdim=True), True)
-        rows, columns = asked.nonzero(as_tuple=True)
-        batch = Batch(
-            tokens=input_ids[present],
-            lengths=present.sum(1).tolist(),
-            prompt_of_text=[used.index(name) for name in names],
-            rows=rows,
-            columns=asked.long().cumsum(1)[asked] - 2,
-        )
+        batch, asked = _read(input_ids, attention_mask, [used.index(name) for name in names])
+        columns = asked.nonzero(as_tuple=True)[1]
         items: Any = others.get("num_items_in_batch")
         fused, late = others.get("fused_lm_head"), False
         if labels is not None:
@@ -185,7 +176,7 @@ class AcceleratedPeftModel(PeftModelForCausalLM):
         loss: Any = None
         if labels is not None:
             if fused:
-                where = rows[known], before - 1 + columns[known]
+                where = batch.rows[known], before - 1 + columns[known]
                 output = self._run_fused_head(hidden[known], targets[known], others.get("num_items_in_batch"))
                 return _spread(output, where, (len(input_ids), before + text - 1))
             total = self._nll(hidden[known], targets[known])
@@ -193,14 +184,18 @@ class AcceleratedPeftModel(PeftModelForCausalLM):
         if late:  # what goes back through the logits is not the loss's, and is to be divided by nothing
             (hidden,) = divide_gradients([hidden], 1 / items)
 
+        scores = self._later_logits(prompts, batch, hidden, before - 1 + columns, before + text)
+        return CausalLMOutputWithPast(loss=loss, logits=scores)
+
+    def _later_logits(
+        self, prompts: Sequence[Tensor], batch: Batch, hidden: Tensor, columns: Tensor, width: int
+    ) -> Tensor:
+        """The logits `[B, width, V]`, computed when they are first used."""
         size = self.base_model.get_output_embeddings().weight.shape[0]
         kept = [prompt.clone() for prompt in prompts]  # an optimiser may step before the logits are read
-        scores = _LazyTensor(
-            lambda: self._logits(kept, batch, hidden, before - 1 + columns, before + text),
-            (len(input_ids), before + text, size),
-            like=hidden,
-        )
-        return CausalLMOutputWithPast(loss=loss, logits=scores)
+        shape = len(batch.lengths), width, size
+        scores: Tensor = _LazyTensor(lambda: self._logits(kept, batch, hidden, columns, width), shape, like=hidden)
+        return scores
 
     def _obstacle(
         self, input_ids: Tensor | None, attention_mask: Tensor | None, labels: Tensor | None, others: dict[str, Any]
@@ -345,6 +340,21 @@ class _AfterBackbone:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._base, name)
+
+
+def _read(input_ids: Tensor, attention_mask: Tensor | None, prompt_of_text: list[int]) -> tuple[Batch, Tensor]:
+    """A padded batch without its padding, and `[B, T + 1]` which columns have a token or prompt that predicts them."""
+    present = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
+    # Tokens predict the label of the next column, and in front of the first one its prompt's last.
+    asked = F.pad(present, (1, 0)).scatter(1, present.long().argmax(1, keepdim=True), True)
+    batch = Batch(
+        tokens=input_ids[present],
+        lengths=present.sum(1).tolist(),
+        prompt_of_text=prompt_of_text,
+        rows=asked.nonzero(as_tuple=True)[0],
+        columns=asked.long().cumsum(1)[asked] - 2,
+    )
+    return batch, asked
 
 
 def _spread(output: ModelOutput, where: tuple[Tensor, Tensor], shape: tuple[int, int]) -> ModelOutput:

@@ -75,16 +75,19 @@ def score(
 
 @torch.no_grad()
 def final_states(
-    model: PromptedModel, texts: Sequence[Sequence[int]], progress: Callable[[int], None] | None = None
+    model: PromptedModel,
+    texts: Sequence[Sequence[int]],
+    prompt_index: Sequence[int] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """`[B, H]` float32 on the CPU: the final hidden state of each text's last token, behind the model's one prompt.
+    """`[B, H]` float32 on the CPU: the final hidden state of each text's last token behind its prompt; see `score`.
 
     Raises:
         SoftPromptError: a text is empty and has no prompt before it, a token is not in the vocabulary, or prompt and
             text do not fit the context.
     """
     check_tokens("text", texts, model.base.vocab_size)
-    index = model.check_rows([len(text) for text in texts], None)
+    index = model.check_rows([len(text) for text in texts], prompt_index)
     model.check_not_empty(texts, index)
     vectors, device = model.vectors(), model.base.device
     found = torch.empty(len(texts), model.base.hidden_size)

@@ -13,7 +13,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,9 +26,19 @@ from softprompt.models.attention import attach
 from softprompt.models.family import logits, plain
 from softprompt.models.packed import Block, Kept, Layout, Tree
 from softprompt.models.probe import objection, objection_to_logits, probe
-from softprompt.prompts.prompt import SoftPrompt
 
 _Shape = tuple[tuple[int, int], tuple[int, int]]  # heads and width of a layer's keys, and of its values
+
+
+class Virtual(Protocol):
+    """Virtual tokens, such as a `SoftPrompt`'s: `[P, H]`, and a digest of them by which their state is found."""
+
+    @property
+    def embeddings(self) -> Tensor: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def num_virtual_tokens(self) -> int: ...
 
 
 @dataclass(eq=False)
@@ -94,6 +104,8 @@ class StatePool:
             memory holds no place.
     """
 
+    _objection = staticmethod(lambda model: objection_to_pool(model))
+
     def __init__(self, model: PreTrainedModel, memory: int) -> None:
         if reason := self._objection(model):
             raise SoftPromptError(f"{type(model).__name__} cannot keep states for mixed batches: {reason}")
@@ -144,7 +156,7 @@ class StatePool:
         """Give places back that `allocate` gave."""
         self._free.extend(places.tolist())
 
-    def hold(self, prompt: SoftPrompt) -> State | None:
+    def hold(self, prompt: Virtual) -> State | None:
         """The prompt's state, which stays until `drop`; None where there is no room for it now.
 
         A state that is new has to be computed by the caller: `last` is None until then.
@@ -170,12 +182,6 @@ class StatePool:
         state.holders -= 1
         if not state.holders and state.last is None:
             self._remove(state)
-
-    def _objection(self, model: PreTrainedModel) -> str:
-        """Why this model's states cannot be kept; found out once for each model."""
-        if model not in _objections:
-            _objections[model] = objection(model, "packed", gradient=False) or _objection_to_keeping(model)
-        return _objections[model]
 
     def _remove(self, state: State) -> None:
         del self._states[state.key]
@@ -278,11 +284,17 @@ def _blocks(rows: Sequence[_Row], device: torch.device) -> list[Block]:
 _objections: weakref.WeakKeyDictionary[PreTrainedModel, str] = weakref.WeakKeyDictionary()
 
 
+def objection_to_pool(model: PreTrainedModel) -> str:
+    """Why this model's states cannot be kept, or ""; found out once for each model."""
+    if model not in _objections:
+        _objections[model] = objection(model, "packed", gradient=False) or _objection_to_keeping(model)
+    return _objections[model]
+
+
 class _Unproven(StatePool):
     """A pool for the probe that finds out whether there can be one."""
 
-    def _objection(self, model: PreTrainedModel) -> str:
-        return ""
+    _objection = staticmethod(lambda model: "")
 
 
 def _objection_to_keeping(model: PreTrainedModel) -> str:

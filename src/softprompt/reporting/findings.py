@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -26,19 +25,19 @@ _MOST_MISTAKES = 20
 LONGEST_TEXT = 300  # characters of a text that a report shows
 
 
-class Word(BaseModel):
-    """A word near a virtual token, with their cosine."""
-
+class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True)
+
+
+class Word(_Frozen):
+    """A word near a virtual token, with their cosine."""
 
     token: str
     similarity: float
 
 
-class Token(BaseModel):
+class Token(_Frozen):
     """A virtual token, as `softprompt inspect` describes it; see `TokenFindings`."""
-
-    model_config = ConfigDict(frozen=True)
 
     index: int
     norm: float
@@ -47,10 +46,8 @@ class Token(BaseModel):
     nearest: list[Word]
 
 
-class InspectionSummary(BaseModel):
+class InspectionSummary(_Frozen):
     """What `softprompt inspect` found."""
-
-    model_config = ConfigDict(frozen=True)
 
     tokens: list[Token]
     caption: str
@@ -59,7 +56,7 @@ class InspectionSummary(BaseModel):
     drift_unknown: str | None = None
 
 
-class Mistake(BaseModel):
+class Mistake(_Frozen):
     """A row that was answered wrong.
 
     Attributes:
@@ -70,8 +67,6 @@ class Mistake(BaseModel):
         probability: of the answer, from 0 to 1; None for free text.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     place: str
     text: str
     right: str
@@ -79,14 +74,12 @@ class Mistake(BaseModel):
     probability: float | None = None
 
 
-class Findings(BaseModel):
+class Findings(_Frozen):
     """All of `report.json`; None where something was not looked for.
 
     Attributes:
         prompt: the SHA-256 of the prompt that was looked at, as on its card.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     prompt: str | None = None
     inspection: InspectionSummary | None = None
@@ -151,8 +144,3 @@ def find_mistakes(
 
 def _text(row: Row, task: Task) -> str:
     return row.columns[task.columns[0]] if len(task.columns) == 1 else task.render(row.columns)
-
-
-def summarise_inspection(document: dict[str, Any]) -> InspectionSummary:
-    """The part of an inspection's document that a report shows."""
-    return InspectionSummary.model_validate(document)

@@ -22,7 +22,7 @@ from softprompt.inspection import inspect
 from softprompt.prompts.card import Card
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.reporting import figures
-from softprompt.reporting.findings import FINDINGS, LONGEST_TEXT, Findings, find_mistakes, summarise_inspection
+from softprompt.reporting.findings import FINDINGS, LONGEST_TEXT, Findings, InspectionSummary, find_mistakes
 from softprompt.reporting.page import Section, figure, page, paragraph, table
 from softprompt.tasks.rows import Rows, as_rows
 from softprompt.tasks.task import Task
@@ -82,7 +82,7 @@ def _look(
     prompt = SoftPrompt.load(folder / PROMPT, base=base)
     found: dict[str, Any] = {} if test is None else {"test": test}
     if base is not None:
-        found["inspection"] = summarise_inspection(inspect(base, prompt).to_json())
+        found["inspection"] = InspectionSummary.model_validate(inspect(base, prompt).to_json())
         if validation is not None:
             task = Task.from_dict(prompt.card.task, f"{folder / PROMPT}: the card's task")
             rows = as_rows(validation, task)

@@ -219,10 +219,10 @@ def _describe(service: Service, served: Served) -> schemas.Model:
         created=served.loaded,
         name=served.name,
         version=served.version,
-        parent=None if served.prompt is None else service.catalogue.base_name,
+        parent=None if served.card is None else service.catalogue.base_name,
         num_virtual_tokens=served.virtual,
         max_model_len=base.room(served.virtual),
-        card=None if served.prompt is None else _shown_card(service, served.prompt.card),
+        card=None if served.card is None else _shown_card(service, served.card),
     )
 
 
@@ -233,9 +233,9 @@ def _shown_card(service: Service, card: Card) -> Card:
     return card.model_copy(update={"base": card.base.model_copy(update={"name": service.catalogue.base_name})})
 
 
-async def _likelihoods(service: Service, served: Served, question: Question) -> list[float]:
+async def _answer(service: Service, served: Served, question: Question) -> tuple[str, dict[str, float]]:
     with naming(served.id):
-        return await service.engine.classify(served.prompt, question.ids, question.continuations)
+        return await _classifier(served).classify(service.engine, question)
 
 
 @_tasks.post(
@@ -261,25 +261,19 @@ async def classify(body: schemas.ClassifyRequest, request: Request, service: Rea
     size = sum(len(given) if isinstance(given, str) else sum(map(len, given.values())) for given in inputs)
     by_task = await run_long(size * len(tasks), ask)
     asked = [
-        (index, served, classifier, questions[index])
+        (index, served, questions[index])
         for index in range(len(inputs))
-        for (served, classifier), questions in zip(tasks, by_task, strict=True)
+        for (served, _), questions in zip(tasks, by_task, strict=True)
     ]
-    check_queue(service, len(asked))
-    works = [partial(_likelihoods, service, served, question) for _, served, _, question in asked]
+    check_queue(service, len(inputs) * sum(max(1, len(served.members)) for served, _ in tasks))
+    works = [partial(_answer, service, served, question) for _, served, question in asked]
     found = await unless_gone(request.receive, together(works))
-    answers = []
-    for (index, served, classifier, question), likelihoods in zip(asked, found, strict=True):
-        label, probabilities = classifier.answer(likelihoods)
-        answers.append(
-            schemas.ClassificationAnswer(
-                index=index,
-                model=served.id,
-                label=label,
-                probabilities=probabilities,
-                truncated=question.truncated,
-            )
+    answers = [
+        schemas.ClassificationAnswer(
+            index=index, model=served.id, label=label, probabilities=probabilities, truncated=question.truncated
         )
+        for (index, served, question), (label, probabilities) in zip(asked, found, strict=True)
+    ]
     seconds = time.perf_counter() - start
     for (served, _), questions in zip(tasks, by_task, strict=True):
         tokens = sum(len(question.ids) for question in questions)

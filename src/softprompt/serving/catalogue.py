@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 
 from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError, UnknownPromptError
+from softprompt.prompts.card import Card
+from softprompt.prompts.ensemble import mark
 from softprompt.prompts.library import PromptLibrary
 from softprompt.prompts.names import split_name
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.serving.classification import Classifier
+from softprompt.serving.logs import LOGGER
 from softprompt.tasks.task import Task
 from softprompt.text import shown
 
@@ -37,10 +40,11 @@ class Served:
     """The base, or one version of a prompt. A request holds on to it, whatever is loaded or unloaded meanwhile.
 
     Attributes:
-        id: "name@version"; of the base its name.
+        id: "name@version"; of the base and of an ensemble its name.
         name: without the version.
-        version: None for the base.
-        prompt: None for the base.
+        version: None for the base and an ensemble.
+        prompt: None for the base and an ensemble.
+        members: of an ensemble, the prompts that vote.
         classifier: of its task; None where its card holds no classification task.
         loaded: when, in seconds since 1970.
     """
@@ -50,12 +54,19 @@ class Served:
     version: int | None = None
     prompt: SoftPrompt | None = None
     classifier: Classifier | None = None
+    members: tuple[SoftPrompt, ...] = ()
     loaded: int = field(default_factory=lambda: int(time.time()))
 
     @property
     def virtual(self) -> int:
         """P, the number of its virtual tokens."""
-        return 0 if self.prompt is None else self.prompt.num_virtual_tokens
+        prompts = self.members if self.prompt is None else (self.prompt,)
+        return max((prompt.num_virtual_tokens for prompt in prompts), default=0)
+
+    @property
+    def card(self) -> Card | None:
+        """The prompt's; of an ensemble its first member's; None for the base."""
+        return next((prompt.card for prompt in (self.prompt, *self.members) if prompt is not None), None)
 
 
 class Catalogue:
@@ -79,6 +90,7 @@ class Catalogue:
         )
         self._bare = Served(self.base_name, self.base_name)
         self._prompts: dict[str, Served] = {}
+        self._ensembles: dict[str, Served] = {}
         self.refused: dict[str, str] = {}
 
     @property
@@ -88,8 +100,8 @@ class Catalogue:
 
     @property
     def models(self) -> list[Served]:
-        """The base, then the prompts."""
-        return [self._bare, *self.prompts]
+        """The base, then ensembles, then the prompts, their members among them."""
+        return [self._bare, *(self._ensembles[name] for name in sorted(self._ensembles)), *self.prompts]
 
     def find(self, name: str) -> Served:
         """What answers to `name`: the base's name, or that of a prompt that is loaded, with its version or without.
@@ -99,7 +111,7 @@ class Catalogue:
         """
         if name == self._bare.name:
             return self._bare
-        served = self._prompts.get(name.partition("@")[0])
+        served = self._prompts.get(name.partition("@")[0]) or self._ensembles.get(name)
         if served is None:
             raise UnknownModelError(f"there is no model {shown(name)}: GET /v1/models lists those that are loaded")
         if name not in (served.name, served.id):
@@ -108,7 +120,7 @@ class Catalogue:
 
     def serves(self, name: str) -> bool:
         """Whether the base or a prompt that is loaded has this name, which has no version."""
-        return name == self._bare.name or name in self._prompts
+        return name == self._bare.name or name in self._prompts or name in self._ensembles
 
     def read(self, name: str) -> Served:
         """Read "name" (the library's current version) or "name@version" from the library, without serving it yet.
@@ -142,6 +154,7 @@ class Catalogue:
         self._prompts[served.name] = served
         for name in (served.name, served.id):
             self.refused.pop(name, None)
+        self._find_ensembles()
 
     def remove(self, name: str) -> Served:
         """Serve the prompt no more. Requests that hold it are finished.
@@ -152,8 +165,35 @@ class Catalogue:
         served = self.find(name)
         if served is self._bare:
             raise UnknownModelError(f"{shown(name)} is the base, which stays")
+        if served.members:
+            raise UnknownModelError(f"{shown(name)} is an ensemble: unload its members, {name}.0 and so on")
         del self._prompts[served.name]
+        self._find_ensembles()
         return served
+
+    def _find_ensembles(self) -> None:
+        """Those whose members are all loaded, as `library add` names them: "mood.0", "mood.1" and so on are "mood"."""
+        found = {}
+        for first in self._prompts.values():
+            name, _, number = first.name.rpartition(".")
+            of = mark(first.prompt.card) if first.prompt is not None and number == "0" else {}
+            every = [self._prompts.get(f"{name}.{k}") for k in range(of.get("of", 0))]
+            members = [one.prompt for one in every if one is not None and one.prompt is not None]
+            if not of or len(members) < len(every):
+                continue
+            if any(mark(prompt.card) != {**of, "member": k} for k, prompt in enumerate(members)):
+                LOGGER.warning("%s.0 and so on are not the members of one ensemble: none answers as %s", name, name)
+                continue
+            if name in (self._bare.name, *self._prompts):
+                LOGGER.warning("no ensemble answers as %s, which is another model's name", name)
+                continue
+            before = self._ensembles.get(name)
+            if before is not None and before.members == tuple(members):
+                found[name] = before
+            elif first.classifier is not None:
+                classifier = Classifier(self._base, first.classifier.task, *members)
+                found[name] = Served(name, name, classifier=classifier, members=tuple(members))
+        self._ensembles = found
 
     def _read(self, name: str) -> Served:
         entry, prompt = self._library.load(name)

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
+from softprompt.prompts.ensemble import vote
 from softprompt.prompts.prompt import SoftPrompt
+from softprompt.serving.engine import Engine
+from softprompt.serving.streams import together
 from softprompt.tasks.answers.answer import label_probabilities
 from softprompt.tasks.encode import Encoder
-from softprompt.tasks.rows import Row, rows_from
+from softprompt.tasks.rows import rows_from
 from softprompt.tasks.task import Task
 
 
@@ -41,23 +45,24 @@ class Classifier:
     Args:
         base: the base.
         task: a task with labels.
-        prompt: the prompt that is asked; None: the base alone.
+        prompts: the prompts that are asked, which vote; None: the base alone.
 
     Attributes:
+        task: what is asked.
         labels: the task's.
 
     Raises:
         SoftPromptError: the labels cannot be told apart, or have no tokens.
     """
 
-    def __init__(self, base: Base, task: Task, prompt: SoftPrompt | None) -> None:
-        has_head = prompt is not None and prompt.head is not None
+    def __init__(self, base: Base, task: Task, *prompts: SoftPrompt | None) -> None:
+        has_head = all(one is not None and one.head is not None for one in prompts)
         task = task.resolved(head=has_head)
         if (task.kind == "head") != has_head:
             task = task.answered_by("words")
-        self._base, self._task = base, task
-        self._virtual = 0 if prompt is None else prompt.num_virtual_tokens
-        self._log_priors = None if prompt is None else prompt.card.log_priors(task.labels)
+        self._base, self.task, self._prompts = base, task, prompts
+        self._log_priors = [None if one is None else one.card.log_priors(task.labels) for one in prompts]
+        self._virtual = max(0 if one is None else one.num_virtual_tokens for one in prompts)
         self._encoder = Encoder(base, task, virtual_tokens=self._virtual)
         if task.labels is None:
             raise SoftPromptError("the task generates free text: it has no labels to choose from")
@@ -73,19 +78,11 @@ class Classifier:
         Raises:
             SoftPromptError: a text is empty or too long, or a column is missing.
         """
-        return [self._encode(row, truncate) for row in rows_from(inputs, self._task)]
-
-    def answer(self, likelihoods: Sequence[float]) -> tuple[str, dict[str, float]]:
-        """The likeliest label and each label's probability, from the log-likelihoods of the continuations."""
-        # As `sp.predict` does it, to the last bit.
-        found = label_probabilities(torch.tensor(likelihoods, dtype=torch.float32), self._log_priors).tolist()
-        probabilities = dict(zip(self.labels, found, strict=True))
-        return max(self.labels, key=lambda label: probabilities[label]), probabilities
-
-    def _encode(self, row: Row, truncate: bool) -> Question:
-        encoded = self._encoder.encode_rows([row])
-        if encoded.cut[0] and not truncate:
-            text = self._task.render(row.columns)
+        rows = rows_from(inputs, self.task)
+        encoded = self._encoder.encode_rows(rows)
+        if encoded.truncated and not truncate:
+            row = rows[encoded.cut.index(True)]
+            text = self.task.render(row.columns)
             whole = len(self._base.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
             label = f" and its label up to {self._encoder.answer.reserve}" if self._label_ids else ""
             raise SoftPromptError(
@@ -93,4 +90,21 @@ class Classifier:
                 f"{self._base.max_positions} fit the context, {self._virtual} of them virtual: shorten it, or send "
                 "truncate: true"
             )
-        return Question(encoded.input_ids[0], self._label_ids, encoded.cut[0])
+        return [Question(ids, self._label_ids, cut) for ids, cut in zip(encoded.input_ids, encoded.cut, strict=True)]
+
+    async def classify(self, engine: Engine, question: Question) -> tuple[str, dict[str, float]]:
+        """The likeliest label and each label's probability, the members of an ensemble asked together.
+
+        Raises: as `Engine.classify`.
+        """
+        works = [partial(engine.classify, prompt, question.ids, question.continuations) for prompt in self._prompts]
+        return self.answer(await together(works))
+
+    def answer(self, likelihoods: Sequence[Sequence[float]]) -> tuple[str, dict[str, float]]:
+        """The same from each prompt's log-likelihoods of the continuations."""
+        # As `sp.predict` does it, to the last bit.
+        pairs = zip(torch.tensor(likelihoods, dtype=torch.float32), self._log_priors, strict=True)
+        members = torch.stack([label_probabilities(scores, priors) for scores, priors in pairs])
+        found = (members if len(members) == 1 else vote(members[:, None]))[0].tolist()
+        probabilities = dict(zip(self.labels, found, strict=True))
+        return max(self.labels, key=lambda label: probabilities[label]), probabilities

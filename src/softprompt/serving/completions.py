@@ -99,6 +99,28 @@ def check_queue(service: Service, count: int) -> None:
         )
 
 
+def _find(service: Service, model: str) -> Served:
+    """What writes in the name of `model`.
+
+    Raises:
+        UnknownModelError: nothing does.
+        ProblemError: it is an ensemble, or answers by a head.
+    """
+    served = service.catalogue.find(model)
+    if served.members:
+        raise ProblemError(
+            400,
+            f"{model} is an ensemble, which votes on labels: use /v1/classify or /v1/predict, or ask a member",
+            param="model",
+            code="ensemble",
+        )
+    if served.prompt is not None and served.prompt.head is not None:
+        raise ProblemError(
+            400, f"{served.id} answers by a head, with labels and no text: use /v1/classify", param="model", code="head"
+        )
+    return served
+
+
 def answers(model: type[Any], *further: int) -> dict[int | str, dict[str, Any]]:
     """What the OpenAPI page says of the answers of an endpoint that may stream, and of `further` errors."""
     events = {"schema": {"type": "string"}, "example": 'data: {"id": "...", "choices": [...]}\n\ndata: [DONE]\n\n'}
@@ -138,20 +160,10 @@ async def _next(events: AsyncGenerator[str, None]) -> str:
     return await anext(events)
 
 
-def _speaks(service: Service, name: str) -> Served:
-    """What answers to a name, which must answer in text."""
-    served = service.catalogue.find(name)
-    if served.prompt is not None and served.prompt.head is not None:
-        raise ProblemError(
-            400, f"{served.id} answers by a head, with labels and no text: use /v1/classify", param="model", code="head"
-        )
-    return served
-
-
 @router.post("/v1/completions", summary="Go on with a text", response_model=None, responses=answers(schemas.Completion))
 async def complete(body: schemas.CompletionRequest, request: Request, service: ReadyService) -> Response:
     """Texts as they stand, each behind the prompt's virtual tokens, are gone on with."""
-    served = _speaks(service, body.model)
+    served = _find(service, body.model)
     given, writer, n = body.prompt, service.writer, body.n or 1
     texts: Sequence[str | list[int]]
     if isinstance(given, str):
@@ -195,7 +207,7 @@ async def complete(body: schemas.CompletionRequest, request: Request, service: R
 )
 async def chat(body: schemas.ChatRequest, request: Request, service: ReadyService) -> Response:
     """The conversation in the base's chat template, behind the prompt's virtual tokens, is answered."""
-    served = _speaks(service, body.model)
+    served = _find(service, body.model)
     if body.top_logprobs is not None and not body.logprobs:
         raise ProblemError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
     limits = {limit for limit in (body.max_tokens, body.max_completion_tokens) if limit is not None}

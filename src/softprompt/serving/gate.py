@@ -284,7 +284,9 @@ class Gate:
         # All are compared, whichever fits: the time tells nothing.
         fitting = [i for i, key in enumerate(self._keys) if secrets.compare_digest(token, key)]
         client = f"key {fitting[0]}" if fitting else str((scope.get("client") or ("",))[0])
-        if self._rate is not None and (wait := self._rate.wait(client, time.monotonic())):
+        # A page takes a dozen requests to be shown. What it asks then is counted where the API is asked.
+        shows_page = on_page and scope["method"] in ("GET", "HEAD") and (fitting or not self._keys)
+        if self._rate is not None and not shows_page and (wait := self._rate.wait(client, time.monotonic())):
             raise busy("too many requests a minute: try again later", "rate_limit_exceeded", wait)
         if self._keys and not fitting:
             message = (

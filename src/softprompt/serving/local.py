@@ -10,25 +10,25 @@ HTTP; `models/state.py` keeps the keys and values.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from softprompt.bases.base import Base, suppressed_ids
+from softprompt.bases.base import Base, dtype_name, suppressed_ids
 from softprompt.errors import SoftPromptError
+from softprompt.models.engine import Scheduler, Work
 from softprompt.models.family import logits
-from softprompt.models.packed import Tree
 from softprompt.models.readout import read_head
 from softprompt.models.scoring import Branches, check_tokens
-from softprompt.models.state import Span, State, StatePool
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.serving.engine import (
     NotFiniteError,
@@ -45,65 +45,39 @@ from softprompt.serving.sampling import Chooser
 # Tokens of one step. So many keep a CPU's matrix products busy; more would only make everyone wait longer.
 _STEP_TOKENS = {"cpu": 512}
 _STEP_TOKENS_ELSEWHERE = 8192
-_MOST_RUNNING = 256
 _WEIGHED_AT_ONCE = 128  # tokens whose likelihoods are worked out at a time: so many rows of the vocabulary are held
-_NOWHERE = torch.zeros(0, dtype=torch.long)
 
 _branches = lru_cache(maxsize=1024)(Branches)
 
 
 @dataclass(eq=False)
-class _Request:
+class _Request(Work):
     """A request and how far it is.
 
     A generation has a chooser, a classification branches or a head, a text to be weighed a number of tops, a warm-up
     none.
 
     Attributes:
-        ids: the text and, in a generation, the answer so far.
-        computed: how many of them are in the pool.
-        places: the pool's places for them and what follows, while it runs.
-        state: its prompt's state, while it runs.
         given_up: whether nobody waits for the answer any more.
         deadline: until when it may run, by the monotonic clock; infinite while it waits.
     """
 
     prompt: SoftPrompt | None
-    ids: list[int]
-    deadline: float = float("inf")
+    deadline: float = math.inf
     sampling: Sampling | None = None
     chooser: Chooser | None = None
     branches: Branches | None = None
     head: Tensor | None = None
     tops: int | None = None
-    computed: int = 0
-    places: Tensor = field(default_factory=lambda: _NOWHERE)
-    state: State | None = None
     given_up: bool = False
 
     def __post_init__(self) -> None:
         if not self.virtual:  # a head alone: there is no state to keep
             self.prompt = None
-        self.text_length = len(self.ids)
+        super().__post_init__()
         self._loop = asyncio.get_running_loop()
         self._answers: asyncio.Queue[Any] = asyncio.Queue()
         self.weighed: list[Weight] = []
-
-    @property
-    def virtual(self) -> int:
-        """P, or 0 for no prompt."""
-        return 0 if self.prompt is None else self.prompt.num_virtual_tokens
-
-    @property
-    def tree(self) -> Tree | None:
-        """The nodes to compute after the text."""
-        return self.branches.tree if self.branches is not None and self.branches.tree.tokens else None
-
-    @property
-    def need(self) -> int:
-        """Places for the text and what is computed after it; the last token of an answer is not."""
-        after = 0 if self.tree is None else len(self.tree.tokens)
-        return self.text_length + after + (0 if self.sampling is None else self.sampling.max_tokens - 1)
 
     @property
     def asks_nothing(self) -> bool:
@@ -192,12 +166,11 @@ class LocalEngine:
                 raise SoftPromptError(f"{key} is {value}: it must be above 0")
         self.base = base
         self.failed = asyncio.Event()
-        self._pool = StatePool(base.model, state_bytes)
-        self.max_waiting, self._time_limit, self._step_tokens = max_waiting, time_limit, max_batch_tokens
+        self._scheduler = Scheduler(base, state_bytes, max_batch_tokens)
+        self._pool = self._scheduler.pool
+        self.max_waiting, self._time_limit = max_waiting, time_limit
         self._pace = _Pace()
         self._suppressed = suppressed_ids(base.model)
-        self._waiting: deque[_Request] = deque()
-        self._running: list[_Request] = []
         self._changed = threading.Condition()
         self._worker: threading.Thread | None = None
         self._stopping = False
@@ -220,7 +193,7 @@ class LocalEngine:
 
     async def generate(self, prompt: SoftPrompt | None, ids: Sequence[int], sampling: Sampling) -> AsyncIterator[Token]:
         chooser = Chooser(sampling, self.base.end_ids, self.base.device, self._suppressed)
-        request = _Request(prompt, list(ids), sampling=sampling, chooser=chooser)
+        request = _Request(prompt, list(ids), sampling.max_tokens - 1, sampling=sampling, chooser=chooser)
         self._submit(request)
         try:
             while True:
@@ -242,7 +215,8 @@ class LocalEngine:
             raise SoftPromptError("a classification needs continuations, each of at least one token")
         check_tokens("continuation", continuations, self.base.vocab_size)
         branches = _branches(tuple(tuple(continuation) for continuation in continuations))
-        return list(await self._ask(_Request(prompt, list(ids), branches=branches)))
+        tree = branches.tree if branches.tree.tokens else None
+        return list(await self._ask(_Request(prompt, list(ids), tree=tree, branches=branches)))
 
     async def weigh(self, prompt: SoftPrompt | None, ids: Sequence[int], top: int) -> list[Weight]:
         weighed: list[Weight] = await self._ask(_Request(prompt, list(ids), tops=top))
@@ -262,8 +236,8 @@ class LocalEngine:
     def figures(self) -> Mapping[str, float]:
         counts = self._pool.counts
         return {
-            "requests_waiting": len(self._waiting),
-            "requests_running": len(self._running),
+            "requests_waiting": len(self._scheduler.waiting),
+            "requests_running": len(self._scheduler.running),
             "text_tokens_total": self._text_tokens,
             "new_tokens_total": self._new_tokens,
             "state_hits_total": counts.hits,
@@ -295,9 +269,9 @@ class LocalEngine:
         with self._changed:
             if self._stopping or self._worker is None:
                 raise StoppedError("the engine is not running")
-            if len(self._waiting) >= self.max_waiting:
-                raise QueueFullError(f"{len(self._waiting)} requests wait: try again later", retry_after=1.0)
-            self._waiting.append(request)
+            if len(self._scheduler.waiting) >= self.max_waiting:
+                raise QueueFullError(f"{len(self._scheduler.waiting)} requests wait: try again later", retry_after=1.0)
+            self._scheduler.waiting.append(request)
             self._changed.notify()
 
     def _work(self) -> None:
@@ -305,12 +279,15 @@ class LocalEngine:
         try:
             while True:
                 with self._changed:
-                    while not (self._waiting or self._running or self._stopping):
+                    while not (self._scheduler.waiting or self._scheduler.running or self._stopping):
                         self._changed.wait()
-                    if not (self._waiting or self._running):
+                    if not (self._scheduler.waiting or self._scheduler.running):
                         return
                     self._leave()
-                    plan = self._plan()
+                    plan = self._scheduler.plan(self._in_time)
+                    for request, _ in plan:
+                        if math.isinf(request.deadline):  # it runs from now on
+                            request.deadline = time.monotonic() + self._time_limit
                 self._attempt(plan)
         except Exception as error:  # a defect: nobody may wait forever for a thread that is gone
             LOGGER.error("engine failed", exc_info=error)
@@ -318,15 +295,15 @@ class LocalEngine:
                 self._loop.call_soon_threadsafe(self.failed.set)
             with self._changed:
                 self._stopping = True
-                for request in (*self._waiting, *self._running):
+                for request in (*self._scheduler.waiting, *self._scheduler.running):
                     request.answer(StoppedError(f"the engine has failed: {type(error).__name__}: {error}"))
-                self._waiting.clear()
-                self._running.clear()
+                self._scheduler.waiting.clear()
+                self._scheduler.running.clear()
 
     def _leave(self) -> None:
         """Let go of requests that nobody waits for, and of those whose time is up before there is a token."""
         now = time.monotonic()
-        for request in list(self._running):
+        for request in list(self._scheduler.running):
             if now > request.deadline and not request.given_up and not request.begun:
                 self._finish(
                     request,
@@ -335,70 +312,28 @@ class LocalEngine:
                         "token of its answer: shorten the text"
                     ),
                 )
-        for request in [request for request in self._running if request.given_up]:
+        for request in [request for request in self._scheduler.running if request.given_up]:
             self._finish(request)
-        if any(request.given_up for request in self._waiting):
-            self._waiting = deque(request for request in self._waiting if not request.given_up)
+        if any(request.given_up for request in self._scheduler.waiting):
+            self._scheduler.waiting = deque(request for request in self._scheduler.waiting if not request.given_up)
 
     def _finish(self, request: _Request, answer: object = None) -> None:
         """Free what a request holds, once, then deliver its last answer."""
         request.given_up = True
-        if request in self._running:
-            self._running.remove(request)
-            self._pool.release(request.places)
-            if request.state is not None:
-                self._pool.drop(request.state)
+        self._scheduler.finish(request)
         if answer is not None:
             request.answer(answer)
-
-    def _plan(self) -> list[tuple[_Request, int]]:
-        """The requests of the next step, each with how many of its tokens are computed."""
-        plan = []
-        room = self._step_tokens
-        # Answers being generated go on first: one token each.
-        for request in sorted(self._running, key=lambda request: len(request.ids) - request.computed > 1):
-            if room <= 0:
-                break
-            count = min(len(request.ids) - request.computed, room)
-            plan.append((request, count))
-            room -= count
-        while self._waiting and room > 0 and len(self._running) < _MOST_RUNNING:
-            request = self._waiting[0]
-            if not self._in_time(request) or not self._admit(request):
-                break
-            self._waiting.popleft()
-            if request.state is not None and request.state.last is None:
-                room -= request.virtual
-            count = max(min(len(request.ids), room), min(len(request.ids), 1))
-            plan.append((request, count))
-            room -= count + (0 if request.tree is None else len(request.tree.tokens))
-        return plan
 
     def _in_time(self, request: _Request) -> bool:
         """Whether this request and those that run would end in time beside each other, at the pace so far.
 
         More at once would only mean that all are cut; the oldest go first, and whoever waits loses no time.
         """
-        now, rows = time.monotonic(), len(self._running) + 1
-        others = all(self._pace.seconds(one.tokens_left, rows) <= one.deadline - now for one in self._running)
+        now, rows = time.monotonic(), len(self._scheduler.running) + 1
+        others = all(self._pace.seconds(one.tokens_left, rows) <= one.deadline - now for one in self._scheduler.running)
         alone = self._pace.seconds(request.tokens_left, 1)
         # One that could not end in time even alone is cut whenever it runs.
         return others and self._pace.seconds(request.tokens_left, rows) <= max(self._time_limit, alone)
-
-    def _admit(self, request: _Request) -> bool:
-        """Give a request its places and its prompt's state; False where there is no room now."""
-        state = None
-        if request.prompt is not None and (state := self._pool.hold(request.prompt)) is None:
-            return False
-        places = self._pool.allocate(request.need)
-        if places is None:
-            if state is not None:
-                self._pool.drop(state)
-            return False
-        request.state, request.places = state, places
-        request.deadline = time.monotonic() + self._time_limit
-        self._running.append(request)
-        return True
 
     def _attempt(self, plan: Sequence[tuple[_Request, int]]) -> None:
         """Compute a step. If it fails, each request is tried alone, so that one harms no other."""
@@ -426,50 +361,24 @@ class LocalEngine:
                         self._finish(request, _failed(error))
 
     @torch.inference_mode()
-    def _compute(self, plan: Iterable[tuple[_Request, int]]) -> list[tuple[_Request, Tensor]]:
+    def _compute(self, plan: Sequence[tuple[_Request, int]]) -> list[tuple[_Request, Tensor]]:
         """One packed row; the requests that came to their text's end, with `[1 + E, H]` hidden states from there."""
-        fresh: list[State] = []
-        spans: list[Span] = []
-        for request, _ in plan:
-            state = request.state
-            if request.prompt is not None and state is not None and state.last is None and state not in fresh:
-                fresh.append(state)
-                spans.append(Span(request.prompt.embeddings, _NOWHERE, state.places))
-        at: list[int | None] = []
-        for request, count in plan:
-            done = request.computed
-            tree = request.tree if done + count == len(request.ids) else None
-            nodes = 0 if tree is None else len(tree.tokens)
-            at.append(len(spans) if count or nodes else None)
-            if count or nodes:
-                before = _NOWHERE if request.state is None else request.state.places
-                inputs = torch.tensor(request.ids[done : done + count], dtype=torch.long)
-                past = torch.cat([before, request.places[:done]])
-                spans.append(Span(inputs, past, request.places[done : done + count + nodes], tree))
-        hidden = self._pool.compute(spans) if spans else []
-        for state, states in zip(fresh, hidden, strict=False):  # what follows belongs to the texts
-            if states[-1].isfinite().all():  # without it, the state leaves with the last who holds it
-                state.last = states[-1].clone()
         ended = []
-        for (request, count), i in zip(plan, at, strict=True):
-            own = self.base.embed(_NOWHERE).to(self.base.dtype) if i is None else hidden[i]
-            if request.tops is not None:
-                self._weigh(request, own[:count], request.tops)
-            request.computed += count
-            self._text_tokens += count
-            if request.computed == len(request.ids):
-                if count:
-                    own = own[count - 1 :]
-                elif request.state is not None and request.state.last is not None:  # an empty text
-                    own = torch.cat([request.state.last[None], own])
-                ended.append((request, own))
+        for part in self._scheduler.compute(plan):
+            self._text_tokens += len(part.hidden)
+            if part.work.tops is not None:
+                try:
+                    self._weigh(part.work, part.hidden, part.work.tops)
+                except Exception as error:  # the others have been computed, and are not tried again
+                    self._finish(part.work, _failed(error))
+                    continue
+            if part.end is not None:
+                ended.append((part.work, part.end))
         return ended
 
     def _weigh(self, request: _Request, hidden: Tensor, top: int) -> None:
         """Note how likely the tokens are that follow those just computed, `[n, H]`; first of all, the text's first."""
-        start = request.computed
-        del request.weighed[start + 1 if start else 0 :]  # of a step that failed
-        if not start:
+        if not request.weighed:
             last = None if request.state is None else request.state.last
             hidden = hidden if last is None else torch.cat([last[None], hidden])
             if last is None:
@@ -490,7 +399,7 @@ class LocalEngine:
             reason = "the text behind the prompt gives" if request.virtual else "the text gives"
         else:
             return False
-        dtype = str(self.base.dtype).removeprefix("torch.")
+        dtype = dtype_name(self.base.dtype)
         self._finish(request, NotFiniteError(f"{reason} numbers that are not finite on this base in {dtype}"))
         return True
 

@@ -98,7 +98,7 @@ class _Asked:
         self._request, self._service = request, service
         self._answering = service.catalogue.models[0] if alone else served
         self.id, self.text_tokens, self.new_tokens = self._answering.id, 0, 0
-        card = None if served.prompt is None else served.prompt.card
+        card = served.card
         if card is None or card.task is None:
             self._task = Task(template="{text}", target=" {answer}")
         else:
@@ -119,8 +119,8 @@ class _Asked:
         if self._classifier is not None:
             return self._classifier.ask(inputs, truncate=True)
         rows = rows_from(inputs, self._task)
-        encoded = [self._encoder.encode_rows([row], reserve=self._task.max_new_tokens) for row in rows]
-        return [Question(one.input_ids[0], [], one.cut[0]) for one in encoded]
+        encoded = self._encoder.encode_rows(rows, reserve=self._task.max_new_tokens)
+        return [Question(ids, [], cut) for ids, cut in zip(encoded.input_ids, encoded.cut, strict=True)]
 
     async def answers(self, questions: Sequence[Question]) -> AsyncGenerator[schemas.Prediction, None]:
         """The answers as they come and grow; closing the generator cancels them.
@@ -142,16 +142,16 @@ class _Asked:
             self._request.state.record.update(model=self.id, text_tokens=tokens[0], new_tokens=tokens[1])
 
     async def _answer(self, index: int, question: Question) -> AsyncGenerator[schemas.Prediction, None]:
-        prompt = self._answering.prompt
         if self._classifier is not None:
-            found = await self._service.engine.classify(prompt, question.ids, question.continuations)
-            label, probabilities = self._classifier.answer(found)
+            label, probabilities = await self._classifier.classify(self._service.engine, question)
             yield schemas.Prediction(
                 index=index, label=label, probabilities=probabilities, truncated=question.truncated
             )
             return
         text, sampling = "", Sampling(max_tokens=self._task.max_new_tokens)
-        async with aclosing(self._service.writer.write(index, prompt, question.ids, sampling, [])) as pieces:
+        async with aclosing(
+            self._service.writer.write(index, self._answering.prompt, question.ids, sampling, [])
+        ) as pieces:
             async for piece in pieces:
                 text += piece.text
                 self.new_tokens += piece.new_tokens

@@ -23,6 +23,16 @@ from softprompt.text import shorten, shown
 # are no identifiers.
 _SCALARS = {"bool", "dict", "float", "int", "str"}
 _MOST_FAULTS = 10
+# The errors that have a status of their own, and what else their answer says.
+_KNOWN: tuple[tuple[type[SoftPromptError], int, dict[str, Any]], ...] = (
+    (TimeLimitError, 504, {"kind": "timeout_error", "code": "time_limit"}),
+    (NotFiniteError, 500, {"kind": "server_error", "code": "not_finite"}),
+    (StoppedError, 503, {"kind": "server_error", "code": "not_ready", "headers": {"Retry-After": "5"}}),
+    (UnknownModelError, 404, {"param": "model", "code": "model_not_found"}),
+    (UnknownPromptError, 404, {"param": "name", "code": "prompt_not_found"}),
+    (RefusedPromptError, 409, {"param": "name", "code": "prompt_refused"}),
+    (ContextError, 400, {"code": "context_length_exceeded"}),
+)
 _LONGEST_NAME = 64
 
 
@@ -77,20 +87,9 @@ def find_problem(error: Exception) -> ProblemError:
         return _of_framework(status, getattr(error, "headers", None))
     if isinstance(error, QueueFullError):
         return busy(str(error), "queue_full", error.retry_after)
-    if isinstance(error, TimeLimitError):
-        return ProblemError(504, str(error), kind="timeout_error", code="time_limit")
-    if isinstance(error, NotFiniteError):
-        return ProblemError(500, str(error), kind="server_error", code="not_finite")
-    if isinstance(error, StoppedError):
-        return ProblemError(503, str(error), kind="server_error", code="not_ready", headers={"Retry-After": "5"})
-    if isinstance(error, UnknownModelError):
-        return ProblemError(404, str(error), param="model", code="model_not_found")
-    if isinstance(error, UnknownPromptError):
-        return ProblemError(404, str(error), param="name", code="prompt_not_found")
-    if isinstance(error, RefusedPromptError):
-        return ProblemError(409, str(error), param="name", code="prompt_refused")
-    if isinstance(error, ContextError):
-        return ProblemError(400, str(error), code="context_length_exceeded")
+    for kind, status, told in _KNOWN:
+        if isinstance(error, kind):
+            return ProblemError(status, str(error), **told)
     if isinstance(error, SoftPromptError):
         return ProblemError(400, str(error))
     return ProblemError(500, "the server has failed at this request", kind="server_error", code="internal_error")

@@ -114,6 +114,10 @@ class _Only:
         return value
 
 
+def _examples(*bodies: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": list(bodies)})
+
+
 _WITHOUT_EFFECT = "Without effect."
 _NOT_SUPPORTED = "Not supported."
 
@@ -202,16 +206,12 @@ _PROMPT_KINDS = "should be a text, a list of texts, a list of token ids, or a li
 class CompletionRequest(_GenerationRequest):
     """A text to go on with, as it stands: no template is applied."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "model": "sentiment",
-                    "prompt": "Review: a joy to watch\nSentiment:",
-                    "max_tokens": 2,
-                    "temperature": 0,
-                }
-            ]
+    model_config = _examples(
+        {
+            "model": "sentiment",
+            "prompt": "Review: a joy to watch\nSentiment:",
+            "max_tokens": 2,
+            "temperature": 0,
         }
     )
 
@@ -260,12 +260,8 @@ class Message(_Request):
 class ChatRequest(_GenerationRequest):
     """A conversation, in the base's chat template."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"model": "sentiment", "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8}
-            ]
-        }
+    model_config = _examples(
+        {"model": "sentiment", "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8}
     )
 
     messages: Annotated[list[Message], _FIRST_FAULT] = Field(min_length=1, max_length=_MOST_MESSAGES)
@@ -302,14 +298,10 @@ _Rows = Annotated[
 class ClassifyRequest(_Request):
     """Texts to classify, each by every task that `model` names."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"model": "sentiment", "input": "a joy to watch"},
-                {"model": ["sentiment", "spam@2"], "input": ["a joy to watch", "win a prize"]},
-                {"model": "entailment", "input": [{"premise": "It rains.", "hypothesis": "It is dry."}]},
-            ]
-        }
+    model_config = _examples(
+        {"model": "sentiment", "input": "a joy to watch"},
+        {"model": ["sentiment", "spam@2"], "input": ["a joy to watch", "win a prize"]},
+        {"model": "entailment", "input": [{"premise": "It rains.", "hypothesis": "It is dry."}]},
     )
 
     model: Annotated[
@@ -330,13 +322,9 @@ class ClassifyRequest(_Request):
 class PredictRequest(_Request):
     """Rows of a prompt's own task, with labels or free text."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"model": "sentiment@2", "input": ["a joy to watch", "never again"]},
-                {"model": "summary", "input": [{"article": "It rained all day."}], "stream": True},
-            ]
-        }
+    model_config = _examples(
+        {"model": "sentiment@2", "input": ["a joy to watch", "never again"]},
+        {"model": "summary", "input": [{"article": "It rained all day."}], "stream": True},
     )
 
     model: _ModelName = Field(
@@ -357,7 +345,7 @@ class PredictRequest(_Request):
 class LoadRequest(_Request):
     """A prompt of the library."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "sentiment"}, {"name": "sentiment@3"}]})
+    model_config = _examples({"name": "sentiment"}, {"name": "sentiment@3"})
 
     name: str = Field(description="`name` for the library's current version, or `name@version`.")
 
@@ -365,7 +353,7 @@ class LoadRequest(_Request):
 class UnloadRequest(_Request):
     """A prompt that is loaded."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "sentiment"}]})
+    model_config = _examples({"name": "sentiment"})
 
     name: str = Field(description="`name`, or `name@version` to unload only if that is the version loaded.")
 

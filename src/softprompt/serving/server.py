@@ -12,6 +12,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -31,39 +32,51 @@ _BACKLOG = 2048
 _HEADER_SECONDS = 30.0  # for a request's headers
 
 
+@dataclass(frozen=True)
+class Site:
+    """Where a server is, and what it shows.
+
+    Attributes:
+        host: address or name to listen at.
+        port: 0 takes a free one.
+        patience: seconds that requests may still take after SIGTERM.
+        allow_no_key: listen to other machines without any key.
+        base_name: by which the base is asked; None: its own, or that of its folder or file.
+        root_path: what a proxy puts before every path, such as "/llm".
+        runs: where the playground at `/` looks for training runs; None: there is no playground.
+    """
+
+    host: str
+    port: int
+    patience: float
+    allow_no_key: bool = False
+    base_name: str | None = None
+    root_path: str = ""
+    runs: Path | None = None
+
+
 def serve(
     make_engine: Callable[[], Engine],
     library: PromptLibrary,
+    site: Site,
     *,
-    host: str,
-    port: int,
     ready: Callable[[str, Service], None],
     access: Access,
-    allow_no_key: bool = False,
-    patience: float,
-    runs: Path | None = None,
-    base_name: str | None = None,
-    root_path: str = "",
 ) -> None:
     """Serve a library until SIGTERM or SIGINT; requests that run then are finished.
 
     Args:
         make_engine: makes the engine, which may take long; the port is taken first.
         library: its prompts are served.
-        host: address or name to listen at.
-        port: 0 takes a free one.
+        site: where.
         ready: called once requests are answered, with the server's URL.
         access: who may come in.
-        allow_no_key: listen to other machines without any key.
-        patience: seconds that requests may still take after SIGTERM.
-        runs: where the playground at `/` looks for training runs; None: there is no playground.
-        base_name: by which the base is asked; None: its own, or that of its folder or file.
-        root_path: what a proxy puts before every path, such as "/llm".
 
     Raises:
         SoftPromptError: the address cannot be had, or would be open to everybody; the engine cannot start.
     """
-    if not (access.api_keys or allow_no_key or _is_loopback(host)):
+    host, root_path = site.host, site.root_path
+    if not (access.api_keys or site.allow_no_key or _is_loopback(host)):
         raise SoftPromptError(
             f"--host {host} lets other machines in without a key: give --api-key (or SOFTPROMPT_API_KEY), or "
             "--allow-no-key where something else keeps strangers out"
@@ -72,11 +85,11 @@ def serve(
         raise SoftPromptError(f"--root-path {root_path}: begin it with / and end it without, such as /llm")
     if not all(map(str.strip, access.api_keys)):
         raise SoftPromptError("an API key is empty")
-    with bind(host, port) as bound:
-        service = Service(make_engine(), library, base_name)
-        app = make_app(service, access, playground=runs, root_path=root_path)
+    with bind(host, site.port) as bound:
+        service = Service(make_engine(), library, site.base_name)
+        server = Server(make_app(service, access, playground=site.runs, root_path=root_path), service, site.patience)
         with logging_to_stderr():
-            asyncio.run(run(Server(app, service, patience), bound, lambda: ready(_url(host, bound), service)))
+            asyncio.run(run(server, bound, lambda: ready(_url(host, bound), service)))
 
 
 class _Protocol(H11Protocol):

@@ -22,8 +22,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from softprompt.bases.base import suppressed_ids
-from softprompt.bases.load import fast_dtype, load_base
+from softprompt.bases.base import dtype_name, suppressed_ids
+from softprompt.bases.load import fast_dtype, load_outline
 from softprompt.errors import SoftPromptError
 from softprompt.models.scoring import check_tokens
 from softprompt.prompts.prompt import SoftPrompt
@@ -73,9 +73,8 @@ class _Request:
 class VllmEngine:
     """Answers requests through vLLM's `AsyncLLM`; see `Engine` for the methods that take requests.
 
-    `base` carries the tokenizer, the configuration and the identity; its weights are read once, on the CPU, to work
-    out the identity, and then dropped, for vLLM holds its own. vLLM runs in processes that it spawns: a script that
-    starts the engine needs `if __name__ == "__main__":`.
+    `base` carries the tokenizer, the configuration and the identity, but no weights: vLLM holds them. vLLM runs in
+    processes that it spawns: a script that starts the engine needs `if __name__ == "__main__":`.
 
     Args:
         base: what `load_base` takes. A GGUF file needs vLLM's own plugin for it.
@@ -103,8 +102,7 @@ class VllmEngine:
         self.max_waiting, self._time_limit = max_waiting, time_limit
         _check_flags(flags)
         options = {key: flags[key] for key in ("revision", "trust_remote_code") if key in flags}
-        # The identity rounds weights to bfloat16, so that this halves the memory and changes nothing.
-        self.base = load_base(base, dtype="bfloat16", device="cpu", **options)
+        self.base = load_outline(base, **options)
         self._suppressed = suppressed_ids(self.base.model)
         self._probe_ids = torch.arange(_PROBES) * self.base.vocab_size // _PROBES
         self._probe_rows = self.base.embed(self._probe_ids)
@@ -434,7 +432,7 @@ def _complete(flags: Mapping[str, Any]) -> dict[str, Any]:
             defaults["kv_cache_memory_bytes"] = _CPU_CACHE_BYTES
     chosen = {**defaults, **flags}
     if chosen.get("dtype", "auto") == "auto":  # vLLM's own "auto" makes float32 weights half precision
-        chosen["dtype"] = str(fast_dtype(torch.device(kind))).removeprefix("torch.")
+        chosen["dtype"] = dtype_name(fast_dtype(torch.device(kind)))
     return chosen
 
 

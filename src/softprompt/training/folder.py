@@ -18,7 +18,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from softprompt.bases.base import Base
+from softprompt.bases.base import Base, dtype_name
 from softprompt.errors import EndedElsewhereError, SoftPromptError
 from softprompt.files import append_to, write_file
 from softprompt.prompts.prompt import SoftPrompt
@@ -54,11 +54,6 @@ def recorded_dtype(folder: Path) -> str | None:
     return None
 
 
-def dtype_of(base: Base) -> str:
-    """The name of a base's dtype, such as "bfloat16"."""
-    return str(base.dtype).removeprefix("torch.")
-
-
 def describe(
     base: Base, prompt: SoftPrompt, task: Task, recipe: Recipe, encoded: Encoded, checks: Sequence[Row] | None
 ) -> dict[str, Any]:
@@ -68,7 +63,7 @@ def describe(
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     return {
-        "base": base.identity.model_dump(exclude={"name"}) | {"dtype": dtype_of(base)},  # a folder may be moved
+        "base": base.identity.model_dump(exclude={"name"}) | {"dtype": dtype_name(base.dtype)},  # a folder may be moved
         "prompt": prompt.sha256,
         "task": task.model_dump(),
         "recipe": recipe.model_dump(exclude={"report_to", "save_every", "log_every", "monitor"}),

@@ -128,12 +128,10 @@ def grow(
         raise SoftPromptError(f"lengths are {list(lengths)}: at least one is needed, each greater than the one before")
     if task.metric == "bleu":
         raise SoftPromptError("the length is chosen by a metric that each row has, which bleu is not: take another")
-    rows, held = with_validation(train, validation, task, recipe.seed)
-    checks = held or []
-    if len(checks) < 2:
-        raise SoftPromptError(
-            f"the length is chosen by validation, which has a noise from 2 rows on, not {len(checks)}"
-        )
+    rows, checks = with_validation(train, validation, task, recipe.seed)
+    if checks is None or len(checks) < 2:
+        count = len(checks or [])
+        raise SoftPromptError(f"the length is chosen by validation, which has a noise from 2 rows on, not {count}")
     folder = None if output is None else Path(output)
     start = make(lengths[0])
     processes.start(base.device)
@@ -144,45 +142,51 @@ def grow(
             check_folder(folder, about, resume=resume, force=force)
             if not resume:
                 open_run(folder, about)
-    tried: list[Length] = []
-    kept: Run | None = None
-    scores: NDArray[np.float64] = np.zeros(0)
-    for count in lengths:
+    settings: dict[str, Any] = {"train": rows, "validation": checks, "recipe": recipe, "progress": progress}
+    settings |= {"diagnosed": diagnosed, "callbacks": [*callbacks, *([] if replaced is None else [replaced])]}
+
+    def run_of(count: int) -> Run:
         own = None if folder is None else folder / f"{count}-virtual-tokens"
-        try:
-            with nullcontext() if replaced is None else replaced.put_back_on_failure(processes.is_first()):
-                run = learn(
-                    base,
-                    start if kept is None else make(count),
-                    task,
-                    train=rows,
-                    validation=checks,
-                    recipe=recipe,
-                    output=own,
-                    resume=resume and own is not None and (own / RECORD).exists(),
-                    callbacks=[*callbacks, *([] if replaced is None else [replaced])],
-                    progress=progress,
-                    diagnosed=diagnosed,
-                )
-        except DivergedError:
-            if kept is None:
-                raise
-            tried.append(Length(count, None, None, None, 0, 0.0))
-            break
-        found = _scores(base, run.prompt, task, checks)
-        gain, noise = (None, None) if kept is None else _compare(found, scores)
-        assert run.validation is not None, "there are validation rows"
-        tried.append(Length(count, getattr(run.validation, task.metric), gain, noise, run.steps, run.seconds))
-        if gain is not None and noise is not None and gain <= noise:
-            break
-        kept, scores = run, found
-    assert kept is not None, "the first length is kept"
+        begun = resume and own is not None and (own / RECORD).exists()
+        with nullcontext() if replaced is None else replaced.put_back_on_failure(processes.is_first()):
+            prompt = start if count == lengths[0] else make(count)
+            return learn(base, prompt, task, output=own, resume=begun, **settings)
+
+    kept, tried = _longest_worth_it(lengths, run_of, lambda run: _scores(base, run.prompt, task, checks), task.metric)
     if folder is None:
         return Growth(kept, tried, None)
     with processes.together():
         if processes.is_first():
             kept.prompt.save(folder / PROMPT, force=(folder / PROMPT).exists())
     return Growth(replace(kept, folder=folder), tried, kept.folder)
+
+
+def _longest_worth_it(
+    lengths: Sequence[int],
+    run_of: Callable[[int], Run],
+    score: Callable[[Run], NDArray[np.float64]],
+    metric: str,
+) -> tuple[Run, list[Length]]:
+    """The run of the last length that was worth it, and all that were tried."""
+    kept = run_of(lengths[0])
+    scores, tried = score(kept), [_length(lengths[0], kept, metric, None, None)]
+    for count in lengths[1:]:
+        try:
+            run = run_of(count)
+        except DivergedError:
+            return kept, [*tried, Length(count, None, None, None, 0, 0.0)]
+        found = score(run)
+        gain, noise = _compare(found, scores)
+        tried.append(_length(count, run, metric, gain, noise))
+        if gain <= noise:
+            break
+        kept, scores = run, found
+    return kept, tried
+
+
+def _length(count: int, run: Run, metric: str, gain: float | None, noise: float | None) -> Length:
+    assert run.validation is not None, "there are validation rows"
+    return Length(count, getattr(run.validation, metric), gain, noise, run.steps, run.seconds)
 
 
 def _scores(base: Base, prompt: SoftPrompt, task: Task, rows: Sequence[Row]) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from softprompt.bases.base import Base
+from softprompt.bases.base import Base, dtype_name
 from softprompt.evaluation.calibration import calibrate, check_labels, worth_keeping, worth_trying
 from softprompt.evaluation.evaluate import Evaluation, Evaluator, evaluate, tell_cut
 from softprompt.files import write_file
@@ -38,7 +38,6 @@ from softprompt.training.folder import (
     check_folder,
     check_same,
     describe,
-    dtype_of,
     open_run,
 )
 from softprompt.training.heads import choose_answer, fit, fit_head, with_head
@@ -159,8 +158,8 @@ def train(
                     check_folder(folder, prepared.about, resume=resume, force=force)
         monitor = prepared.monitor(folder / MONITOR, diagnosed) if recipe.monitor else None
         interruption, replaced = Interruption(), Replaced(folder / RECORD)
-        also = [*callbacks, Log(folder / LOG), interruption, replaced]
         with together():
+            also = [*callbacks, Log(folder / LOG), interruption, replaced]
             evaluators = None if prepared.evaluator is None else [prepared.evaluator]
             schedules = [Schedule(prepared.encoded, recipe.batch_size, recipe.max_steps, recipe.seed)]
             trainer = PromptTrainer(prepared.model, recipe, schedules, evaluators, folder, also, progress, monitor)
@@ -189,9 +188,13 @@ def train(
                 raise
             trainer.restore(good)
             run = _finish(prepared, trainer, kept, progress, began)
-            where = f"kept in {run.path}" if run.path else "lost: give an output folder to keep it"
-            raise DivergedError(f"{error}; the last good prompt (step {run.best_step}) is {where}") from None
+            raise _with_last_good(error, run) from None
         return _finish(prepared, trainer, kept, progress, began)
+
+
+def _with_last_good(error: DivergedError, run: Run) -> DivergedError:
+    where = f"kept in {run.path}" if run.path else "lost: give an output folder to keep it"
+    return DivergedError(f"{error}; the last good prompt (step {run.best_step}) is {where}")
 
 
 @dataclass(frozen=True)
@@ -260,7 +263,7 @@ def _finish(
         base=base.identity.model_dump(),
         task_type=base.family.task_type,
         task=task.model_dump(exclude_none=True),
-        recipe=recipe.model_dump() | {"learning_rate": recipe.rate, "dtype": dtype_of(base)},
+        recipe=recipe.model_dump() | {"learning_rate": recipe.rate, "dtype": dtype_name(base.dtype)},
         calibration=None,
     )
     learned = SoftPrompt(member.learned.embeddings, card, member.learned.head)

@@ -6,14 +6,14 @@ Owns what they start from and the rows of each. Knows nothing of what the prompt
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from transformers import TrainerCallback
 
 from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
-from softprompt.evaluation.evaluate import Evaluator
+from softprompt.evaluation.evaluate import Evaluator, tell_cut
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoder
@@ -27,26 +27,26 @@ from softprompt.training.schedule import Schedule
 
 def train_side_by_side(
     base: Base,
-    prompts: Sequence[SoftPrompt],
+    starts: Sequence[tuple[SoftPrompt, int]],
     task: Task,
     *,
     train: Sequence[Row],
     validation: Sequence[Row] | None,
     recipe: Recipe,
-    seeds: Sequence[int],
     callbacks: Sequence[TrainerCallback] = (),
+    progress: Callable[[int], None] | None = None,
 ) -> list[Member]:
     """Train K prompts together, each as `train` would alone with its seed.
 
     Args:
         base: the frozen base.
-        prompts: where to start from; they are not changed.
+        starts: prompts to start from, which are not changed, each with the seed of the order of its rows.
         task: what is learned.
         train: labelled rows.
         validation: likewise; None: the last prompts are kept.
         recipe: the settings; `batch_size` rows for each prompt. Its monitor has no part in this.
-        seeds: of the order of each prompt's rows.
         callbacks: callbacks of the Trainer's kind.
+        progress: called in each validation with the number of rows finished since the last call.
 
     Raises:
         SoftPromptError: the rows can't be used, the recipe asks for what only a run of one prompt has, or there are
@@ -56,6 +56,7 @@ def train_side_by_side(
     """
     if recipe.calibrate is True:
         raise SoftPromptError("recipe.calibrate is for one prompt alone, not for several side by side")
+    prompts = [prompt for prompt, _ in starts]
     for prompt in prompts:
         prompt.check_base(base)
     check_trainable(train, task)
@@ -65,9 +66,11 @@ def train_side_by_side(
         base, prompts, max_tokens=recipe.max_tokens, gradient_checkpointing=recipe.gradient_checkpointing
     )
     schedules = []
-    for k, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+    for k, (prompt, (_, seed)) in enumerate(zip(prompts, starts, strict=True)):
         encoder = Encoder(base, task, virtual_tokens=prompt.num_virtual_tokens, max_length=recipe.max_length)
         encoded = encoder.encode_rows(train)
+        if prompt is max(prompts, key=lambda one: one.num_virtual_tokens):  # behind which the most are cut
+            tell_cut(encoded, encoder.max_tokens)
         fit_head(model.alone(k), encoded, task, recipe)
         schedules.append(Schedule(encoded, recipe.batch_size, recipe.max_steps, seed))
     evaluators = None
@@ -76,7 +79,7 @@ def train_side_by_side(
         evaluators = [Evaluator(model.alone(k), task, validation) for k in range(len(prompts))]
     recipe = recipe.model_copy(update={"save_every": recipe.max_steps})  # nobody resumes it
     with tempfile.TemporaryDirectory(prefix="softprompt-") as folder:
-        trainer = PromptTrainer(model, recipe, schedules, evaluators, Path(folder), callbacks)
+        trainer = PromptTrainer(model, recipe, schedules, evaluators, Path(folder), callbacks, progress)
         trainer.train()
     for member in trainer.members:
         member.step = trainer.state.global_step if member.best is None else member.step

@@ -26,6 +26,7 @@ class Causal(Family):
     """See the module."""
 
     routes = ("packed", "shared_prefix", "concatenated")
+    ways = ("cached", "one_by_one", "plain")
 
     def hidden(self, route: str, model: PreTrainedModel, prompts: Sequence[Tensor], batch: Batch) -> Tensor:
         return _FUNCTIONS[route](model, prompts, batch)
@@ -41,9 +42,6 @@ class Causal(Family):
             if (cap := getattr(config, name, None)) is not None:
                 scores = torch.tanh(scores / cap) * cap
         return scores
-
-    def ways(self, route: str) -> Sequence[str]:
-        return [*(["pooled"] if route == "packed" else []), "cached", "one_by_one", "plain"]
 
     def check(self, model: PreTrainedModel) -> None:
         name, logits = type(model).__name__, self.logits

@@ -23,6 +23,7 @@ class Seq2Seq(Family):
     """See the module. A row's text ends with the first place that is asked for; what stands after it is the target."""
 
     routes = ("encoder_decoder",)
+    ways = ("decoder_cached", "decoder_plain")
 
     def hidden(self, route: str, model: PreTrainedModel, prompts: Sequence[Tensor], batch: Batch) -> Tensor:
         if batch.tree is not None:
@@ -51,9 +52,6 @@ class Seq2Seq(Family):
         scores = wide(model.get_output_embeddings()(hidden))
         bias = getattr(model, "final_logits_bias", None)  # BART
         return scores if bias is None else scores + bias[0].to(scores)
-
-    def ways(self, route: str) -> Sequence[str]:
-        return ["decoder_cached", "decoder_plain"]
 
     def check(self, model: PreTrainedModel) -> None:
         name, (_, batch) = type(model).__name__, probe(model)

@@ -114,7 +114,7 @@ def serve(
         from softprompt.prompts.library import PromptLibrary
         from softprompt.serving.gate import Access
         from softprompt.serving.playground import check_installed, is_installed
-        from softprompt.serving.server import serve
+        from softprompt.serving.server import Site, serve
 
         if playground:
             check_installed()
@@ -150,8 +150,15 @@ def serve(
         serve(
             make_engine,
             PromptLibrary(folder),
-            host=host,
-            port=port,
+            Site(
+                host=host,
+                port=port,
+                patience=time_limit,
+                allow_no_key=allow_no_key,
+                base_name=base_name,
+                root_path=root_path,
+                runs=runs if playground or (playground is None and is_installed()) else None,
+            ),
             ready=tell,
             access=Access(
                 api_keys=keys,
@@ -161,11 +168,6 @@ def serve(
                 origins=origins or [],
                 log_probes=log_probes,
             ),
-            allow_no_key=allow_no_key,
-            base_name=base_name,
-            root_path=root_path,
-            patience=time_limit,
-            runs=runs if playground or (playground is None and is_installed()) else None,
         )
 
 

@@ -1,0 +1,66 @@
+"""The command that looks into a prompt: `inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from softprompt.commands.opening import base_of, load_one, open_one
+from softprompt.commands.options import BaseName, Dtype, Json, PromptFolder, TaskFile
+from softprompt.commands.terminal import print_result, reporting
+
+if TYPE_CHECKING:
+    from softprompt.tasks import Row, Task
+
+
+def inspect(
+    prompt: PromptFolder,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Labelled rows, to measure how much each virtual token matters; each row is asked P + 1 times.",
+            show_default=False,
+        ),
+    ] = None,
+    library: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A library, to compare with its prompts.", show_default=False)
+    ] = None,
+    base: BaseName = None,
+    dtype: Dtype = None,
+    task: TaskFile = None,
+    as_json: Json = False,
+) -> None:
+    """Look at a prompt: its norms and drift, the words nearest to it, what matters in it, what it says by itself."""
+    with reporting() as out:
+        from softprompt.commands.inspection_tables import describe_inspection
+        from softprompt.inspection import inspect
+        from softprompt.progress import progress_bar
+        from softprompt.prompts import PromptLibrary
+        from softprompt.tasks import load_rows
+
+        if task is not None and data is None:
+            raise typer.BadParameter("--task is for --data")
+        its_task: Task | None = None
+        rows: list[Row] | None = None
+        if data is None:
+            asked = load_one(prompt)
+            load = base_of(prompt, asked, base, dtype)
+        else:
+            asked, its_task, load = open_one(prompt, base, dtype, task)
+            rows = load_rows(data, its_task)
+        loaded = load()
+        total = len(rows or []) * (asked.num_virtual_tokens + 1)
+        with progress_bar(Console(stderr=True), "Inspecting", total) as advance:
+            found = inspect(
+                loaded,
+                asked,
+                task=its_task,
+                data=rows,
+                library=None if library is None else PromptLibrary(library),
+                progress=advance,
+            )
+        print_result(out, found.to_json() if as_json else None, *describe_inspection(found))
