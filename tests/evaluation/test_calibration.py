@@ -115,7 +115,7 @@ def test_training_measures_it_where_the_recipe_asks(tiny_base: Base, tmp_path: P
 
 
 def test_by_itself_it_is_done_for_many_labels_where_the_validation_gets_better(tiny_base: Base) -> None:
-    three = Task(template="{text}:", labels=["yes", "no", "maybe"])
+    three = Task(template="{text}:", labels=["yes", "no", "maybe"], answer="words")
     prompt = SoftPrompt.from_vocabulary(tiny_base, 4)
     kept = set()
     for label in range(3):  # what takes from one label gives to another

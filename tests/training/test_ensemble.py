@@ -28,7 +28,7 @@ def test_the_ensemble_equals_voting_its_members_one_by_one(tiny_base: Base, tmp_
     alone = torch.stack(
         [Evaluator(PromptedModel(tiny_base, [prompt]), TASK, test).answers() for prompt in ensemble.prompts]
     )
-    together = _evaluator(tiny_base, ensemble, TASK, test).probabilities()
+    together = _evaluator(tiny_base, ensemble, TASK, test).answers()
     assert torch.allclose(together, vote(alone), atol=1e-5)
     votes = alone.argmax(-1)  # of three members and two labels, one has the majority
     majority = [int(of_row.sum() > 1) for of_row in votes.T]
@@ -107,3 +107,21 @@ def test_predict_takes_an_ensemble_for_a_prompt(tiny_base: Base) -> None:
         expected = vote(of_members[:, None])[0].tolist()
         assert list((answer.probabilities or {}).values()) == pytest.approx(expected, rel=1e-4)
         assert answer.label == (TASK.labels or [])[max(range(2), key=expected.__getitem__)]
+
+
+def test_members_with_heads_vote(tiny_base: Base, tmp_path: Path) -> None:
+    task = TASK.answered_by("head")
+    ensemble = train_ensemble(
+        tiny_base, start(tiny_base), task, train=rows(40), validation=rows(12, 40), recipe=recipe(max_steps=4)
+    )
+    test = rows(30, 60)
+    alone = torch.stack(
+        [Evaluator(PromptedModel(tiny_base, [prompt]), task, test).answers() for prompt in ensemble.prompts]
+    )
+    told: list[int] = []
+    together = _evaluator(tiny_base, ensemble, task, test).answers(told.append)
+    assert torch.allclose(together, vote(alone), atol=1e-5)
+    assert sum(told) == 30
+    ensemble.save(tmp_path / "heads")
+    again = Ensemble.load(tmp_path / "heads", tiny_base)
+    assert torch.equal(_evaluator(tiny_base, again, task, test).answers(), together)

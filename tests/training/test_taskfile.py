@@ -110,7 +110,7 @@ def test_a_bad_name_is_refused(write, name):
         ("recipe.learning_rate=0", "recipe.learning_rate: a number above 0"),
         ("recipe.learning_rate=-0.1", "recipe.learning_rate: a number above 0"),
         ("recipe.max_steps=0", "recipe.max_steps: "),
-        ("prompt.num_virtual_tokens=0", "prompt.num_virtual_tokens: "),
+        ("prompt.num_virtual_tokens=-1", "prompt.num_virtual_tokens: "),
         ("prompt.num_virtual_tokens=-3", "prompt.num_virtual_tokens: "),
         ("prompt.init=words", "prompt.init: "),
         ("task.labels=[one]", "task.labels: at least 2 are needed"),

@@ -167,6 +167,14 @@ class PromptTrainer(Trainer):
         found = get_last_checkpoint(str(self._folder))
         return None if found is None else Path(found)
 
+    def go_on(self, checkpoint: Path | None) -> None:
+        """Train from a checkpoint on, where there are steps left, or from the start."""
+        if checkpoint is not None:
+            self.restore(checkpoint)
+            if self.state.global_step >= self.recipe.max_steps or self.ended:
+                return
+        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The batches of one step; which share of their targets is each prompt's is noted."""
         batches, total = super().get_batch_samples(*args, **kwargs)

@@ -144,13 +144,11 @@ def train(
     start(base.device)
     with together():
         rows, checks = with_validation(train, validation, task, recipe.seed)
-        task = choose_answer(task, rows, prompt)
-        prepared = _prepare(base, prompt, task, recipe, (rows, checks))
+        prepared = _prepare(base, prompt, choose_answer(task, rows, prompt), recipe, (rows, checks))
     check_same(prepared.about)
     with ExitStack() as stack:
         if output is None:
-            own = stack.enter_context(tempfile.TemporaryDirectory(prefix="softprompt-")) if is_first() else ""
-            folder = Path(gather(own)[0])  # one for all, as its checkpoints are
+            folder = _temporary(stack)
         else:
             folder = Path(output)
             with together():
@@ -164,32 +162,34 @@ def train(
             schedules = [Schedule(prepared.encoded, recipe.batch_size, recipe.max_steps, recipe.seed)]
             trainer = PromptTrainer(prepared.model, recipe, schedules, evaluators, folder, also, progress, monitor)
         checkpoint = trainer.last_checkpoint() if resume else None
-        if checkpoint is None:
-            with together():
-                fit_head(prepared.model, prepared.encoded, task, recipe)
+        with together():
+            if checkpoint is None:
+                fit_head(prepared.model, prepared.encoded, prepared.task, recipe)
         # All that can fail before a step has been tried: now a run that is there may go.
         with together():
             if output is not None and not resume and is_first():
                 open_run(folder, prepared.about)
         kept = None if output is None else folder
-        if checkpoint is not None:
-            trainer.restore(checkpoint)
-        over = trainer.state.global_step >= recipe.max_steps or trainer.ended
-        if not prompt.num_virtual_tokens:
-            logger.warning("no virtual tokens: the head is fitted, and nothing is trained")
-            replaced.drop()
         try:
-            if prompt.num_virtual_tokens and (checkpoint is None or not over):
+            if prompt.num_virtual_tokens:
                 with replaced.put_back_on_failure(is_first()), interruption:
-                    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+                    trainer.go_on(checkpoint)
+            else:
+                logger.warning("no virtual tokens: the head is fitted, and nothing is trained")
+                replaced.drop()
         except DivergedError as error:
             good = trainer.last_checkpoint()
             if good is None:
                 raise
             trainer.restore(good)
-            run = _finish(prepared, trainer, kept, progress, began)
-            raise _with_last_good(error, run) from None
+            raise _with_last_good(error, _finish(prepared, trainer, kept, progress, began)) from None
         return _finish(prepared, trainer, kept, progress, began)
+
+
+def _temporary(stack: ExitStack) -> Path:
+    """A folder that goes with the stack, one for all processes, as a run's checkpoints are."""
+    own = stack.enter_context(tempfile.TemporaryDirectory(prefix="softprompt-")) if is_first() else ""
+    return Path(gather(own)[0])
 
 
 def _with_last_good(error: DivergedError, run: Run) -> DivergedError:
