@@ -61,6 +61,7 @@ TRAIN_KEYS = {
     "kernel",
     "truncated",
     "diagnoses",
+    "problems",
     "report",
 }
 
@@ -84,13 +85,14 @@ def refused(*arguments: object, stdin: str | bytes | None = None) -> str:
     assert result.stdout == ""
     *progress, last = result.stderr.splitlines()
     assert last.startswith("error: ")
-    assert all(line.startswith("step ") for line in progress)
+    assert all(line.startswith(("step ", "warning: ")) for line in progress)
     return last.removeprefix("error: ")
 
 
-def rows(count: int) -> str:
+def rows(count: int, start: int = 0) -> str:
     words = (("awful", "bad", "poor"), ("fine", "good", "nice"))
-    return "text,label\n" + "".join(f"{words[i % 2][i % 3]} {i},{LABELS[i % 2]}\n" for i in range(count))
+    numbers = range(start, start + count)
+    return "text,label\n" + "".join(f"{words[i % 2][i % 3]} {i},{LABELS[i % 2]}\n" for i in numbers)
 
 
 def weights(prompt: str | Path) -> bytes:
@@ -107,8 +109,8 @@ def make_project(folder: Path, base: Path) -> Path:
     (folder / "task.yaml").write_text(FILE.format(base=base), encoding="utf-8")
     (folder / "colours.yaml").write_text(FREE_TEXT.format(base=base), encoding="utf-8")
     (folder / "colours.jsonl").write_text("".join(json.dumps(row) + "\n" for row in COLOURS), encoding="utf-8")
-    for name, count in (("train", 40), ("dev", 12), ("test", 10)):
-        (folder / f"{name}.csv").write_text(rows(count), encoding="utf-8")
+    for name, count, start in (("train", 40, 0), ("dev", 12, 40), ("test", 10, 60)):
+        (folder / f"{name}.csv").write_text(rows(count, start), encoding="utf-8")
     return folder
 
 
@@ -456,7 +458,7 @@ def test_a_read_only_folder_is_one_line(project, monkeypatch):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
 
     monkeypatch.setattr(Path, "mkdir", read_only)
-    assert refused("train", "task.yaml") == "runs/mood/run.json: cannot be written: Read-only file system"
+    assert refused("train", "task.yaml") == "runs/mood: the run's folder can't be made: Read-only file system"
 
 
 def test_a_prompt_of_another_base_is_refused(prompt, tmp_path):
@@ -644,3 +646,29 @@ def test_a_run_killed_at_any_moment_ends_the_same(project):
     for moment in moments:
         assert moment["exit"] == 0, moment
         assert weights(moment["folder"] + "/prompt") == whole, moment
+
+
+def test_a_files_name_is_not_a_text(prompt):
+    assert refused("predict", prompt, "test.csv") == "test.csv is a file: to answer its rows write --input test.csv"
+    assert "test.csv is a file" in refused("predict", prompt, "a text", "test.csv")
+
+
+@pytest.mark.parametrize(
+    "text", ["a \x1b[31mred\x1b[0m one", "bell \x07 and \x9b31m", "\x1b]0;title\x07", "turned \u202e round"]
+)
+def test_a_text_has_no_power_over_the_terminal(prompt, text):
+    shown = run("predict", prompt, text)
+    assert shown.exit_code == 0
+    said = shown.stdout + shown.stderr
+    assert not set(said) & set("\x1b\x07\x9b\u202e")
+    assert "\\x" in said
+    (one,) = printed("predict", prompt, text)["predictions"]
+    assert one["text"] == text
+    Path("odd\x1b[31m.csv").write_text("text\n", encoding="utf-8")
+    assert "\x1b" not in run("predict", prompt, "--input", "odd\x1b[31m.csv").stderr
+
+
+def test_labels_without_rows_are_said(prompt):
+    Path("one.csv").write_text("text,label\nfine 1,positive\n", encoding="utf-8")
+    assert "2 labels, 1 in the file" in run("evaluate", prompt, "one.csv").stdout
+    assert "in the file" not in run("evaluate", prompt, "test.csv").stdout

@@ -5,6 +5,7 @@ Owns how these look everywhere. Knows nothing of who says them.
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
+# Those of C0 and C1 but tab and line end, and what turns the direction of writing round.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 80
 _short.maxlist = 10
@@ -26,6 +29,11 @@ def shorten(text: str, most: int) -> str:
     """A text on one line, cut where it is longer than `most` characters."""
     text = " ".join(text.split())
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """A text without power over a terminal: control characters but tabs and line ends are shown as escapes."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def first_line(error: BaseException) -> str:

@@ -316,3 +316,81 @@ def test_two_processes_learn_what_one_learns(tiny_base: Base, tmp_path: Path) ->
     one = learn(tiny_base)
     two = SoftPrompt.load(tmp_path / "two" / "prompt", base=tiny_base)
     assert torch.allclose(one.prompt.embeddings, two.embeddings, atol=2e-4)
+
+
+FAULTS = {
+    "texts of the validation rows are among the training rows": {"validation": rows(10)},
+    "texts of the test rows are among the training rows": {"test": rows(10)},
+    "training rows repeat an earlier one": {"train": rows(20) + rows(2)},
+    "with more than one answer": {"train": [*rows(20), Row(rows(1)[0].columns, 1, " no")]},
+    "The labels are uneven": {"train": [row for row in rows(40) if row.label == 0 or row.number < 5]},
+    "There are no validation rows": {"validation": None},
+    "24 steps of 4 rows see 96 of the 200 training rows (48%)": {"train": rows(200)},
+}
+
+
+@pytest.mark.parametrize("sentence", FAULTS)
+def test_faults_of_the_data_are_said_kept_and_reported(
+    tiny_base: Base, tmp_path: Path, caplog: pytest.LogCaptureFixture, sentence: str
+) -> None:
+    class Said(TrainerCallback):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            assert sentence in caplog.text  # before the first step
+
+    run = learn(tiny_base, tmp_path / "run", callbacks=[Said()], **FAULTS[sentence])  # type: ignore[arg-type]
+    assert sentence in " ".join(problem.text for problem in run.problems)
+    assert sentence in " ".join(problem["text"] for problem in run.to_json()["problems"])
+    assert sentence in write_report(tmp_path / "run").read_text()
+
+
+def test_a_sound_run_says_nothing(tiny_base: Base, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = learn(tiny_base, tmp_path / "run", test=rows(10, 60))
+    assert run.problems == []
+    assert "data: " not in caplog.text
+
+
+@pytest.mark.parametrize("template", ["Text: {text}\\nMood:", "{text}\\tMood:"])
+def test_backslashes_that_are_no_line_ends_are_said(tiny_base: Base, template: str) -> None:
+    task = Task(template=template, labels=["yes", "no"])
+    run = train(tiny_base, SoftPrompt.from_vocabulary(tiny_base, 3), task, train=rows(8), recipe=recipe(max_steps=2))
+    assert any("holds a backslash and the letter" in problem.text for problem in run.problems)
+
+
+class TestLock:
+    def hold(self, folder: Path) -> subprocess.Popen[str]:
+        """A process that trains in the folder until it is killed."""
+        program = f"""
+import pathlib, time
+from softprompt.training.folder import locked
+with locked(pathlib.Path({str(folder)!r})):
+    print("held", flush=True)
+    time.sleep(100)
+"""
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    @pytest.mark.parametrize("options", [{"force": True}, {"resume": True}, {}])
+    def test_a_folder_in_which_a_run_trains_is_left_alone(
+        self, tiny_base: Base, tmp_path: Path, options: dict[str, bool]
+    ) -> None:
+        folder = tmp_path / "run"
+        learn(tiny_base, folder)
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        other = self.hold(folder)
+        try:
+            with pytest.raises(SoftPromptError, match="another process trains there"):
+                learn(tiny_base, folder, **options)
+            found = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+            assert {path: content for path, content in found.items() if path.name != ".lock"} == before
+        finally:
+            other.kill()
+            other.communicate()
+        assert learn(tiny_base, folder, force=True).steps == 24  # its lock died with it
+        assert not (folder / ".lock").exists()
+
+    def test_a_folder_that_was_not_opened_is_not_left_behind(self, tiny_base: Base, tmp_path: Path) -> None:
+        with pytest.raises(SoftPromptError, match="no run to resume"):
+            learn(tiny_base, tmp_path / "run", resume=True)
+        assert not (tmp_path / "run").exists()

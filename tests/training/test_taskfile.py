@@ -114,7 +114,6 @@ def test_a_bad_name_is_refused(write, name):
         ("prompt.num_virtual_tokens=-3", "prompt.num_virtual_tokens: "),
         ("prompt.init=words", "prompt.init: "),
         ("task.labels=[one]", "task.labels: at least 2 are needed"),
-        ("task.labels=[yes, no]", "task.labels: YAML reads yes"),
         ("task.template=no columns", "task.template: name at least one column"),
         ("task.metric=bleu", "task.metric: bleu does not measure classification"),
         ("base=''", "base: "),
@@ -158,7 +157,6 @@ def test_an_error_in_the_file_names_file_and_key(write):
         ("name: a\n\tbase: b", "line 2: not YAML"),
         ("name: a\nbase: b\nname: c\n", "line 3: not YAML: name is there twice"),
         ("name: !!python/object:os.system x", "line 1: not YAML"),
-        ("a: 2024-13-45", "not YAML"),
         ("[" * 5000, "nested too deeply"),
         (b"name: \xff", "not UTF-8 (byte 6)"),
     ],
@@ -278,3 +276,25 @@ def test_the_example_of_free_text_has_its_data():
     assert len(train) == 300
     assert len(test) == 60
     assert not {row.target for row in train} & {row.target for row in test}
+
+
+@pytest.mark.parametrize(
+    "written", ["010", "0x10", "12:30", "1_000", "1.0", "1e3", "yes", "True", "2024-01-01", ".inf", "0b1", "0o7", "+1"]
+)
+def test_a_label_is_the_text_that_is_written(write, written):
+    labels = f"[{written}, other]"
+    in_file = WHOLE.replace("[negative, positive]", labels)
+    assert load_task_file(write(in_file)).task.labels == [written, "other"]
+    assert load_task_file(write(WHOLE), [f"task.labels={labels}"]).task.labels == [written, "other"]
+    assert load_task_file(write(WHOLE), [f"task={{template: '{{text}}', labels: {labels}}}"]).task.labels[0] == written
+
+
+@pytest.mark.parametrize("labels", ["[null, a]", "[~, a]"])
+def test_null_is_no_label(write, labels):
+    assert "task.labels" in refused(write(WHOLE), f"task.labels={labels}")
+
+
+def test_numbers_elsewhere_are_numbers(write):
+    file = load_task_file(write(WHOLE), ["recipe.learning_rate=3e-2", "recipe.warmup_steps=007", "recipe.seed=12"])
+    assert (file.recipe.learning_rate, file.recipe.warmup_steps, file.recipe.seed) == (0.03, 7, 12)
+    assert "recipe.max_steps" in refused(write(WHOLE), "recipe.max_steps=12:30")

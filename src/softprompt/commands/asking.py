@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -79,6 +81,8 @@ def predict(
         from softprompt.progress import progress_bar
         from softprompt.tasks import load_rows, rows_from
 
+        if found := next((text for text in texts or [] if _is_file(text)), None):
+            raise SoftPromptError(f"{found} is a file: to answer its rows write --input {shlex.quote(found)}")
         asked, its_task, load = open_prompt(prompt, base, dtype, task)
         if file is None:
             rows = rows_from(texts or [], its_task)
@@ -91,6 +95,13 @@ def predict(
             answers = predict(loaded, asked, its_task, [row.columns for row in rows], progress=advance)
         predictions = [_describe(row, answer, its_task) for row, answer in zip(rows, answers, strict=True)]
         print_result(out, {"predictions": predictions} if as_json else None, *map(_line, predictions))
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a null character in it
+        return False
 
 
 def _read_lines() -> list[str]:

@@ -47,7 +47,10 @@ def lengths_table(growth: Growth, metric: str) -> Table:
 
 
 def labels_table(figures: Mapping[str, Mapping[str, float]]) -> Table:
-    table = Table("label", "precision", "recall", "F1", "rows")
+    """One row for each label; of how many of them there are rows is said where it is not all."""
+    there = sum(of_label["support"] > 0 for of_label in figures.values())
+    caption = None if there == len(figures) else f"{len(figures)} labels, {there} in the file"
+    table = Table("label", "precision", "recall", "F1", "rows", caption=caption)
     for label, of_label in figures.items():
         shares = (f"{of_label[key]:.4f}" for key in ("precision", "recall", "f1"))
         table.add_row(label, *shares, f"{of_label['support']:.0f}")

@@ -60,6 +60,7 @@ def train(
         common: dict[str, Any] = {
             "train": rows,
             "validation": validation,
+            "test": test_rows or None,
             "recipe": file.recipe,
             "output": folder,
             "resume": resume,
@@ -107,6 +108,7 @@ def train(
             document if as_json else None,
             *([] if growth is None else [lengths_table(growth, file.task.metric)]),
             *([figures_table({"validation": run.validation, "test": test})] if run.validation or test else []),
+            *(f"{problem.about}: {problem.text}" for problem in run.problems),
             *(f"{diagnosis.name}: {diagnosis.sentence}" for diagnosis in run.diagnoses),
             f"{run.steps} steps in {run.seconds:.0f} s; the prompt is from step {run.best_step}{calibrated}{cut}",
             f"{document['trainable_parameters']:,} parameters, {document['artifact_bytes']:,} bytes in {run.path}",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +26,7 @@ from softprompt.tasks.rows import Row, Rows, with_validation
 from softprompt.tasks.task import Task
 from softprompt.training import processes
 from softprompt.training.diagnosis import Diagnosis
-from softprompt.training.folder import PROMPT, RECORD, Replaced, check_folder, open_run
+from softprompt.training.folder import PROMPT, RECORD, Replaced, check_folder, locked, open_run
 from softprompt.training.loop import DivergedError
 from softprompt.training.recipe import Recipe
 from softprompt.training.run import Run
@@ -87,6 +87,7 @@ def grow(
     *,
     train: Rows,
     validation: Rows | float,
+    test: Rows | None = None,
     recipe: Recipe | None = None,
     lengths: Sequence[int] = LENGTHS,
     output: str | Path | None = None,
@@ -111,6 +112,7 @@ def grow(
         task: what is learned; any metric but BLEU, which is no figure of a row.
         train: labelled rows, or a file or `hub:OWNER/NAME:SPLIT` with them.
         validation: likewise, or the fraction of the training rows to set aside.
+        test: see `train`.
         recipe: the settings of each run; default `Recipe()`.
         lengths: to be tried in turn; default 8, 16, 32.
         output: the folder: `N-virtual-tokens` with the run of each length, and `prompt`; None: all stays in memory.
@@ -138,51 +140,54 @@ def grow(
     start = make(lengths[0])
     processes.start(base.device)
     replaced = None if folder is None else Replaced(folder / RECORD)
-    with processes.together():
-        if folder is not None and processes.is_first():
-            about = {"lengths": list(lengths), "prompt": start.sha256}
-            check_folder(folder, about, resume=resume, force=force)
-            if not resume:
-                open_run(folder, about)
-    tried: list[Length] = []
-    kept: Run | None = None
-    scores: NDArray[np.float64] = np.zeros(0)
-    for count in lengths:
-        own = None if folder is None else folder / f"{count}-virtual-tokens"
-        try:
-            with nullcontext() if replaced is None else replaced.put_back_on_failure(processes.is_first()):
-                run = learn(
-                    base,
-                    start if kept is None else make(count),
-                    task,
-                    train=rows,
-                    validation=checks,
-                    recipe=recipe,
-                    output=own,
-                    resume=resume and own is not None and (own / RECORD).exists(),
-                    callbacks=[*callbacks, *([] if replaced is None else [replaced])],
-                    progress=progress,
-                    diagnosed=diagnosed,
-                )
-        except DivergedError:
-            if kept is None:
-                raise
-            tried.append(Length(count, None, None, None, 0, 0.0))
-            break
-        found = _scores(base, run.prompt, task, checks)
-        gain, noise = (None, None) if kept is None else _compare(found, scores)
-        assert run.validation is not None, "there are validation rows"
-        tried.append(Length(count, getattr(run.validation, task.metric), gain, noise, run.steps, run.seconds))
-        if gain is not None and noise is not None and gain <= noise:
-            break
-        kept, scores = run, found
-    assert kept is not None, "the first length is kept"
-    if folder is None:
-        return Growth(kept, tried, None)
-    with processes.together():
-        if processes.is_first():
-            kept.prompt.save(folder / PROMPT, force=(folder / PROMPT).exists())
-    return Growth(replace(kept, folder=folder), tried, kept.folder)
+    with ExitStack() as stack:
+        with processes.together():
+            if folder is not None and processes.is_first():
+                stack.enter_context(locked(folder))
+                about = {"lengths": list(lengths), "prompt": start.sha256}
+                check_folder(folder, about, resume=resume, force=force)
+                if not resume:
+                    open_run(folder, about)
+        tried: list[Length] = []
+        kept: Run | None = None
+        scores: NDArray[np.float64] = np.zeros(0)
+        for count in lengths:
+            own = None if folder is None else folder / f"{count}-virtual-tokens"
+            try:
+                with nullcontext() if replaced is None else replaced.put_back_on_failure(processes.is_first()):
+                    run = learn(
+                        base,
+                        start if kept is None else make(count),
+                        task,
+                        train=rows,
+                        validation=checks,
+                        test=test,
+                        recipe=recipe,
+                        output=own,
+                        resume=resume and own is not None and (own / RECORD).exists(),
+                        callbacks=[*callbacks, *([] if replaced is None else [replaced])],
+                        progress=progress,
+                        diagnosed=diagnosed,
+                    )
+            except DivergedError:
+                if kept is None:
+                    raise
+                tried.append(Length(count, None, None, None, 0, 0.0))
+                break
+            found = _scores(base, run.prompt, task, checks)
+            gain, noise = (None, None) if kept is None else _compare(found, scores)
+            assert run.validation is not None, "there are validation rows"
+            tried.append(Length(count, getattr(run.validation, task.metric), gain, noise, run.steps, run.seconds))
+            if gain is not None and noise is not None and gain <= noise:
+                break
+            kept, scores = run, found
+        assert kept is not None, "the first length is kept"
+        if folder is None:
+            return Growth(kept, tried, None)
+        with processes.together():
+            if processes.is_first():
+                kept.prompt.save(folder / PROMPT, force=(folder / PROMPT).exists())
+        return Growth(replace(kept, folder=folder), tried, kept.folder)
 
 
 def _scores(base: Base, prompt: SoftPrompt, task: Task, rows: Sequence[Row]) -> NDArray[np.float64]:

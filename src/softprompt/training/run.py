@@ -5,9 +5,10 @@ Owns the order of these. The run's folder is `folder.py`'s, the loop `loop.py`'s
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +23,8 @@ from softprompt.models.generation import find_way
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoded, Encoder
-from softprompt.tasks.rows import Row, Rows, check_trainable, with_validation
+from softprompt.tasks.problems import Problem, in_rows, in_words, unseen
+from softprompt.tasks.rows import Row, Rows, as_rows, check_trainable, with_validation
 from softprompt.tasks.task import Task
 from softprompt.training.diagnosis import Diagnosis, diagnose, special_texts
 from softprompt.training.folder import (
@@ -36,7 +38,9 @@ from softprompt.training.folder import (
     check_same,
     describe,
     dtype_of,
+    locked,
     open_run,
+    write_problems,
 )
 from softprompt.training.interruption import Interruption
 from softprompt.training.loop import DivergedError, PromptTrainer
@@ -44,6 +48,8 @@ from softprompt.training.monitor import Monitor
 from softprompt.training.processes import gather, is_first, start, together
 from softprompt.training.recipe import Recipe
 from softprompt.training.schedule import Schedule
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ class Run:
         history: the Trainer's log, one dictionary an entry.
         kernel: how the steps were computed.
         diagnoses: what looked wrong in the rows, and with the monitor at the end.
+        problems: the faults of the rows and the template.
         folder: the run's folder; None where none was asked for.
     """
 
@@ -72,6 +79,7 @@ class Run:
     history: list[dict[str, Any]]
     kernel: str
     diagnoses: list[Diagnosis] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     folder: Path | None = field(default=None)
 
     @property
@@ -93,6 +101,7 @@ class Run:
             "truncated": self.truncated,
             "kernel": self.kernel,
             "diagnoses": [asdict(diagnosis) for diagnosis in self.diagnoses],
+            "problems": [asdict(problem) for problem in self.problems],
         }
 
 
@@ -103,6 +112,7 @@ def train(
     *,
     train: Rows,
     validation: Rows | float | None = None,
+    test: Rows | None = None,
     recipe: Recipe | None = None,
     output: str | Path | None = None,
     resume: bool = False,
@@ -121,6 +131,7 @@ def train(
         task: what is learned.
         train: labelled rows, or a file or `hub:OWNER/NAME:SPLIT` with them.
         validation: likewise, or the fraction of the training rows to set aside; None: the last prompt is kept.
+        test: rows that the prompt is to be measured on later: it is said which of their texts are learned too.
         recipe: the settings; default `Recipe()`.
         output: the run's folder; None: checkpoints go to a temporary folder and the prompt stays in memory.
         resume: go on from the newest checkpoint in `output`; the result is that of a run never interrupted.
@@ -138,7 +149,8 @@ def train(
     recipe = recipe or Recipe()
     start(base.device)
     with together():
-        prepared = _prepare(base, prompt, task, recipe, with_validation(train, validation, task, recipe.seed))
+        rows, checks = with_validation(train, validation, task, recipe.seed)
+        prepared = _prepare(base, prompt, task, recipe, (rows, checks, test and as_rows(test, task)))
     check_same(prepared.about)
     with ExitStack() as stack:
         if output is None:
@@ -148,6 +160,7 @@ def train(
             folder = Path(output)
             with together():
                 if is_first():
+                    stack.enter_context(locked(folder))
                     check_folder(folder, prepared.about, resume=resume, force=force)
         monitor = prepared.monitor(folder / MONITOR, diagnosed) if recipe.monitor else None
         interruption, replaced = Interruption(), Replaced(folder / RECORD)
@@ -160,6 +173,7 @@ def train(
         with together():
             if output is not None and not resume and is_first():
                 open_run(folder, prepared.about)
+                write_problems(folder, prepared.problems)
         kept = None if output is None else folder
         checkpoint = trainer.last_checkpoint() if resume else None
         if checkpoint is not None:
@@ -188,6 +202,7 @@ class _Prepared:
         rows, checks: for training and validation.
         encoded: the training rows' ids.
         about: all that the result depends on.
+        problems: the faults of the rows and the template.
     """
 
     base: Base
@@ -200,6 +215,7 @@ class _Prepared:
     encoded: Encoded
     evaluator: Evaluator | None
     about: dict[str, Any]
+    problems: list[Problem]
 
     def monitor(self, file: Path, diagnosed: Callable[[Sequence[Diagnosis]], None] | None) -> Monitor:
         """What measures the prompt, and writes to `file`."""
@@ -208,7 +224,11 @@ class _Prepared:
 
 
 def _prepare(
-    base: Base, prompt: SoftPrompt, task: Task, recipe: Recipe, data: tuple[Sequence[Row], Sequence[Row] | None]
+    base: Base,
+    prompt: SoftPrompt,
+    task: Task,
+    recipe: Recipe,
+    data: tuple[Sequence[Row], Sequence[Row] | None, Sequence[Row] | None],
 ) -> _Prepared:
     """Check all that can be checked before there is a folder, and encode the rows."""
     prompt.check_base(base)
@@ -217,8 +237,9 @@ def _prepare(
     )
     if task.labels is None:
         find_way(model)  # says now, not after the last step, if the base cannot generate, or only slowly
-    rows, checks = data
+    rows, checks, test = data
     check_trainable(rows, task)
+    problems = _problems({"training": rows, "validation": checks, "test": test}, task, recipe)
     if recipe.calibrate is True:
         check_labels(task, "recipe.calibrate")
     encoder = Encoder(base, task, virtual_tokens=prompt.num_virtual_tokens, max_length=recipe.max_length)
@@ -226,7 +247,17 @@ def _prepare(
     tell_cut(encoded, encoder.max_tokens)
     evaluator = None if checks is None else Evaluator(model, task, checks)
     about = describe(base, prompt, task, recipe, encoded, checks)
-    return _Prepared(base, prompt, task, recipe, rows, checks, model, encoded, evaluator, about)
+    return _Prepared(base, prompt, task, recipe, rows, checks, model, encoded, evaluator, about, problems)
+
+
+def _problems(parts: Mapping[str, Sequence[Row] | None], task: Task, recipe: Recipe) -> list[Problem]:
+    """The faults of what is given, said before the first step."""
+    given = {part: rows for part, rows in parts.items() if rows is not None}
+    found = [*in_rows(given, task), *unseen(len(given["training"]), recipe.max_steps, recipe.batch_size)]
+    faults = [problem for problem in [*found, *in_words(task)] if problem.is_fault]
+    for fault in faults:
+        logger.warning("%s: %s", fault.about, fault.text)
+    return faults
 
 
 def _finish(
@@ -271,5 +302,6 @@ def _finish(
         history=trainer.state.log_history,
         kernel=prepared.model.kernel,
         diagnoses=[*special_texts(prepared.encoded.with_special, len(prepared.rows)), *watched],
+        problems=prepared.problems,
         folder=folder,
     )

@@ -7,6 +7,7 @@ rules of a task and of a recipe are their own.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,6 +36,8 @@ from softprompt.text import shown, validation_line
 from softprompt.training.recipe import Recipe
 
 _VIRTUAL_TOKENS = 16
+# Keys whose values, and those within them, are text as it stands in the file.
+_TEXT = ("labels", "columns", "empty", "delimiter", "header")
 # The way to start that each of the prompt's other keys belongs to.
 _BELONGS_TO = {
     "init_text": "text",
@@ -242,21 +245,55 @@ def own_words(task: Task) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without keys that stand twice, of which YAML would silently take the last."""
+    """YAML as people mean it: 010 and 12:30 are no numbers, labels are text, and a key that stands twice is refused."""
+
+    # Numbers as YAML 1.2 has them, and no dates.
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if tag.rpartition(":")[2] not in ("int", "float", "timestamp")]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key, _ in node.value:
+        for key, value in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
                 seen.add(key.value)
+                if key.value in _TEXT:
+                    _as_text(value)
         return super().construct_mapping(node, deep)
 
 
-def _parse(text: str, where: str) -> Any:
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
+    list("-+.0123456789"),
+)
+
+
+def _as_text(node: yaml.Node) -> None:
+    """Let what is in a node be text as it is written, but for null."""
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag != "tag:yaml.org,2002:null":
+            node.tag = "tag:yaml.org,2002:str"
+        return
+    for inner in node.value if isinstance(node, yaml.CollectionNode) else []:
+        for one in inner if isinstance(inner, tuple) else (inner,):
+            _as_text(one)
+
+
+def _parse(text: str, where: str, key: str = "") -> Any:
+    """What `text` says in YAML, as the value of `key`."""
+    loader = _Loader(text)
     try:
-        return yaml.load(text, _Loader)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if key in _TEXT:
+            _as_text(node)
+        return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = "" if mark is None else f"line {mark.line + 1}: "
@@ -297,4 +334,4 @@ def _apply(content: dict[str, Any], override: str) -> None:
         if not isinstance(inner, Mapping):
             raise SoftPromptError(f"--set {override}: {key} has no keys of its own")
         place = inner  # type: ignore[assignment]
-    place[keys[-1]] = _parse(value, f"--set {override}")
+    place[keys[-1]] = _parse(value, f"--set {override}", keys[-1])
