@@ -37,8 +37,8 @@ def train(
         from softprompt.bases.load import load_base
         from softprompt.evaluation import evaluate
         from softprompt.progress import TrainingProgress, progress_bar
+        from softprompt.prompts import SoftPrompt
         from softprompt.reporting.run_report import REPORT, write_report
-        from softprompt.tasks import load_rows, with_validation
         from softprompt.training import grow, processes, train
         from softprompt.training.folder import RECORD, recorded_dtype
         from softprompt.training.taskfile import load_task_file, make_prompt
@@ -48,9 +48,8 @@ def train(
         with processes.together():
             file = load_task_file(task, overrides)
             folder = output or Path("runs") / file.name
-            # All rows first: a mistake in the test rows is not to come out after the training.
-            rows, validation = with_validation(file.data.train, file.data.validation, file.task, file.recipe.seed)
-            test_rows = [] if file.data.test is None else load_rows(file.data.test, file.task)
+            parts = file.rows()
+            rows, validation, test_rows = parts["training"], parts.get("validation"), parts.get("test", [])
             dtype: str = file.recipe.dtype
             if resume and dtype == "auto":  # what it was for the run, which another machine may have begun
                 dtype = recorded_dtype(folder) or dtype
@@ -72,7 +71,8 @@ def train(
 
         def make(count: int | None) -> SoftPrompt:
             start = file.prompt.model_copy(update={"num_virtual_tokens": count})
-            return make_prompt(base, start, file.task, rows)
+            made = make_prompt(base, start, file.task, rows)
+            return SoftPrompt(made.embeddings, made.card.replace(data=file.data.for_card()))
 
         growth: Growth | None = None
         test: Evaluation | None = None

@@ -16,7 +16,7 @@ from softprompt.comparison.costs import Costs, measure_costs
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoder
 from softprompt.tasks.problems import Problem, in_rows, in_words, unseen
-from softprompt.tasks.rows import Row, check_trainable, load_rows, with_validation
+from softprompt.tasks.rows import Row
 from softprompt.tasks.task import Task
 from softprompt.training.taskfile import PromptStart, TaskFile, make_prompt
 
@@ -56,7 +56,8 @@ def check(file: TaskFile, *, progress: Callable[[str, float], None] | None = Non
     """
     tell = progress or (lambda what, share: None)
     tell("Reading the rows", 0.0)
-    parts = _rows(file)
+    parts = file.rows()
+    recipe = file.recipe.for_rows(len(parts["training"]))
     tell("Loading the base", 0.1)
     base = load_base(file.base, dtype=file.recipe.dtype)
     start = file.prompt
@@ -65,26 +66,16 @@ def check(file: TaskFile, *, progress: Callable[[str, float], None] | None = Non
     prompt = make_prompt(base, start, file.task, parts["training"])
     problems = [
         *in_rows(parts, file.task),
-        *unseen(len(parts["training"]), file.recipe.max_steps, file.recipe.batch_size),
+        *unseen(len(parts["training"]), recipe.max_steps, recipe.batch_size),
         *_cut(parts, file.task, base, prompt),
         *in_words(file.task),
         *_in_start(file.task, start),
     ]
     tell("Taking three training steps", 0.4)
-    costs = measure_costs(base, prompt, file.task, parts["training"], parts.get("validation", []), file.recipe)
+    costs = measure_costs(base, prompt, file.task, parts["training"], parts.get("validation", []), recipe)
     tell("Taking three training steps", 1.0)
     counts = {part: len(rows) for part, rows in parts.items()}
     return Check(file.name, counts, problems, prompt.num_virtual_tokens, costs)
-
-
-def _rows(file: TaskFile) -> dict[str, Sequence[Row]]:
-    """The task file's rows by the part of the data."""
-    train = load_rows(file.data.train, file.task)
-    check_trainable(train, file.task)
-    rows, checks = with_validation(train, file.data.validation, file.task, file.recipe.seed)
-    test = None if file.data.test is None else load_rows(file.data.test, file.task)
-    parts = {"training": rows, "validation": checks, "test": test}
-    return {part: found for part, found in parts.items() if found is not None}
 
 
 def _cut(parts: Mapping[str, Sequence[Row]], task: Task, base: Base, prompt: SoftPrompt) -> Iterator[Problem]:

@@ -220,7 +220,8 @@ def predict(
         base: the frozen base.
         prompt: the prompt, checked against the base; None asks the bare base.
         task: what is asked.
-        inputs: texts, where the template has one column, or a mapping of its columns for each row.
+        inputs: texts, where the template has one column, or a mapping of its columns for each row; or a data frame, a
+            `datasets.Dataset`, or a file as a `Path`.
         progress: called with the number of rows finished since the last call.
 
     Raises:

@@ -54,6 +54,7 @@ class Card(Described):
     format_version: int = Field(default=FORMAT_VERSION, ge=1, le=FORMAT_VERSION)
     base: BaseIdentity | None = None
     task: dict[str, JsonValue] | None = None
+    data: dict[str, JsonValue] | None = None  # what the tables that it learned from call its columns and labels
     initialisation: dict[str, JsonValue] = Field(default_factory=dict)  # "method" and that method's arguments
     recipe: dict[str, JsonValue] = Field(default_factory=dict)
     metrics: dict[str, JsonValue] = Field(default_factory=dict)

@@ -1,9 +1,8 @@
 """A run's folder: `run.json` (what is learned, so that a resumed run is the same run), the checkpoints, `log.jsonl`,
 `monitor.jsonl`, `problems.json` and `prompt/`.
 
-Owns the record, whether a folder can be begun, replaced or gone on with, by one process at a time, and what becomes of a
-run that is replaced.
-Knows nothing of the loop.
+Owns the record, whether a folder can be begun, replaced or gone on with, by one process at a time, and what becomes of
+a run that is replaced. Knows nothing of the loop.
 """
 
 from __future__ import annotations

@@ -150,6 +150,7 @@ def train(
     start(base.device)
     with together():
         rows, checks = with_validation(train, validation, task, recipe.seed)
+        recipe = recipe.for_rows(len(rows))
         prepared = _prepare(base, prompt, task, recipe, (rows, checks, test and as_rows(test, task)))
     check_same(prepared.about)
     with ExitStack() as stack:

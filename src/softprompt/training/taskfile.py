@@ -30,8 +30,11 @@ from softprompt.errors import SoftPromptError
 from softprompt.prompts import names
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.prompts.starts import examples
-from softprompt.tasks.rows import Row
+from softprompt.tasks.forms import FORMS
+from softprompt.tasks.reading import Reading
+from softprompt.tasks.rows import Row, check_trainable, find_labels, load_rows, with_validation
 from softprompt.tasks.task import LABEL_COLUMN, Task
+from softprompt.tasks.unpacking import STDIN
 from softprompt.text import shown, validation_line
 from softprompt.training.recipe import Recipe
 
@@ -53,31 +56,31 @@ def _folder(info: ValidationInfo) -> Path:
 
 
 def _from_here(path: str, info: ValidationInfo) -> str:
-    return path if path.startswith("hub:") else str(_folder(info) / Path(path).expanduser())
+    return path if path.startswith("hub:") or path in STDIN else str(_folder(info) / Path(path).expanduser())
 
 
 _Path = Annotated[str, Field(min_length=1), AfterValidator(_from_here)]
+_Paths = _Path | Annotated[list[_Path], Field(min_length=1)]
 
 
-class Data(BaseModel):
-    """Where the rows are: files that `load_rows` reads, or `hub:OWNER/NAME:SPLIT`.
+class Data(Reading):
+    """Where the rows are: what `load_rows` reads, and how, see `Reading`.
 
     Attributes:
-        train: the training rows.
-        validation: the validation rows, or the fraction of the training rows to set aside, or None.
+        train: the training rows; a file, a pattern, or a list of these.
+        validation: the validation rows, or the fraction of the training rows to set aside; "auto": a tenth of them,
+            where that is enough; None: there are none.
         test: rows to measure the trained prompt on; None: it isn't.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    train: _Path
-    validation: _Path | float | None = None
-    test: _Path | None = None
+    train: _Paths
+    validation: Literal["auto"] | _Paths | float | None = "auto"
+    test: _Paths | None = None
 
     @field_validator("validation", mode="before")
     @classmethod
     def _check_validation(cls, value: Any) -> Any:
-        is_file = isinstance(value, str) and value != ""
+        is_file = isinstance(value, str | list) and bool(value)
         if value is None or is_file or (isinstance(value, float) and 0 < value < 1):
             return value
         raise ValueError(f"a file or a fraction between 0 and 1 is needed, not {shown(value)}")
@@ -150,6 +153,18 @@ class TaskFile(BaseModel):
     prompt: PromptStart = PromptStart()
     recipe: Recipe = Recipe()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_form(cls, content: Any) -> Any:
+        """The template, target and empty columns that go by a name, see `FORMS`."""
+        task = content.get("task") if isinstance(content, dict) else None
+        form = FORMS.get(str(task.get("template"))) if isinstance(task, dict) else None
+        if form is None or not isinstance(task, dict):
+            return content
+        task = {**task, "template": form.template, "target": task.get("target", form.target)}
+        data = content.get("data")
+        return {**content, "task": task, "data": {"empty": form.empty} | data if isinstance(data, dict) else data}
+
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:
@@ -165,6 +180,22 @@ class TaskFile(BaseModel):
         is_model = beside.is_dir() or (beside.suffix.lower() == ".gguf" and beside.is_file())
         # Absolute, since the card keeps the name and a prompt may be used from anywhere.
         return os.path.abspath(beside) if is_model and base != EMBEDDED else base
+
+    def rows(self) -> dict[str, Sequence[Row]]:
+        """The rows by the part of the data: "training", and where there are such "validation" and "test".
+
+        Raises:
+            SoftPromptError: as `load_rows` and `split_rows`, or the training rows show one label only.
+        """
+        data, task = self.data, self.task
+        # All at once: a mistake in the test rows is not to come out after the training.
+        train = load_rows(data.train, task, reading=data)
+        check_trainable(train, task)
+        rows, checks = with_validation(train, data.validation, task, self.recipe.seed, reading=data)
+        check_trainable(rows, task)
+        test = None if data.test is None else load_rows(data.test, task, reading=data)
+        parts = {"training": rows, "validation": checks, "test": test}
+        return {part: found for part, found in parts.items() if found is not None}
 
     @model_validator(mode="after")
     def _check_start(self) -> TaskFile:
@@ -196,11 +227,24 @@ def load_task_file(path: str | Path, overrides: Sequence[str] = ()) -> TaskFile:
     content = _read(path)
     for override in overrides:
         _apply(content, override)
+    _find_labels(content, path.parent)
     where = " ".join([str(path), *(f"--set {override}" for override in overrides)])
     try:
         return TaskFile.model_validate(content, context={"folder": path.parent})
     except ValidationError as error:
         raise SoftPromptError(validation_line(error, where)) from None
+
+
+def _find_labels(content: dict[str, Any], folder: Path) -> None:
+    """Put the labels that stand in the training rows in the place of `task.labels: auto`."""
+    task, data = content.get("task"), content.get("data")
+    if not isinstance(task, dict) or task.get("labels") != "auto":
+        return
+    try:
+        read = Data.model_validate(data, context={"folder": folder})
+    except ValidationError as error:
+        raise SoftPromptError(validation_line(error, "data")) from None
+    task["labels"] = find_labels(read.train, read)
 
 
 def make_prompt(base: Base, start: PromptStart, task: Task, rows: Sequence[Row] = ()) -> SoftPrompt:
@@ -248,8 +292,8 @@ class _Loader(yaml.SafeLoader):
     """YAML as people mean it: 010 and 12:30 are no numbers, labels are text, and a key that stands twice is refused."""
 
     # Numbers as YAML 1.2 has them, and no dates.
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in known if tag.rpartition(":")[2] not in ("int", "float", "timestamp")]
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, rule) for tag, rule in known if tag.rpartition(":")[2] not in ("int", "float", "timestamp")]
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
