@@ -85,7 +85,8 @@ def refused(*arguments: object, stdin: str | bytes | None = None) -> str:
     assert result.stdout == ""
     *progress, last = result.stderr.splitlines()
     assert last.startswith("error: ")
-    assert all(line.startswith(("step ", "warning: ")) for line in progress)
+    told = ("step ", "warning: ", "data.validation: ", "dtype auto")
+    assert all(line.startswith(told) or ".csv: " in line for line in progress)
     return last.removeprefix("error: ")
 
 
@@ -347,7 +348,7 @@ def test_another_task_can_be_asked(prompt):
         (b"text,mood\na,negative\n", "no column 'label'"),
         (b"text,label\na,negative\n  ,positive\n", "row 2 (line 3): column 'text' is empty"),
         (b"text,label\na,negative\nb,neutral\n", "row 2 (line 3): label 'neutral' is not one of"),
-        (b"text,label\na,negative\nb\xff,positive\n", "line 3 is not UTF-8"),
+        ("text,label\né,negative\n".encode() + b"b\xff,positive\n", "line 3 is not UTF-8"),
         (b"text,label,text\na,negative,b\n", "the column 'text' is there more than once"),
     ],
 )

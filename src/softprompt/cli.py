@@ -14,6 +14,7 @@ import typer
 from softprompt import __version__
 from softprompt.commands.asking import evaluate, predict
 from softprompt.commands.comparing import check, compare
+from softprompt.commands.init import init
 from softprompt.commands.library import library_app
 from softprompt.commands.looking import inspect, prune
 from softprompt.commands.serving import serve
@@ -26,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train, evaluate, predict, inspect, prune, report, demo, compare, check, serve):
+for command in (init, train, evaluate, predict, inspect, prune, report, demo, compare, check, serve):
     app.command()(command)
 app.add_typer(library_app, name="library")
 

@@ -25,6 +25,8 @@ from softprompt.tasks.rows import read_entries
 TASK = Task(template="{text}", labels=["negative", "positive"])
 CSV = "text,label\na joy,positive\nbad,negative\n"
 PAIRS = [("a joy", "positive"), ("bad", "negative")]
+OBJECTS = [{"text": text, "label": label} for text, label in PAIRS]
+LINES = "".join(json.dumps(one) + "\n" for one in OBJECTS)
 
 
 @pytest.fixture(autouse=True)
@@ -73,10 +75,10 @@ PLAIN = {
     "trailing commas in rows.csv": ("text,label\na joy,positive,\nbad,negative,,\n", ""),
     "twice unused.csv": ("id,text,id,label\n1,a joy,2,positive\n1,bad,2,negative\n", ""),
     "blanks in the header.csv": ("text , label\na joy,positive\nbad,negative\n", ""),
-    "array.json": (json.dumps([{"text": text, "label": label} for text, label in PAIRS]), ""),
-    "within.json": (json.dumps({"data": [{"text": text, "label": label} for text, label in PAIRS]}), ""),
-    "lines.json": ("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in PAIRS), ""),
-    "lines.ndjson": ("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in PAIRS), ""),
+    "array.json": (json.dumps(OBJECTS), ""),
+    "within.json": (json.dumps({"data": OBJECTS}), ""),
+    "lines.json": (LINES, ""),
+    "lines.ndjson": (LINES, ""),
     "rows.csv.gz": (gzip.compress(CSV.encode()), ""),
     "rows.zip": (packed("inner.csv", CSV), ""),
     "gzip.csv": (gzip.compress(CSV.encode()), "is packed with gzip"),
@@ -115,7 +117,7 @@ GLUED = {
 
 
 @pytest.mark.parametrize("name", GLUED)
-def test_quotes_do_not_glue_the_rows_of_a_tsv(tmp_path: Path, name: str) -> None:
+def test_quotes_do_not_glue_the_rows_of_a_tsv(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
     lines = GLUED[name].splitlines()[1:]
     expected = [tuple(line.split("\t")) for line in lines]
     assert pairs(write(tmp_path / name, GLUED[name])) == expected
@@ -124,12 +126,8 @@ def test_quotes_do_not_glue_the_rows_of_a_tsv(tmp_path: Path, name: str) -> None
     assert len(load_rows(as_csv, TASK, reading=Reading(quoting=False))) == len(expected)
     labels_first = "".join(",".join(reversed(line.split("\t"))) + "\n" for line in GLUED[name].splitlines())
     turned = write(tmp_path / "turned.csv", labels_first)
-    try:
-        found = pairs(turned)
-    except SoftPromptError as error:
-        assert "check the quotes" in str(error) or "look like whole rows" in str(error)  # noqa: PT017
-    else:
-        assert len(found) == len(expected)
+    load_rows(turned, TASK)  # no line of it shows that "negative" is a label: at least it is said
+    assert "1 values hold line ends, 1 of them the delimiter too" in caplog.text
 
 
 def test_quotes_in_a_tsv_are_text_unless_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -269,13 +267,14 @@ def test_parts_of_a_json_document(tmp_path: Path) -> None:
     assert pairs(f"{clinc}#val", reading=reading) == [("c", "positive")]
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 WRONG = {
     "page.csv": (b"\n<!DOCTYPE html><html><body>404</body></html>", "is an HTML page"),
     "pointer.parquet": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
         "is a pointer of Git LFS",
     ),
-    "pointer.csv": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is a pointer of Git LFS"),
+    "pointer.csv": (POINTER, "is a pointer of Git LFS"),
     "old.xls": (b"\xd0\xcf\x11\xe0" + bytes(100), "workbook of old Excel"),
     "page.pdf": (b"%PDF-1.7", "is a PDF"),
     "cut.csv.gz": (gzip.compress(CSV.encode())[:-9], "cannot be unpacked by gzip"),
@@ -355,15 +354,7 @@ def test_nan_in_parquet_is_not_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["-", "/dev/stdin"])
-@pytest.mark.parametrize(
-    "content",
-    [
-        CSV,
-        CSV.replace(",", ";"),
-        '{"text": "a joy", "label": "positive"}\n{"text": "bad", "label": "negative"}',
-        json.dumps([{"text": a, "label": b} for a, b in PAIRS]),
-    ],
-)
+@pytest.mark.parametrize("content", [CSV, CSV.replace(",", ";"), LINES, json.dumps(OBJECTS)])
 def test_stdin(monkeypatch: pytest.MonkeyPatch, name: str, content: str) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
     assert pairs(name) == PAIRS
@@ -384,7 +375,7 @@ def test_what_is_no_table_is_refused(source: object) -> None:
 
 @pytest.mark.parametrize("inputs", ["joy", b"joy", 3, {"text": "joy"}, [["joy"]], [3]])
 def test_what_are_no_inputs_is_refused(inputs: Any) -> None:
-    with pytest.raises(SoftPromptError, match="give|put"):
+    with pytest.raises(SoftPromptError, match=r"give|put"):
         rows_from(inputs, TASK)
 
 
@@ -397,5 +388,5 @@ def test_inputs_from_a_file(tmp_path: Path) -> None:
     [{"delimiter": ",,"}, {"delimiter": '"'}, {"encoding": "utf-9"}, {"header": ["a", "a"]}, {"separator": ";"}],
 )
 def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="needed|no encoding|more than once|Extra"):
+    with pytest.raises(ValueError, match=r"needed|no encoding|more than once|Extra"):
         Reading(**options)

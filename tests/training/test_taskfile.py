@@ -75,7 +75,7 @@ def test_a_whole_file_is_read(write, tmp_path):
 
 def test_what_is_left_out_has_defaults(write):
     file = load_task_file(write(FREE_TEXT))
-    assert file.data.validation is None
+    assert file.data.validation == "auto"
     assert file.data.test is None
     assert file.task.metric == "exact_match"
     assert file.recipe.max_steps == Recipe().max_steps
@@ -89,7 +89,7 @@ def test_a_validation_fraction(write):
     assert load_task_file(write(WHOLE), ["data.validation=0.2"]).data.validation == 0.2
 
 
-@pytest.mark.parametrize("value", ["0.0", "1.0", "1", "-0.5", "true", "[a]", "''", ".nan"])
+@pytest.mark.parametrize("value", ["0.0", "1.0", "1", "-0.5", "true", "[]", "''", ".nan"])
 def test_what_is_no_validation_is_refused(write, value):
     assert "data.validation: a file or a fraction between 0 and 1" in refused(write(WHOLE), f"data.validation={value}")
 

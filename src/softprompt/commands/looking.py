@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from softprompt.commands.opening import base_of, open_prompt
+from softprompt.commands.opening import base_of, find_prompt, open_prompt
 from softprompt.commands.options import BaseName, Dtype, Json, PromptFolder, TaskFile
 from softprompt.commands.terminal import print_result, reporting
 from softprompt.errors import SoftPromptError
@@ -48,11 +48,12 @@ def inspect(
         its_task: Task | None = None
         rows: list[Row] | None = None
         if data is None:
+            prompt = find_prompt(prompt)
             asked = SoftPrompt.load(prompt)
             load = base_of(prompt, asked, base, dtype)
         else:
-            asked, its_task, load = open_prompt(prompt, base, dtype, task)
-            rows = load_rows(data, its_task)
+            asked, its_task, load, reading = open_prompt(prompt, base, dtype, task)
+            rows = load_rows(data, its_task, reading=reading)
         loaded = load()
         total = len(rows or []) * (asked.num_virtual_tokens + 1)
         with progress_bar(Console(stderr=True), "Inspecting", total) as advance:
@@ -93,11 +94,11 @@ def prune(
         from softprompt.progress import progress_bar
         from softprompt.tasks import load_rows
 
-        asked, its_task, load = open_prompt(prompt, base, dtype, task)
+        asked, its_task, load, reading = open_prompt(prompt, base, dtype, task)
         check_keep(keep, asked)
         if output.exists() and not force:  # before the work and not after it
             raise SoftPromptError(f"{output} exists: choose another --output, or replace it with --force")
-        rows = load_rows(data, its_task)
+        rows = load_rows(data, its_task, reading=reading)
         loaded = load()
         with progress_bar(Console(stderr=True), "Pruning", len(rows) * (asked.num_virtual_tokens + 2)) as advance:
             found = prune(loaded, asked, its_task, rows, keep, progress=advance)

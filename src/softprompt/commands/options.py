@@ -13,7 +13,14 @@ import typer
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a run that is already in the folder.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder from its last checkpoint.")]
-PromptFolder = Annotated[Path, typer.Argument(metavar="PROMPT", help="The prompt's folder.", show_default=False)]
+PromptFolder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="PROMPT",
+        help="The prompt's folder, or a run's, or a name in ./library such as mood or mood@2.",
+        show_default=False,
+    ),
+]
 BaseName = Annotated[
     str | None,
     typer.Option(

@@ -11,14 +11,17 @@ import typer
 from rich.console import Console
 
 from softprompt.commands.options import Force, Json, Overrides, Resume, TaskArgument
-from softprompt.commands.tables import figures_table, lengths_table
+from softprompt.commands.tables import answers_table, figures_table, labels_table, lengths_table
 from softprompt.commands.terminal import print_result, reporting
 from softprompt.errors import SoftPromptError
+from softprompt.text import printable
 
 if TYPE_CHECKING:
     from softprompt.evaluation import Evaluation
     from softprompt.prompts import SoftPrompt
     from softprompt.training import Growth
+
+_ANSWERS_SHOWN = 10
 
 
 def train(
@@ -35,7 +38,7 @@ def train(
     check_choice(resume, force)
     with reporting() as out:
         from softprompt.bases.load import load_base
-        from softprompt.evaluation import evaluate
+        from softprompt.evaluation import evaluate, predict
         from softprompt.progress import TrainingProgress, progress_bar
         from softprompt.prompts import SoftPrompt
         from softprompt.reporting.run_report import REPORT, write_report
@@ -46,6 +49,8 @@ def train(
         overrides = overrides or []
         processes.start()
         with processes.together():
+            if task.suffix.lower() not in (".yaml", ".yml"):
+                task = _from_table(task)
             file = load_task_file(task, overrides)
             folder = output or Path("runs") / file.name
             parts = file.rows()
@@ -99,6 +104,10 @@ def train(
             settings = [word for override in overrides for word in ("--set", override)]
             again = ["softprompt", "train", str(task), *settings, "--output", str(folder), "--resume"]
             raise SoftPromptError(f"interrupted at step {progress.step}; go on with: {shlex.join(again)}") from None
+        measured = test or run.validation
+        # Of free text a few answers, since no figure says what they are like.
+        some = [] if file.task.labels else list(test_rows or validation or [])[:_ANSWERS_SHOWN]
+        answers = predict(base, run.prompt, file.task, some)
         document = (run if growth is None else growth).to_json()
         document |= {"test": None if test is None else test.to_json(), "report": str(report)}
         cut = f"; {run.truncated} training texts were cut to fit the context" if run.truncated else ""
@@ -108,13 +117,27 @@ def train(
             document if as_json else None,
             *([] if growth is None else [lengths_table(growth, file.task.metric)]),
             *([figures_table({"validation": run.validation, "test": test})] if run.validation or test else []),
+            *([labels_table(measured.per_label)] if measured and measured.per_label else []),
+            *([answers_table(file.task, some, answers)] if some else []),
             *(f"{problem.about}: {problem.text}" for problem in run.problems),
             *(f"{diagnosis.name}: {diagnosis.sentence}" for diagnosis in run.diagnoses),
             f"{run.steps} steps in {run.seconds:.0f} s; the prompt is from step {run.best_step}{calibrated}{cut}",
             f"{document['trainable_parameters']:,} parameters, {document['artifact_bytes']:,} bytes in {run.path}",
             f"The whole run, for a browser: {report}",
             f"Next: softprompt predict {shlex.quote(str(run.path))} TEXT",
+            f"      softprompt predict {shlex.quote(str(run.path))} --input FILE --output answers.csv",
+            f"      softprompt library add {file.name} {shlex.quote(str(run.path))} && softprompt serve",
         )
+
+
+def _from_table(table: Path) -> Path:
+    """The task file of a table, as `init` writes it, said."""
+    from softprompt.commands.init import draft
+    from softprompt.tasks.survey import survey
+
+    path, lines = draft(survey(str(table)), None)
+    typer.echo("\n".join(printable(line) for line in lines), err=True)
+    return path
 
 
 def report(

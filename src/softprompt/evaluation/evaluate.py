@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -210,7 +210,7 @@ def predict(
     base: Base,
     prompt: SoftPrompt | None,
     task: Task,
-    inputs: Iterable[str | Mapping[str, object]],
+    inputs: Iterable[Any],
     *,
     progress: Progress | None = None,
 ) -> list[Prediction]:
@@ -220,8 +220,8 @@ def predict(
         base: the frozen base.
         prompt: the prompt, checked against the base; None asks the bare base.
         task: what is asked.
-        inputs: texts, where the template has one column, or a mapping of its columns for each row; or a data frame, a
-            `datasets.Dataset`, or a file as a `Path`.
+        inputs: texts, where the template has one column, or a mapping of its columns for each row, or rows; or a data
+            frame, a `datasets.Dataset`, or a file as a `Path`.
         progress: called with the number of rows finished since the last call.
 
     Raises:

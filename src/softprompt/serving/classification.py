@@ -17,6 +17,7 @@ from softprompt.errors import SoftPromptError
 from softprompt.models.scoring import label_probabilities
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoder
+from softprompt.tasks.reading import Reading
 from softprompt.tasks.rows import Row, rows_from
 from softprompt.tasks.task import Task
 
@@ -57,6 +58,7 @@ class Classifier:
     def __init__(self, base: Base, task: Task, prompt: SoftPrompt | None) -> None:
         self._base, self._task = base, task
         self._virtual = 0 if prompt is None else prompt.num_virtual_tokens
+        self._reading = Reading.model_validate({} if prompt is None else prompt.card.data or {})
         self._log_priors = None if prompt is None else prompt.card.log_priors(task.labels)
         self._encoder = Encoder(base, task, virtual_tokens=self._virtual)
         if task.labels is None or self._encoder.label_ids is None:
@@ -73,7 +75,7 @@ class Classifier:
         Raises:
             SoftPromptError: a text is empty or too long, or a column is missing.
         """
-        return [self._encode(row, truncate) for row in rows_from(inputs, self._task)]
+        return [self._encode(row, truncate) for row in rows_from(inputs, self._task, reading=self._reading)]
 
     def answer(self, likelihoods: Sequence[float]) -> tuple[str, dict[str, float]]:
         """The likeliest label and each label's probability, from the log-likelihoods of the continuations."""

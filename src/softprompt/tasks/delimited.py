@@ -91,7 +91,7 @@ def _is_quoted(value: object) -> bool:
 def _read(name: str, lines: _Lines, reading: Reading, needed: Sequence[str]) -> tuple[list[str], list[Record]]:
     """The columns and records in the rows that `_split` gives."""
     header, start = reading.header, next(lines)
-    if header is None:
+    if header is None or (isinstance(header, list) and set(header) <= set(start[1])):
         columns = _name(name, start[1], needed)
     else:
         columns = header if isinstance(header, list) else [f"column_{i + 1}" for i in range(len(start[1]))]

@@ -34,5 +34,5 @@ FORMS = {
         {"input": ""},
     ),
     "completion": Form("{prompt}", "{completion}", frozenset({"prompt", "completion"})),
-    "messages": Form(f"{{{CONVERSATION}}}\nAssistant:", f" {{{ANSWER}}}", frozenset({"messages"})),
+    "messages": Form(f"{{{CONVERSATION}}}\nAssistant:", f" {{{ANSWER}}}", frozenset({CONVERSATION, ANSWER})),
 }

@@ -6,7 +6,7 @@ Owns these options. Knows nothing of files.
 from __future__ import annotations
 
 import codecs
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -23,6 +23,7 @@ class Reading(BaseModel):
         encoding: of the text, such as "utf-16-le" or "cp1251".
         quoting: whether double quotes hold a value together, or are text; None: they do unless values are delimited
             by tabs.
+        unusable: what becomes of rows without a text or with an unknown label: "refuse" them, or "skip" them.
         header: the columns' names where the file has none, or false to number them: column_1, column_2 and so on.
     """
 
@@ -35,6 +36,7 @@ class Reading(BaseModel):
     encoding: str | None = None
     quoting: bool | None = None
     header: bool | list[str] | None = None
+    unusable: Literal["refuse", "skip"] = "refuse"
 
     @field_validator("delimiter")
     @classmethod
@@ -64,5 +66,6 @@ class Reading(BaseModel):
         return self.columns.get(column, column)
 
     def for_card(self) -> dict[str, Any] | None:
-        """What a prompt's card keeps of it: the names and labels, which later tables of the same kind have too."""
-        return self.model_dump(include={"columns", "labels", "empty"}, exclude_defaults=True) or None
+        """What a prompt's card keeps of it: what is to be known of later tables of the same kind, too."""
+        kept = {"columns", "labels", "empty", "header", "unusable"}
+        return self.model_dump(include=kept, exclude_defaults=True) or None

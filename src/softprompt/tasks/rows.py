@@ -24,8 +24,9 @@ from softprompt.text import shown
 
 logger = logging.getLogger(__name__)
 
+_FEWEST_TO_SPLIT = 20  # rows, where nothing is said
 _SET_ASIDE = 0.1  # of the training rows, for validation, where nothing is said
-_MOST_LABELS = 200  # that are taken from the rows without being asked for by name
+MOST_LABELS = 200  # that are taken from the rows without being asked for by name
 # What a row of messages is to a task: what was said before the last answer, and that answer.
 CONVERSATION, ANSWER = "conversation", "answer"
 
@@ -108,9 +109,14 @@ def load_rows(
             file with the first such rows, or the column.
     """
     entries = list(read_entries(source, task, root=root, need_targets=need_targets, reading=reading))
-    if any(entry.row is None for entry in entries):
-        raise SoftPromptError(_report(entries, task))
-    return [entry.row for entry in entries if entry.row is not None]
+    rows = [entry.row for entry in entries if entry.row is not None]
+    if len(rows) < len(entries):
+        report = _report(entries, task)
+        if reading is None or reading.unusable == "refuse" or not rows:
+            several = "; mend them, or leave them out with data.unusable: skip"
+            raise SoftPromptError(report + several * (len(entries) - len(rows) > 1))
+        logger.warning("%s; they are left out", report)
+    return rows
 
 
 def read_entries(
@@ -144,8 +150,8 @@ def rows_from(inputs: Iterable[Any], task: Task, *, source: str = "input", readi
     """Rows without targets from memory, to predict.
 
     Args:
-        inputs: Texts, where the template has one column, or a mapping of the template's columns for each row; or a data
-            frame or a `datasets.Dataset`; or the path of a file, as a `Path`.
+        inputs: Texts, where the template has one column, or a mapping of the template's columns for each row, or rows;
+            or a data frame or a `datasets.Dataset`; or the path of a file, as a `Path`.
         task: Names the columns.
         source: What messages call the inputs.
         reading: How the columns are named.
@@ -166,6 +172,9 @@ def rows_from(inputs: Iterable[Any], task: Task, *, source: str = "input", readi
     reading, rows = reading or Reading(), []
     for number, given in enumerate(inputs, 1):
         place = f"{source}: row {number}"
+        if isinstance(given, Row):
+            rows.append(given)
+            continue
         if isinstance(given, str):
             if len(task.columns) > 1:
                 raise SoftPromptError(f"{place}: the template needs the columns {shown(task.columns)}")
@@ -219,7 +228,7 @@ def find_labels(source: Rows, reading: Reading, *, root: str | Path | None = Non
             )
             if text.strip():
                 counts[reading.labels.get(text, text)] += 1
-    if not 2 <= len(counts) <= _MOST_LABELS:
+    if not 2 <= len(counts) <= MOST_LABELS:
         raise SoftPromptError(
             f"task.labels: auto finds {len(counts):,} labels in the column {shown(column)} of {source}: write them "
             "down in task.labels, name another column in data.columns, or leave labels out for free text"
@@ -263,8 +272,8 @@ def _set_aside(rows: Sequence[Row], seed: int) -> tuple[Sequence[Row], Sequence[
     pool = [row for row in rows if counts[row.label] > 1]
     fraction = max(_SET_ASIDE, sum(count > 1 for count in counts.values()) / max(len(pool), 1))
     try:
-        _, held = split_rows(pool, fraction, seed)
-    except SoftPromptError:
+        _, held = split_rows(pool if len(rows) >= _FEWEST_TO_SPLIT else [], fraction, seed)
+    except SoftPromptError:  # they are too few
         logger.warning("data.validation: %s rows are too few to set some aside: nothing is validated", len(rows))
         return rows, None
     logger.info(
@@ -317,7 +326,7 @@ def _entry(record: Record, task: Task, reading: Reading, need_targets: bool, row
     """What a record is to a task; `row` says where it stands."""
     if record.fault:
         return Entry(record, None, record.fault)
-    values = _with_messages(record.values)
+    values = with_messages(record.values)
     label = target = None
     try:
         columns = {name: _required(values, name, reading) for name in task.columns}
@@ -383,7 +392,7 @@ def _text(value: object, column: str) -> str:
     return text
 
 
-def _with_messages(values: Mapping[str, object]) -> Mapping[str, object]:
+def with_messages(values: Mapping[str, object]) -> Mapping[str, object]:
     """A record of a conversation with what was said before its last answer, and that answer, as columns."""
     body = values.get("body")
     messages = values.get("messages", body.get("messages") if isinstance(body, Mapping) else None)
@@ -433,7 +442,7 @@ def _no_column(place: str, name: str, column: str, columns: Sequence[str]) -> st
     return f"{place and place + ': '}no column {shown(column)}; the columns are {shown(list(columns))}: {act}"
 
 
-def _key(text: str) -> str:
+def as_key(text: str) -> str:
     """What texts have in common that differ by case, white space, Unicode form or how a number is written."""
     key = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return key[:-2] if key.endswith(".0") and key[:-2].lstrip("-").isdigit() else key
@@ -441,8 +450,8 @@ def _key(text: str) -> str:
 
 def _near(text: str, known: Sequence[str]) -> str | None:
     """The one of `known` that `text` most likely means; None where there is none."""
-    same = [one for one in known if _key(one) == _key(text)]
-    close = difflib.get_close_matches(text, known, 1, 0.8) if len(known) <= _MOST_LABELS else []
+    same = [one for one in known if as_key(one) == as_key(text)]
+    close = difflib.get_close_matches(text, known, 1, 0.8) if len(known) <= MOST_LABELS else []
     return next(chain(same, close), None)
 
 
@@ -474,7 +483,4 @@ def _report(entries: Sequence[Entry], task: Task) -> str:
     if unknown:
         said.append('map labels with data.labels, such as {"1.0": positive}')
     first = "; ".join(entry.record.place.removeprefix(f"{source}: ") for entry in bad[:3])
-    return (
-        f"{source}: {len(bad):,} of {len(entries):,} rows cannot be used: {'; '.join(said)}; the first are {first}; "
-        "mend them or leave them out"
-    )
+    return f"{source}: {len(bad):,} of {len(entries):,} rows cannot be used: {'; '.join(said)}; the first are {first}"

@@ -104,6 +104,7 @@ def load(source: str, delimited: bool = False) -> Content:
     for start, what in _OTHERS:
         if re.match(start, data[:200], re.IGNORECASE):
             raise SoftPromptError(f"{path} {what}")
+    delimited = delimited or (suffix in ("", ".txt", ".tab") and b"\t" in data.partition(b"\n")[0])
     if suffix in SUFFIXES or delimited or (name in STDIN and suffix == ""):
         return Content(name, suffix if suffix in SUFFIXES else "", data, part)
     raise SoftPromptError(

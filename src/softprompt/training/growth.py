@@ -193,7 +193,7 @@ def grow(
 def _scores(base: Base, prompt: SoftPrompt, task: Task, rows: Sequence[Row]) -> NDArray[np.float64]:
     """How good the prompt's answer to each row is, `[n]` from 0 to 1."""
     answers: list[Any] = []
-    for found in predict(base, prompt, task, [row.columns for row in rows]):
+    for found in predict(base, prompt, task, rows):
         answers.append(found.output if task.labels is None else task.labels.index(found.label or ""))
     scores = row_scores(task.metric, rows, answers)
     assert scores is not None, "BLEU was refused"

@@ -77,6 +77,14 @@ class Data(Reading):
     validation: Literal["auto"] | _Paths | float | None = "auto"
     test: _Paths | None = None
 
+    @field_validator("train", "test", mode="before")
+    @classmethod
+    def _check_files(cls, value: Any, info: ValidationInfo) -> Any:
+        files = value if isinstance(value, list) and value else [value]
+        if (value is None and info.field_name == "test") or all(isinstance(one, str) and one for one in files):
+            return value
+        raise ValueError(f"a file or a list of files is needed, not {shown(value)}")
+
     @field_validator("validation", mode="before")
     @classmethod
     def _check_validation(cls, value: Any) -> Any:
