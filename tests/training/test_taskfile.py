@@ -141,7 +141,7 @@ def test_overrides_reach_keys_that_are_not_in_the_file(write):
 
 def test_an_error_in_the_file_names_file_and_key(write):
     path = write(WHOLE.replace("patience", "patients"))
-    assert refused(path) == f"{path}: recipe.patients: unknown key"
+    assert refused(path) == f"{path}: recipe.patients: unknown key: did you mean recipe.patience?"
     path = write(WHOLE.replace("base: smollm2-135m\n", ""))
     assert refused(path) == f"{path}: base: is missing"
 
@@ -298,3 +298,79 @@ def test_numbers_elsewhere_are_numbers(write):
     file = load_task_file(write(WHOLE), ["recipe.learning_rate=3e-2", "recipe.warmup_steps=007", "recipe.seed=12"])
     assert (file.recipe.learning_rate, file.recipe.warmup_steps, file.recipe.seed) == (0.03, 7, 12)
     assert "recipe.max_steps" in refused(write(WHOLE), "recipe.max_steps=12:30")
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("max_steps=3", "recipe.max_steps"),
+        ("recipe.lr=0.1", "recipe.learning_rate"),
+        ("lr=0.1", "recipe.learning_rate"),
+        ("recipe.num_epochs=3", "recipe.epochs"),
+        ("data.dev=x.csv", "data.validation"),
+        ("task.lables=[a, b]", "task.labels"),
+        ("recipe.max_step=3", "recipe.max_steps"),
+        ("num_virtual_tokens=3", "prompt.num_virtual_tokens"),
+        ("model=x", "base"),
+    ],
+)
+def test_an_unknown_key_is_asked_about(write, override, meant):
+    assert refused(write(WHOLE), override).endswith(f"unknown key: did you mean {meant}?")
+
+
+def test_a_key_like_no_other_is_just_unknown(write):
+    assert refused(write(WHOLE), "colour=red").endswith("colour: unknown key")
+
+
+class TestAutomaticLabels:
+    TEXT = WHOLE.replace("[negative, positive]", "auto")
+
+    def write(self, folder, labels):
+        lines = "".join(f"text {i},{label}\n" for i, label in enumerate(labels))
+        (folder / "train.csv").write_text("text,label\n" + lines)
+        (folder / "task.yaml").write_text(self.TEXT)
+        return folder / "task.yaml"
+
+    def test_they_are_those_of_the_training_rows(self, tmp_path, caplog):
+        caplog.set_level("INFO", "softprompt")
+        path = self.write(tmp_path, ["b", "a", "010", "b"])
+        assert load_task_file(path).task.labels == ["010", "a", "b"]
+        assert "labels: auto: 3 labels in 4 rows" in caplog.text
+
+    def test_their_column_and_their_mapping_count(self, tmp_path):
+        path = self.write(tmp_path, ["b", "a", "B"])
+        assert load_task_file(path, ["data.labels={B: b}"]).task.labels == ["a", "b"]
+        (tmp_path / "train.csv").write_text("text,mood\nx,a\ny,b\n")
+        assert load_task_file(path, ["data.columns={label: mood}"]).task.labels == ["a", "b"]
+        assert "no column 'label'" in refused(path)
+
+    @pytest.mark.parametrize("labels", [["a"] * 5, [str(i) for i in range(201)]])
+    def test_too_few_or_too_many_ask(self, tmp_path, labels):
+        assert "write them down in task.labels" in refused(self.write(tmp_path, labels))
+
+
+def test_forms_by_their_names(write):
+    file = load_task_file(write(FREE_TEXT.replace('template: "{text}", target: " {answer}"', "template: alpaca")))
+    assert file.task.columns == ["instruction", "input"]
+    assert file.task.target == "{output}"
+    assert file.data.empty == {"input": ""}
+    own = FREE_TEXT.replace('template: "{text}"', "template: messages")
+    assert load_task_file(write(own)).task.target == " {answer}"
+
+
+def test_how_tables_are_read_is_checked(write):
+    path = write(WHOLE)
+    file = load_task_file(
+        path, ["data.delimiter=tab", "data.columns={text: '#1 String'}", "data.labels={1.0: positive}"]
+    )
+    assert (file.data.delimiter, file.data.columns, file.data.labels) == (
+        "\t",
+        {"text": "#1 String"},
+        {"1.0": "positive"},
+    )
+    assert load_task_file(path, ["data.header=[text, label]"]).data.header == ["text", "label"]
+    assert load_task_file(path, ["data.header=false"]).data.header is False
+    several = load_task_file(path, ["data.train=[a.csv, ~/b.csv, 'c-*.csv']"]).data.train
+    assert several == [str(path.parent / "a.csv"), str(Path("~/b.csv").expanduser()), str(path.parent / "c-*.csv")]
+    assert "data.encoding" in refused(path, "data.encoding=utf-9")
+    assert "data.unusable" in refused(path, "data.unusable=drop")

@@ -17,6 +17,7 @@ from softprompt.commands.options import BaseName, Calibrate, Dtype, Json, Prompt
 from softprompt.commands.tables import figures_table, labels_table
 from softprompt.commands.terminal import print_result, reporting
 from softprompt.errors import SoftPromptError
+from softprompt.text import shown
 
 if TYPE_CHECKING:
     from softprompt.evaluation.answering import Answered
@@ -137,7 +138,7 @@ def predict(
 def _mappings(texts: list[str], task: Task) -> list[dict[str, str]]:
     if len(task.columns) > 1:
         raise SoftPromptError(
-            f"the template needs the columns {', '.join(task.columns)}: give a table with them, --input FILE"
+            f"the template needs the columns {shown(task.columns)}: give a table with them, --input FILE"
         )
     return [{task.columns[0]: text} for text in texts]
 
@@ -171,12 +172,12 @@ def _describe(answered: Answered, task: Task) -> dict[str, Any]:
     if row is None or answered.prediction is None:
         return {"text": None if row is None else task.render(row.columns), "error": answered.error}
     several = len(task.columns) > 1
-    shown = (
+    asked = (
         {"text": task.render(row.columns), "columns": row.columns}
         if several
         else {"text": row.columns[task.columns[0]]}
     )
-    return shown | answered.prediction.model_dump(exclude_none=True)
+    return asked | answered.prediction.model_dump(exclude_none=True)
 
 
 def _line(prediction: Mapping[str, Any]) -> str:

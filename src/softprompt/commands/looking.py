@@ -79,7 +79,9 @@ def prune(
             show_default=False,
         ),
     ],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="The new prompt's folder.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="The new prompt's folder.", show_default=False)
+    ],
     force: Annotated[bool, typer.Option("--force", help="Replace a prompt that is already there.")] = False,
     base: BaseName = None,
     dtype: Dtype = None,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from softprompt.commands.options import LIBRARY
-from softprompt.errors import SoftPromptError
+from softprompt.errors import SoftPromptError, UnknownPromptError
 
 if TYPE_CHECKING:
     from softprompt.bases.base import Base
@@ -56,7 +56,12 @@ def find_prompt(path: Path) -> Path:
         return path / "prompt"
     if path.exists() or not LIBRARY.is_dir():
         return path
-    return PromptLibrary(LIBRARY).entry(str(path)).path
+    try:
+        return PromptLibrary(LIBRARY).entry(str(path)).path
+    except UnknownPromptError:
+        if "@" in str(path):
+            raise
+        return path  # which whoever loads it says is not there
 
 
 def with_task(path: Path, task_file: Path) -> SoftPrompt:

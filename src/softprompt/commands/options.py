@@ -36,6 +36,9 @@ TaskFile = Annotated[
     typer.Option("--task", metavar="FILE", help="A task file. Default: the prompt's own task.", show_default=False),
 ]
 TaskArgument = Annotated[Path, typer.Argument(metavar="TASK.yaml", help="The task file.", show_default=False)]
+TaskOrTable = Annotated[
+    Path, typer.Argument(metavar="TASK.yaml", help="The task file, or a table: `init` comes first.", show_default=False)
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(

@@ -23,10 +23,12 @@ from rich.table import Table
 from softprompt.errors import EndedElsewhereError, SoftPromptError
 from softprompt.text import printable
 
+_STOPPED = 130  # what a shell has for a program that Ctrl-C ended
+
 
 @contextmanager
 def reporting() -> Iterator[TextIO]:
-    """Whatever goes wrong inside becomes one line on stderr and exit code 1.
+    """Whatever goes wrong inside becomes one line on stderr and exit code 1, or of Ctrl-C 130.
 
     Yields:
         The real stdout, for the command's result. Whatever else is printed inside goes to stderr.
@@ -42,7 +44,8 @@ def reporting() -> Iterator[TextIO]:
         raise typer.Exit(1) from None
     except (Exception, KeyboardInterrupt) as error:
         typer.echo(printable(f"error: {_explain(error)}"), err=True)
-        raise typer.Exit(1) from None
+        stopped = isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
+        raise typer.Exit(_STOPPED if stopped else 1) from None
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from softprompt.commands.options import Force, Json, Overrides, Resume, TaskArgument
+from softprompt.commands.options import Force, Json, Overrides, Resume, TaskOrTable
 from softprompt.commands.tables import answers_table, figures_table, labels_table, lengths_table
 from softprompt.commands.terminal import print_result, reporting
 from softprompt.errors import SoftPromptError
@@ -25,9 +25,12 @@ _ANSWERS_SHOWN = 10
 
 
 def train(
-    task: TaskArgument,
+    task: TaskOrTable,
     output: Annotated[
-        Path | None, typer.Option(help="The run's folder. Default: runs/ and the task's name.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The run's folder. Default: runs/ and the task's name.", show_default=False
+        ),
     ] = None,
     resume: Resume = False,
     force: Force = False,
@@ -153,9 +156,9 @@ def report(
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="The folder for the data, the task file and the run.")] = Path(
-        "softprompt-demo"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The folder for the data, the task file and the run.")
+    ] = Path("softprompt-demo"),
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps. Default: a few minutes' worth.", show_default=False)
     ] = None,

@@ -240,7 +240,7 @@ def load_task_file(path: str | Path, overrides: Sequence[str] = ()) -> TaskFile:
     try:
         return TaskFile.model_validate(content, context={"folder": path.parent})
     except ValidationError as error:
-        raise SoftPromptError(validation_line(error, where)) from None
+        raise SoftPromptError(validation_line(error, where, TaskFile)) from None
 
 
 def _find_labels(content: dict[str, Any], folder: Path) -> None:
