@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from softprompt.errors import SoftPromptError
-from softprompt.tasks import Row, Task, check_trainable, load_rows, rows_from, split_rows
+from softprompt.tasks import Row, Task, check_trainable, load_rows, rows_from, split_rows, with_validation
 from softprompt.tasks.reading import Reading
 
 TASK = Task(template="{text} =>", labels=["negative", "positive"])
@@ -409,3 +409,42 @@ class TestSplit:
     def test_a_label_of_one_row(self) -> None:
         with pytest.raises(SoftPromptError, match=r"^a\.csv: row 21: the only row of its label"):
             split_rows(labelled(*[0] * 20, 1), 0.2, seed=0)
+
+
+class TestSetAside:
+    def test_a_tenth_of_all_labels_alike_and_said(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level("INFO", "softprompt")
+        given = labelled(*[0] * 60, *[1] * 40)
+        train, held = with_validation(given, "auto", TASK, 0)
+        assert [sum(row.label == label for row in held or []) for label in (0, 1)] == [6, 4]
+        assert sorted([*train, *(held or [])], key=lambda row: row.number) == given
+        assert "10 of the 100 training rows are set aside, of all labels alike" in caplog.text
+
+    def test_a_label_of_one_row_is_learned(self) -> None:
+        train, held = with_validation(labelled(*[0] * 20, *[1] * 20, 2), "auto", TASK, 0)
+        assert 2 in {row.label for row in train}
+        assert 2 not in {row.label for row in held or []}
+
+    def test_one_of_each_of_many_labels(self) -> None:
+        _, held = with_validation(labelled(*range(20), *range(20), *range(20)), "auto", TASK, 0)
+        assert sorted(row.label for row in held or []) == list(range(20))
+
+    @pytest.mark.parametrize("rows", [labelled(0, 1, 0, 1), labelled(*range(30))])
+    def test_too_few_are_all_learned(self, rows: list[Row], caplog: pytest.LogCaptureFixture) -> None:
+        assert with_validation(rows, "auto", TASK, 0) == (rows, None)
+        assert "too few to set some aside: nothing is validated" in caplog.text
+
+
+class TestUnusable:
+    def test_they_are_left_out_and_said(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        path = write(tmp_path / "a.csv", "text,label\na,positive\n,negative\nb,odd\nc,negative\n")
+        rows = load_rows(path, TASK, reading=Reading(unusable="skip"))
+        assert [(row.columns["text"], row.number) for row in rows] == [("a", 1), ("c", 4)]
+        assert "2 of 4 rows cannot be used" in caplog.text
+        assert "they are left out" in caplog.text
+        assert line_of(path).endswith("mend them, or leave them out with data.unusable: skip")
+
+    def test_a_file_of_nothing_else_is_refused(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.csv", "text,label\n,positive\n,negative\n")
+        with pytest.raises(SoftPromptError, match="2 of 2 rows cannot be used"):
+            load_rows(path, TASK, reading=Reading(unusable="skip"))

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pandas
 import pytest
 import torch
 from transformers import TrainerCallback
@@ -21,6 +23,8 @@ from softprompt import (
     SoftPromptError,
     Task,
     WrongBaseError,
+    evaluate,
+    predict,
     train,
 )
 from softprompt.evaluation.evaluate import Evaluation, Evaluator
@@ -394,3 +398,34 @@ with locked(pathlib.Path({str(folder)!r})):
         with pytest.raises(SoftPromptError, match="no run to resume"):
             learn(tiny_base, tmp_path / "run", resume=True)
         assert not (tmp_path / "run").exists()
+
+
+def test_tables_in_memory_are_learned_and_asked_alike(tiny_base: Base, tmp_path: Path) -> None:
+    found = rows(40)
+    table = [{"text": row.columns["text"], "label": (row.target or "").strip()} for row in found]
+    frame = pandas.DataFrame(table)
+    for name, part in (("a.csv", frame[:20]), ("b.csv", frame[20:])):
+        part.to_csv(tmp_path / name, index=False)
+    files = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    short = recipe(max_steps=3)
+    kept = learn(tiny_base, train=found, validation=found[:8], recipe=short).prompt
+    expected = evaluate(tiny_base, kept, TASK, found)
+    asked = [one.probabilities for one in predict(tiny_base, kept, TASK, found)]
+    for source in (table, frame, datasets.Dataset.from_list(table), files):
+        run = learn(tiny_base, train=source, validation=table[:8], test=source, recipe=short)
+        assert torch.equal(run.prompt.embeddings, kept.embeddings)
+        assert evaluate(tiny_base, kept, TASK, source).log_loss == expected.log_loss
+        if source is not files:
+            assert [one.probabilities for one in predict(tiny_base, kept, TASK, source)] == asked
+    with pytest.raises(SoftPromptError, match=r"'joy' is one text, and several are taken: put it in a list"):
+        predict(tiny_base, kept, TASK, "joy")
+    for wrong in (3, {"text": ["a"]}, None):
+        with pytest.raises(SoftPromptError, match=r"is no table: give a file"):
+            evaluate(tiny_base, kept, TASK, wrong)
+
+
+def test_epochs_count_the_rows_that_are_learned_from(tiny_base: Base) -> None:
+    run = learn(tiny_base, train=rows(40), validation=0.25, recipe=Recipe(epochs=1, batch_size=4))
+    assert run.steps == 8
+    assert run.prompt.card.recipe["max_steps"] == 8
+    assert not any("steps of" in problem.text for problem in run.problems)

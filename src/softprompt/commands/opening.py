@@ -33,7 +33,7 @@ def open_prompt(
     path = find_prompt(path)
     prompt = SoftPrompt.load(path)
     card = prompt.card
-    reading = Reading.model_validate(card.data or {})
+    reading = Reading.of_card(card.data)
     if task_file is not None:
         file = load_task_file(task_file)
         task, reading = file.task, file.data

@@ -58,7 +58,7 @@ class Classifier:
     def __init__(self, base: Base, task: Task, prompt: SoftPrompt | None) -> None:
         self._base, self._task = base, task
         self._virtual = 0 if prompt is None else prompt.num_virtual_tokens
-        self._reading = Reading.model_validate({} if prompt is None else prompt.card.data or {})
+        self._reading = Reading.of_card(None if prompt is None else prompt.card.data)
         self._log_priors = None if prompt is None else prompt.card.log_priors(task.labels)
         self._encoder = Encoder(base, task, virtual_tokens=self._virtual)
         if task.labels is None or self._encoder.label_ids is None:

@@ -6,9 +6,13 @@ Owns these options. Knows nothing of files.
 from __future__ import annotations
 
 import codecs
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from softprompt.errors import SoftPromptError
+from softprompt.text import validation_line
 
 
 class Reading(BaseModel):
@@ -64,6 +68,18 @@ class Reading(BaseModel):
     def name_of(self, column: str) -> str:
         """The table's name for a column of the task."""
         return self.columns.get(column, column)
+
+    @classmethod
+    def of_card(cls, data: Mapping[str, Any] | None) -> Reading:
+        """What a prompt's card says of its tables.
+
+        Raises:
+            SoftPromptError: a key is unknown or wrong.
+        """
+        try:
+            return cls.model_validate(data or {})
+        except ValidationError as error:
+            raise SoftPromptError(validation_line(error, "card.json: data")) from None
 
     def for_card(self) -> dict[str, Any] | None:
         """What a prompt's card keeps of it: what is to be known of later tables of the same kind, too."""

@@ -151,7 +151,7 @@ def train(
     with together():
         rows, checks = with_validation(train, validation, task, recipe.seed)
         recipe = recipe.for_rows(len(rows))
-        prepared = _prepare(base, prompt, task, recipe, (rows, checks, test and as_rows(test, task)))
+        prepared = _prepare(base, prompt, task, recipe, (rows, checks, None if test is None else as_rows(test, task)))
     check_same(prepared.about)
     with ExitStack() as stack:
         if output is None:
