@@ -30,6 +30,8 @@ from softprompt import (
 from softprompt.evaluation.evaluate import Evaluation, Evaluator
 from softprompt.models.prompted import PromptedModel, PromptedOutput
 from softprompt.reporting.run_report import write_report
+from softprompt.tasks import Encoder
+from softprompt.training.schedule import Schedule, learned_rows
 from tests.conftest import make_base, make_tokenizer
 from tests.models.families import make_model
 
@@ -429,3 +431,26 @@ def test_epochs_count_the_rows_that_are_learned_from(tiny_base: Base) -> None:
     assert run.steps == 8
     assert run.prompt.card.recipe["max_steps"] == 8
     assert not any("steps of" in problem.text for problem in run.problems)
+
+
+def test_only_what_is_learned_from_is_encoded(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And in the order in which the rows would come were all of them encoded."""
+    encoded: list[int] = []
+    whole = Encoder.encode_rows
+
+    def count(self: Encoder, given: Any, **options: Any) -> Any:
+        encoded.append(len(given))
+        return whole(self, given, **options)
+
+    monkeypatch.setattr(Encoder, "encode_rows", count)
+    given = rows(300)
+    learn(tiny_base, train=given, validation=None, recipe=recipe(max_steps=3))
+    assert encoded == [12]
+    learn(tiny_base, train=given, validation=None, recipe=recipe(max_steps=90))
+    assert encoded[1:] == [300]
+    encoder = Encoder(tiny_base, TASK)
+    for batches in (3, 50, 75, 90):
+        used = learned_rows(300, 4, batches, 5)
+        part = Schedule(whole(encoder, [given[i] for i in used]), 4, batches, 5, used, 300)
+        all_rows = Schedule(whole(encoder, given), 4, batches, 5)
+        assert [part[i] for i in range(len(part))] == [all_rows[i] for i in range(len(all_rows))]

@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -133,15 +134,15 @@ def read_entries(
         SoftPromptError: The source cannot be read, is empty or lacks a column.
     """
     reading = reading or Reading()
-    needed = list(dict.fromkeys(task.columns + (task.target_columns if need_targets else [])))
-    tables = open_tables(source, reading, [reading.name_of(column) for column in needed], root)
+    maker = _Maker(task, reading, need_targets)
+    tables = open_tables(source, reading, [reading.name_of(column) for column in maker.needed], root)
     for table in tables:
-        _require(table, needed, reading, task)
+        _require(table, maker.needed, reading, task)
     found = 0
     for table in tables:
         for number, record in enumerate(table.records, 1):
             found += 1
-            yield _entry(record, task, reading, need_targets, Row({}, source=table.name, number=number))
+            yield maker.entry(record, table.name, number)
     if not found:
         raise SoftPromptError(f"{tables[0].name if tables else 'input'}: there are no rows of data")
 
@@ -170,6 +171,7 @@ def rows_from(inputs: Iterable[Any], task: Task, *, source: str = "input", readi
         raise SoftPromptError(f"{shown(inputs)} is no list of texts or mappings: put it in a list, or give a Path")
 
     reading, rows = reading or Reading(), []
+    maker = _Maker(task, reading, need_targets=False)
     for number, given in enumerate(inputs, 1):
         place = f"{source}: row {number}"
         if isinstance(given, Row):
@@ -183,7 +185,7 @@ def rows_from(inputs: Iterable[Any], task: Task, *, source: str = "input", readi
             raise SoftPromptError(
                 f"{place}: {shown(given)} is neither a text nor a mapping of columns: give one of them"
             )
-        entry = _entry(Record(place, dict(given)), task, reading, False, Row({}, source=source, number=number))
+        entry = maker.entry(Record(place, dict(given)), source, number)
         if entry.row is None:
             raise SoftPromptError(f"{place}: {entry.fault}")
         rows.append(entry.row)
@@ -223,9 +225,10 @@ def find_labels(source: Rows, reading: Reading, *, root: str | Path | None = Non
         if table.columns is not None and column not in table.columns:
             raise SoftPromptError(_no_column(table.name, LABEL_COLUMN, column, table.columns))
         for record in table.records:
-            text = (
-                _text(_value(record.values, LABEL_COLUMN, reading, record.values), column) if not record.fault else ""
-            )
+            try:
+                text = _text(_value(record.values, LABEL_COLUMN, reading, None), column)
+            except _UnusableError:  # said where the rows are read
+                continue
             if text.strip():
                 counts[reading.labels.get(text, text)] += 1
     if not 2 <= len(counts) <= MOST_LABELS:
@@ -322,25 +325,40 @@ def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Ro
     return [rows[i] for i in sorted(train)], [rows[i] for i in sorted(validation)]
 
 
-def _entry(record: Record, task: Task, reading: Reading, need_targets: bool, row: Row) -> Entry:
-    """What a record is to a task; `row` says where it stands."""
-    if record.fault:
-        return Entry(record, None, record.fault)
-    values = with_messages(record.values)
-    label = target = None
-    try:
-        columns = {name: _required(values, name, reading) for name in task.columns}
-        if need_targets:
-            wanted = {name: _required(values, name, reading) for name in task.target_columns}
-            if task.labels is not None:
-                wanted[LABEL_COLUMN] = reading.labels.get(wanted[LABEL_COLUMN], wanted[LABEL_COLUMN])
-                if wanted[LABEL_COLUMN] not in task.labels:
-                    return Entry(record, None, _unknown(wanted[LABEL_COLUMN], task.labels), wanted[LABEL_COLUMN])
-                label = task.labels.index(wanted[LABEL_COLUMN])
-            target = task.render_target(wanted)
-    except _UnusableError as fault:
-        return Entry(record, None, str(fault))
-    return Entry(record, Row(columns, label, target, row.source, row.number))
+class _Maker:
+    """What records are to a task."""
+
+    def __init__(self, task: Task, reading: Reading, need_targets: bool) -> None:
+        self._task, self._reading = task, reading
+        self._columns = task.columns
+        self._targets = task.target_columns if need_targets else []
+        self._index = {label: i for i, label in enumerate(task.labels or [])}
+
+    @property
+    def needed(self) -> list[str]:
+        """The columns of the task that a table has to have."""
+        return list(dict.fromkeys([*self._columns, *self._targets]))
+
+    def entry(self, record: Record, source: str, number: int) -> Entry:
+        """A record with its row, which stands at `number` in `source`, or with its fault."""
+        if record.fault:
+            return Entry(record, None, record.fault)
+        values = with_messages(record.values)
+        label = target = None
+        try:
+            columns = {name: _required(values, name, self._reading) for name in self._columns}
+            if self._targets:
+                wanted = {name: _required(values, name, self._reading) for name in self._targets}
+                if self._task.labels is not None:
+                    given = self._reading.labels.get(wanted[LABEL_COLUMN], wanted[LABEL_COLUMN])
+                    label = self._index.get(given)
+                    if label is None:
+                        return Entry(record, None, _unknown(given, self._task.labels), given)
+                    wanted = {LABEL_COLUMN: given}
+                target = self._task.render_target(wanted)
+        except _UnusableError as fault:
+            return Entry(record, None, str(fault))
+        return Entry(record, Row(columns, label, target, source, number))
 
 
 def _value(values: Mapping[str, object], name: str, reading: Reading, default: object) -> object:
@@ -436,7 +454,7 @@ def _require(table: Table, needed: Sequence[str], reading: Reading, task: Task) 
 
 def _no_column(place: str, name: str, column: str, columns: Sequence[str]) -> str:
     """That a column is not there, and what may be meant."""
-    near = _near(column, columns)
+    near = _near(column, tuple(columns))
     act = f"did you mean {shown(near)}? " if near else ""
     act += f"name it, data.columns: {{{name}: {near or 'NAME'}}}, or rename the column"
     return f"{place and place + ': '}no column {shown(column)}; the columns are {shown(list(columns))}: {act}"
@@ -448,7 +466,8 @@ def as_key(text: str) -> str:
     return key[:-2] if key.endswith(".0") and key[:-2].lstrip("-").isdigit() else key
 
 
-def _near(text: str, known: Sequence[str]) -> str | None:
+@lru_cache(maxsize=4096)
+def _near(text: str, known: tuple[str, ...]) -> str | None:
     """The one of `known` that `text` most likely means; None where there is none."""
     same = [one for one in known if as_key(one) == as_key(text)]
     close = difflib.get_close_matches(text, known, 1, 0.8) if len(known) <= MOST_LABELS else []
@@ -456,7 +475,7 @@ def _near(text: str, known: Sequence[str]) -> str | None:
 
 
 def _unknown(label: str, labels: Sequence[str]) -> str:
-    near = _near(label, labels)
+    near = _near(label, tuple(labels))
     ask = f"did you mean {shown(near)}? " if near else ""
     return (
         f"label {shown(label)} is not one of the task's {len(labels)} labels: {shown(labels)}; {ask}"
@@ -475,7 +494,7 @@ def _report(entries: Sequence[Entry], task: Task) -> str:
     unknown: dict[str | None, Counter[str]] = {}
     for entry in bad:
         if entry.label is not None:
-            unknown.setdefault(_near(entry.label, task.labels or []), Counter())[entry.label] += 1
+            unknown.setdefault(_near(entry.label, tuple(task.labels or ())), Counter())[entry.label] += 1
     for near, counts in unknown.items():
         named = ", ".join(f"{shown(label)} ({count:,})" for label, count in counts.most_common(5))
         ask = f"did you mean {shown(near)}?" if near else f"none of the labels {shown(task.labels)}"

@@ -47,9 +47,10 @@ from softprompt.training.loop import DivergedError, PromptTrainer
 from softprompt.training.monitor import Monitor
 from softprompt.training.processes import gather, is_first, start, together
 from softprompt.training.recipe import Recipe
-from softprompt.training.schedule import Schedule
+from softprompt.training.schedule import Schedule, learned_rows
 
 logger = logging.getLogger(__name__)
+_MANY_ROWS = 20_000  # take seconds to encode
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def train(
         also = [*callbacks, Log(folder / LOG), interruption, replaced]
         with together():
             evaluators = None if prepared.evaluator is None else [prepared.evaluator]
-            schedules = [Schedule(prepared.encoded, recipe.batch_size, recipe.max_steps, recipe.seed)]
+            schedules = [prepared.schedule()]
             trainer = PromptTrainer(prepared.model, recipe, schedules, evaluators, folder, also, progress, monitor)
         # All that can fail before a step has been tried: now a run that is there may go.
         with together():
@@ -201,7 +202,7 @@ class _Prepared:
 
     Attributes:
         rows, checks: for training and validation.
-        encoded: the training rows' ids.
+        encoded: the ids of the training rows that are learned from.
         about: all that the result depends on.
         problems: the faults of the rows and the template.
     """
@@ -218,9 +219,14 @@ class _Prepared:
     about: dict[str, Any]
     problems: list[Problem]
 
+    def schedule(self) -> Schedule:
+        """The rows in the order in which they are learned."""
+        recipe, count = self.recipe, len(self.rows)
+        return Schedule(self.encoded, recipe.batch_size, recipe.max_steps, recipe.seed, _learned(recipe, count), count)
+
     def monitor(self, file: Path, diagnosed: Callable[[Sequence[Diagnosis]], None] | None) -> Monitor:
         """What measures the prompt, and writes to `file`."""
-        passes = len(self.encoded.input_ids) / self.recipe.batch_size
+        passes = len(self.rows) / self.recipe.batch_size
         return Monitor(self.base, self.prompt, self.recipe.rate, passes, file, diagnosed)
 
 
@@ -244,11 +250,18 @@ def _prepare(
     if recipe.calibrate is True:
         check_labels(task, "recipe.calibrate")
     encoder = Encoder(base, task, virtual_tokens=prompt.num_virtual_tokens, max_length=recipe.max_length)
-    encoded = encoder.encode_rows(rows)
+    learned = _learned(recipe, len(rows))
+    if len(learned) >= _MANY_ROWS:
+        logger.info("encoding %s rows", f"{len(learned):,}")
+    encoded = encoder.encode_rows([rows[i] for i in learned])
     tell_cut(encoded, encoder.max_tokens)
     evaluator = None if checks is None else Evaluator(model, task, checks)
     about = describe(base, prompt, task, recipe, encoded, checks)
     return _Prepared(base, prompt, task, recipe, rows, checks, model, encoded, evaluator, about, problems)
+
+
+def _learned(recipe: Recipe, count: int) -> list[int]:
+    return learned_rows(count, recipe.batch_size, recipe.max_steps, recipe.seed)
 
 
 def _problems(parts: Mapping[str, Sequence[Row] | None], task: Task, recipe: Recipe) -> list[Problem]:
@@ -302,7 +315,7 @@ def _finish(
         validation=validated,
         history=trainer.state.log_history,
         kernel=prepared.model.kernel,
-        diagnoses=[*special_texts(prepared.encoded.with_special, len(prepared.rows)), *watched],
+        diagnoses=[*special_texts(prepared.encoded.with_special, len(prepared.encoded.input_ids)), *watched],
         problems=prepared.problems,
         folder=folder,
     )
