@@ -61,6 +61,7 @@ TRAIN_KEYS = {
     "kernel",
     "truncated",
     "diagnoses",
+    "problems",
     "report",
 }
 
@@ -80,17 +81,19 @@ def printed(*arguments: object, stdin: str | bytes | None = None) -> Any:
 def refused(*arguments: object, stdin: str | bytes | None = None) -> str:
     """The one line of a command that must fail."""
     result = run(*arguments, stdin=stdin)
-    assert result.exit_code == 1, result.output
-    assert result.stdout == ""
     *progress, last = result.stderr.splitlines()
+    assert result.exit_code == (130 if last.startswith("error: interrupted") else 1), result.output
+    assert result.stdout == ""
     assert last.startswith("error: ")
-    assert all(line.startswith(("step ", "answers are read by")) for line in progress)
+    told = ("step ", "warning: ", "data.validation: ", "dtype auto", "answers are read by", "the head fitted again")
+    assert all(line.startswith(told) or ".csv: " in line for line in progress)
     return last.removeprefix("error: ")
 
 
-def rows(count: int) -> str:
+def rows(count: int, start: int = 0) -> str:
     words = (("awful", "bad", "poor"), ("fine", "good", "nice"))
-    return "text,label\n" + "".join(f"{words[i % 2][i % 3]} {i},{LABELS[i % 2]}\n" for i in range(count))
+    numbers = range(start, start + count)
+    return "text,label\n" + "".join(f"{words[i % 2][i % 3]} {i},{LABELS[i % 2]}\n" for i in numbers)
 
 
 def weights(prompt: str | Path) -> bytes:
@@ -107,8 +110,8 @@ def make_project(folder: Path, base: Path) -> Path:
     (folder / "task.yaml").write_text(FILE.format(base=base), encoding="utf-8")
     (folder / "colours.yaml").write_text(FREE_TEXT.format(base=base), encoding="utf-8")
     (folder / "colours.jsonl").write_text("".join(json.dumps(row) + "\n" for row in COLOURS), encoding="utf-8")
-    for name, count in (("train", 40), ("dev", 12), ("test", 10)):
-        (folder / f"{name}.csv").write_text(rows(count), encoding="utf-8")
+    for name, count, start in (("train", 40, 0), ("dev", 12, 40), ("test", 10, 60)):
+        (folder / f"{name}.csv").write_text(rows(count, start), encoding="utf-8")
     return folder
 
 
@@ -276,7 +279,13 @@ def test_free_text_is_printed_as_it_is(text_prompt):
 
 def test_version_and_help():
     assert run("--version").stdout == f"softprompt {softprompt.__version__}\n"
-    assert "train" in run("--help").stdout
+    for option in ("--help", "-h"):
+        told = " ".join(run(option).stdout.split())
+        places = [told.index(f"softprompt {command}") for command in ("init", "train", "predict", "library", "serve")]
+        assert places == sorted(places)  # the story in its order
+        assert "docs/" in told
+    for command in ("train", "predict", "prune", "compare", "demo", "init"):
+        assert "-o" in run(command, "-h").stdout
 
 
 def test_help_and_wrong_usage_need_no_pytorch():
@@ -317,6 +326,8 @@ def test_a_prompt_saved_by_peft_needs_base_and_task(prompt, base_folder):
     expected = printed("evaluate", prompt, "test.csv")
     (prompt / "card.json").unlink()
     assert "doesn't say what its task is: give a task file with --task" in refused("evaluate", prompt, "test.csv")
+    config = json.loads((prompt / "adapter_config.json").read_text(encoding="utf-8"))
+    (prompt / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
     assert "doesn't say which base it is for: give it with --base" in refused(
         "predict", prompt, "text", "--task", "task.yaml"
     )
@@ -345,7 +356,7 @@ def test_another_task_can_be_asked(prompt):
         (b"text,mood\na,negative\n", "no column 'label'"),
         (b"text,label\na,negative\n  ,positive\n", "row 2 (line 3): column 'text' is empty"),
         (b"text,label\na,negative\nb,neutral\n", "row 2 (line 3): label 'neutral' is not one of"),
-        (b"text,label\na,negative\nb\xff,positive\n", "line 3 is not UTF-8"),
+        ("text,label\né,negative\n".encode() + b"b\xff,positive\n", "line 3 is not UTF-8"),
         (b"text,label,text\na,negative,b\n", "the column 'text' is there more than once"),
     ],
 )
@@ -456,7 +467,7 @@ def test_a_read_only_folder_is_one_line(project, monkeypatch):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
 
     monkeypatch.setattr(Path, "mkdir", read_only)
-    assert refused("train", "task.yaml") == "runs/mood/run.json: cannot be written: Read-only file system"
+    assert refused("train", "task.yaml") == "runs/mood: the run's folder can't be made: Read-only file system"
 
 
 def test_a_prompt_of_another_base_is_refused(prompt, tmp_path):
@@ -499,7 +510,6 @@ def test_damaged_prompts_are_refused(prompt):
     [
         ("", "stdin: there is no text"),
         ("\n\n", "stdin: there is no text"),
-        ("a\n\nb\n", "stdin: row 2: column 'text' is empty"),
         (b"a\nb\xff\n", "stdin: line 2 is not UTF-8"),
     ],
 )
@@ -618,7 +628,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(project, interruptible):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert out == ""
     assert "Traceback" not in err
     step, again = re.fullmatch(
@@ -644,3 +654,29 @@ def test_a_run_killed_at_any_moment_ends_the_same(project):
     for moment in moments:
         assert moment["exit"] == 0, moment
         assert weights(moment["folder"] + "/prompt") == whole, moment
+
+
+def test_a_files_name_is_not_a_text(prompt):
+    assert refused("predict", prompt, "test.csv") == "test.csv is a file: to answer its rows write --input test.csv"
+    assert "test.csv is a file" in refused("predict", prompt, "a text", "test.csv")
+
+
+@pytest.mark.parametrize(
+    "text", ["a \x1b[31mred\x1b[0m one", "bell \x07 and \x9b31m", "\x1b]0;title\x07", "turned \u202e round"]
+)
+def test_a_text_has_no_power_over_the_terminal(prompt, text):
+    shown = run("predict", prompt, text)
+    assert shown.exit_code == 0
+    said = shown.stdout + shown.stderr
+    assert not set(said) & set("\x1b\x07\x9b\u202e")
+    assert "\\x" in said
+    (one,) = printed("predict", prompt, text)["predictions"]
+    assert one["text"] == text
+    Path("odd\x1b[31m.csv").write_text("text\n", encoding="utf-8")
+    assert "\x1b" not in run("predict", prompt, "--input", "odd\x1b[31m.csv").stderr
+
+
+def test_labels_without_rows_are_said(prompt):
+    Path("one.csv").write_text("text,label\nfine 1,positive\n", encoding="utf-8")
+    assert "2 labels, 1 in the file" in run("evaluate", prompt, "one.csv").stdout
+    assert "in the file" not in run("evaluate", prompt, "test.csv").stdout

@@ -85,7 +85,7 @@ def test_people_get_tables_and_lines(library):
     for what in ("mood@2 (current)", "taste@1 (current)", "tiny-llama", "virtual tokens"):
         assert what in listed
     shown = run("library", "show", "mood@1").stdout
-    for what in ("mood@1", "mood@2 (current)", '"template": "[red]{text}"'):
+    for what in ("mood@1", "mood@2 (current)", "task.template", "[red]{text}"):
         assert what in shown
     for words, says in [
         (("add", "smell", "saved", "--library", "a library"), "Added smell@1, "),

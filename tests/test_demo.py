@@ -78,7 +78,7 @@ def printed(*arguments: str) -> Any:
 
 def refused(*arguments: str) -> str:
     result = run(*arguments)
-    assert result.exit_code == 1
+    assert result.exit_code == (130 if "error: interrupted" in result.stderr else 1)
     assert "Traceback" not in result.stderr
     return result.stderr.splitlines()[-1]
 

@@ -5,13 +5,33 @@ Owns how these look everywhere. Knows nothing of who says them.
 
 from __future__ import annotations
 
+import difflib
+import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pydantic import ValidationError
+    from pydantic import BaseModel, ValidationError
 
+# Those of C0 and C1 but tab and line end, and what turns the direction of writing round.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# What other tools call a key.
+_ALSO = {
+    "lr": "learning_rate",
+    "dev": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "model": "base",
+    "steps": "max_steps",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "classes": "labels",
+    "sep": "delimiter",
+    "prompt_length": "num_virtual_tokens",
+    "virtual_tokens": "num_virtual_tokens",
+    "max_tokens": "max_new_tokens",
+}
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 80
 _short.maxlist = 10
@@ -28,6 +48,11 @@ def shorten(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def printable(text: str) -> str:
+    """A text without power over a terminal: control characters but tabs and line ends are shown as escapes."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an error says; of one that says nothing its type."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -40,19 +65,21 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def validation_line(error: ValidationError, where: str) -> str:
+def validation_line(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> str:
     """One line for a pydantic error: each key at fault with what is wrong, after the name of what was read.
 
     Args:
         error: what pydantic raised.
         where: what was being read, such as the task file's name.
+        model: what was being made of it, to say which key an unknown one may mean.
     """
     lines = []
     for fault in error.errors(include_url=False):
         if fault["type"] == "missing":
             message = "is missing"
         elif fault["type"] == "extra_forbidden":
-            message = "unknown key"
+            meant = None if model is None else _meant(model, [str(part) for part in fault["loc"]])
+            message = f"unknown key: did you mean {meant}?" if meant else "unknown key"
         elif fault["type"] == "value_error":
             message = str(fault["ctx"]["error"])
         else:
@@ -60,3 +87,23 @@ def validation_line(error: ValidationError, where: str) -> str:
         key = ".".join(str(part) for part in fault["loc"])
         lines.append(f"{key}: {message}" if key else message)
     return f"{where}: {'; '.join(lines)}"
+
+
+def _meant(model: type[BaseModel], loc: Sequence[str]) -> str | None:
+    """The key, dotted, that is most likely meant by an unknown one: one beside it, or of that name elsewhere."""
+    places = list(_keys(model))
+    *above, last = loc
+    wanted = _ALSO.get(last, last)
+    beside = [place for place in places if place[:-1] == tuple(above)]
+    found = [place for place in (*beside, *places) if place[-1] == wanted]
+    close = difflib.get_close_matches(last, [place[-1] for place in beside], 1, 0.7)
+    found += [(*above, *close)] if close else []
+    return ".".join(found[0]) if found else None
+
+
+def _keys(model: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """All keys of a model and of the models in it."""
+    for name, field in model.model_fields.items():
+        yield (*above, name)
+        if isinstance(inner := field.annotation, type) and hasattr(inner, "model_fields"):
+            yield from _keys(inner, (*above, name))

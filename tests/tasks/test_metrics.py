@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import f1_score
 
 from softprompt.errors import SoftPromptError
 from softprompt.tasks import classification_metrics, text_metrics
@@ -27,8 +28,8 @@ class TestClassification:
             "fair": {"precision": 1.0, "recall": pytest.approx(2 / 3), "f1": pytest.approx(0.8), "support": 3},
             "good": {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0},
         }
-        # Over all labels of the task, the one that never occurs included.
-        assert result["macro_f1"] == pytest.approx((2 / 3 + 0.8 + 0) / 3)
+        # Over the labels that are in the rows or were answered, as scikit-learn does it.
+        assert result["macro_f1"] == pytest.approx((2 / 3 + 0.8) / 2)
         assert result["log_loss"] == pytest.approx(-np.log([0.7, 0.5, 0.3, 0.5]).mean())
 
     def test_perfect(self) -> None:
@@ -123,3 +124,14 @@ class TestText:
     def test_refused(self, outputs: list[str], references: list[str]) -> None:
         with pytest.raises(SoftPromptError, match=r"no rows|1 outputs, but 2 references"):
             text_metrics(outputs, references)
+
+
+def test_macro_f1_counts_the_labels_that_are_there() -> None:
+    gold, labels = [0] * 12, [str(i) for i in range(8)]
+    probabilities = np.full((12, 8), 0.01)
+    probabilities[:11, 0] = 0.9
+    probabilities[11, 1] = 0.9
+    found = classification_metrics(gold, probabilities, labels)
+    predicted = probabilities.argmax(1)
+    assert found["macro_f1"] == pytest.approx(f1_score(gold, predicted, average="macro"))
+    assert found["macro_f1"] > 0.4

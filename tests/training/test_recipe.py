@@ -37,3 +37,14 @@ def test_unknown_keys_are_named() -> None:
 def test_what_holds_single_virtual_tokens_is_off_by_default() -> None:
     recipe = Recipe()
     assert recipe.calibrate == "auto"
+
+
+def test_epochs_are_steps_for_the_rows():
+    assert Recipe(epochs=3, batch_size=4).for_rows(10).max_steps == 8
+    assert Recipe(epochs=0.5, batch_size=8).for_rows(7).max_steps == 1
+    assert Recipe(epochs=2).for_rows(80).epochs is None
+    assert Recipe(max_steps=7).for_rows(80).max_steps == 7
+    with pytest.raises(SoftPromptError, match="give either max_steps or epochs"):
+        Recipe(epochs=1, max_steps=3)
+    with pytest.raises(SoftPromptError, match="recipe: epochs"):
+        Recipe(epochs=0)

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pandas
 import pytest
 import torch
 from transformers import TrainerCallback
@@ -21,11 +23,15 @@ from softprompt import (
     SoftPromptError,
     Task,
     WrongBaseError,
+    evaluate,
+    predict,
     train,
 )
 from softprompt.evaluation.evaluate import Evaluation, Evaluator
 from softprompt.models.prompted import PromptedModel, PromptedOutput
 from softprompt.reporting.run_report import write_report
+from softprompt.tasks import Encoder
+from softprompt.training.schedule import Schedule, learned_rows
 from tests.conftest import make_base, make_tokenizer
 from tests.models.families import make_model
 
@@ -316,3 +322,135 @@ def test_two_processes_learn_what_one_learns(tiny_base: Base, tmp_path: Path) ->
     one = learn(tiny_base)
     two = SoftPrompt.load(tmp_path / "two" / "prompt", base=tiny_base)
     assert torch.allclose(one.prompt.embeddings, two.embeddings, atol=2e-4)
+
+
+FAULTS = {
+    "texts of the validation rows are among the training rows": {"validation": rows(10)},
+    "texts of the test rows are among the training rows": {"test": rows(10)},
+    "training rows repeat an earlier one": {"train": rows(20) + rows(2)},
+    "with more than one answer": {"train": [*rows(20), Row(rows(1)[0].columns, 1, " no")]},
+    "The labels are uneven": {"train": [row for row in rows(40) if row.label == 0 or row.number < 5]},
+    "There are no validation rows": {"validation": None},
+    "24 steps of 4 rows see 96 of the 200 training rows (48%)": {"train": rows(200)},
+}
+
+
+@pytest.mark.parametrize("sentence", FAULTS)
+def test_faults_of_the_data_are_said_kept_and_reported(
+    tiny_base: Base, tmp_path: Path, caplog: pytest.LogCaptureFixture, sentence: str
+) -> None:
+    class Said(TrainerCallback):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            assert sentence in caplog.text  # before the first step
+
+    run = learn(tiny_base, tmp_path / "run", callbacks=[Said()], **FAULTS[sentence])  # type: ignore[arg-type]
+    assert sentence in " ".join(problem.text for problem in run.problems)
+    assert sentence in " ".join(problem["text"] for problem in run.to_json()["problems"])
+    assert sentence in write_report(tmp_path / "run").read_text()
+
+
+def test_a_sound_run_says_nothing(tiny_base: Base, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = learn(tiny_base, tmp_path / "run", test=rows(10, 60))
+    assert run.problems == []
+    assert "data: " not in caplog.text
+
+
+@pytest.mark.parametrize("template", ["Text: {text}\\nMood:", "{text}\\tMood:"])
+def test_backslashes_that_are_no_line_ends_are_said(tiny_base: Base, template: str) -> None:
+    task = Task(template=template, labels=["yes", "no"])
+    run = train(tiny_base, SoftPrompt.from_vocabulary(tiny_base, 3), task, train=rows(8), recipe=recipe(max_steps=2))
+    assert any("holds a backslash and the letter" in problem.text for problem in run.problems)
+
+
+class TestLock:
+    def hold(self, folder: Path) -> subprocess.Popen[str]:
+        """A process that trains in the folder until it is killed."""
+        program = f"""
+import pathlib, time
+from softprompt.training.folder import locked
+with locked(pathlib.Path({str(folder)!r})):
+    print("held", flush=True)
+    time.sleep(100)
+"""
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    @pytest.mark.parametrize("options", [{"force": True}, {"resume": True}, {}])
+    def test_a_folder_in_which_a_run_trains_is_left_alone(
+        self, tiny_base: Base, tmp_path: Path, options: dict[str, bool]
+    ) -> None:
+        folder = tmp_path / "run"
+        learn(tiny_base, folder)
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        other = self.hold(folder)
+        try:
+            with pytest.raises(SoftPromptError, match="another process trains there"):
+                learn(tiny_base, folder, **options)
+            found = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+            assert {path: content for path, content in found.items() if path.name != ".lock"} == before
+        finally:
+            other.kill()
+            other.communicate()
+        assert learn(tiny_base, folder, force=True).steps == 24  # its lock died with it
+        assert not (folder / ".lock").exists()
+
+    def test_a_folder_that_was_not_opened_is_not_left_behind(self, tiny_base: Base, tmp_path: Path) -> None:
+        with pytest.raises(SoftPromptError, match="no run to resume"):
+            learn(tiny_base, tmp_path / "run", resume=True)
+        assert not (tmp_path / "run").exists()
+
+
+def test_tables_in_memory_are_learned_and_asked_alike(tiny_base: Base, tmp_path: Path) -> None:
+    found = rows(40)
+    table = [{"text": row.columns["text"], "label": (row.target or "").strip()} for row in found]
+    frame = pandas.DataFrame(table)
+    for name, part in (("a.csv", frame[:20]), ("b.csv", frame[20:])):
+        part.to_csv(tmp_path / name, index=False)
+    files = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    short = recipe(max_steps=3)
+    kept = learn(tiny_base, train=found, validation=found[:8], recipe=short).prompt
+    expected = evaluate(tiny_base, kept, TASK, found)
+    asked = [one.probabilities for one in predict(tiny_base, kept, TASK, found)]
+    for source in (table, frame, datasets.Dataset.from_list(table), files):
+        run = learn(tiny_base, train=source, validation=table[:8], test=source, recipe=short)
+        assert torch.equal(run.prompt.embeddings, kept.embeddings)
+        assert evaluate(tiny_base, kept, TASK, source).log_loss == expected.log_loss
+        if source is not files:
+            assert [one.probabilities for one in predict(tiny_base, kept, TASK, source)] == asked
+    with pytest.raises(SoftPromptError, match=r"'joy' is one text, and several are taken: put it in a list"):
+        predict(tiny_base, kept, TASK, "joy")
+    for wrong in (3, {"text": ["a"]}, None):
+        with pytest.raises(SoftPromptError, match=r"is no table: give a file"):
+            evaluate(tiny_base, kept, TASK, wrong)
+
+
+def test_epochs_count_the_rows_that_are_learned_from(tiny_base: Base) -> None:
+    run = learn(tiny_base, train=rows(40), validation=0.25, recipe=Recipe(epochs=1, batch_size=4))
+    assert run.steps == 8
+    assert run.prompt.card.recipe["max_steps"] == 8
+    assert not any("steps of" in problem.text for problem in run.problems)
+
+
+def test_only_what_is_learned_from_is_encoded(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And in the order in which the rows would come were all of them encoded."""
+    encoded: list[int] = []
+    whole = Encoder.encode_rows
+
+    def count(self: Encoder, given: Any, **options: Any) -> Any:
+        encoded.append(len(given))
+        return whole(self, given, **options)
+
+    monkeypatch.setattr(Encoder, "encode_rows", count)
+    given = rows(300)
+    learn(tiny_base, train=given, validation=None, recipe=recipe(max_steps=3))
+    assert encoded == [12]
+    learn(tiny_base, train=given, validation=None, recipe=recipe(max_steps=90))
+    assert encoded[1:] == [300]
+    encoder = Encoder(tiny_base, TASK)
+    for batches in (3, 50, 75, 90):
+        used = learned_rows(300, 4, batches, 5)
+        part = Schedule(whole(encoder, [given[i] for i in used]), 4, batches, 5, used, 300)
+        all_rows = Schedule(whole(encoder, given), 4, batches, 5)
+        assert [part[i] for i in range(len(part))] == [all_rows[i] for i in range(len(all_rows))]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,10 +17,11 @@ from softprompt.commands.options import BaseName, Calibrate, Dtype, Json, Prompt
 from softprompt.commands.tables import figures_table, labels_table
 from softprompt.commands.terminal import print_result, reporting
 from softprompt.errors import SoftPromptError
+from softprompt.text import shown
 
 if TYPE_CHECKING:
-    from softprompt.evaluation import Prediction
-    from softprompt.tasks import Row, Task
+    from softprompt.evaluation.answering import Answered
+    from softprompt.tasks import Task
 
 
 def evaluate(
@@ -26,7 +30,7 @@ def evaluate(
         str,
         typer.Argument(
             metavar="DATA",
-            help="Labelled rows: a .csv, .tsv, .jsonl or .parquet file or hub:OWNER/NAME:SPLIT.",
+            help="Labelled rows: a table (CSV, TSV, JSON, Parquet, a sheet) or hub:OWNER/NAME:SPLIT.",
             show_default=False,
         ),
     ],
@@ -42,9 +46,9 @@ def evaluate(
         from softprompt.progress import progress_bar
         from softprompt.tasks import load_rows
 
-        asked, its_task, load = open_prompt(prompt, base, dtype, task)
-        rows = load_rows(data, its_task)
-        asked, loaded = load_calibrated(asked, its_task, load, calibrate)
+        asked, its_task, load, reading = open_prompt(prompt, base, dtype, task)
+        rows = load_rows(data, its_task, reading=reading)
+        asked, loaded = load_calibrated(asked, its_task, load, calibrate, reading)
         with progress_bar(Console(stderr=True), "Evaluating", len(rows)) as advance:
             found = evaluate(loaded, asked, its_task, rows, progress=advance)
         tables = [figures_table({data: found}), *([labels_table(found.per_label)] if found.per_label else [])]
@@ -60,11 +64,24 @@ def predict(
         str | None,
         typer.Option(
             "--input",
+            "-i",
             metavar="FILE",
-            help="Instead: a file with the template's columns, or - for the lines of stdin.",
+            help="Instead: a table with the template's columns, or - for the lines of stdin, /dev/stdin for a table.",
             show_default=False,
         ),
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write the rows with their answers to a .csv, .tsv, .jsonl or .parquet file; where that was stopped "
+            "it goes on.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an output that is already there.")] = False,
     calibrate: Calibrate = None,
     base: BaseName = None,
     dtype: Dtype = None,
@@ -75,25 +92,65 @@ def predict(
     if bool(texts) == (file is not None):
         raise typer.BadParameter("give either TEXT or --input FILE")
     with reporting() as out:
-        from softprompt.evaluation import predict
+        from softprompt.evaluation.answering import AnswerFile, answer
         from softprompt.progress import progress_bar
-        from softprompt.tasks import load_rows, rows_from
+        from softprompt.tasks.rows import read_entries
 
-        asked, its_task, load = open_prompt(prompt, base, dtype, task)
-        if file is None:
-            rows = rows_from(texts or [], its_task)
-        elif file == "-":
-            rows = rows_from(_read_lines(), its_task, source="stdin")
+        if found := next((text for text in texts or [] if _is_file(text)), None):
+            raise SoftPromptError(f"{found} is a file: to answer its rows write --input {shlex.quote(found)}")
+        asked, its_task, load, reading = open_prompt(prompt, base, dtype, task)
+        source: Any = file
+        if texts or file == "-":
+            source = _mappings(texts or _read_lines(its_task), its_task)
+        # All of them first: a file that cannot be read is not to come out after the base is loaded.
+        entries = list(read_entries(source, its_task, need_targets=False, reading=reading))
+        bad = [entry for entry in entries if entry.row is None]
+        if bad and (texts or len(bad) == len(entries)):
+            raise SoftPromptError(f"{bad[0].record.place}: {bad[0].fault}")
+        about = {"prompt": asked.sha256, "task": its_task.model_dump(), "rows": [one.record.values for one in entries]}
+        kept = None if output is None else AnswerFile(output, about | {"calibrate": calibrate}, force=force)
+        if kept is not None and kept.done:
+            typer.echo(f"{output}: {kept.done:,} rows are answered already", err=True)
+        asked, loaded = load_calibrated(asked, its_task, load, calibrate, reading)
+        todo = entries[0 if kept is None else kept.done :]
+        answers: list[Answered] = []
+        with progress_bar(Console(stderr=True), "Predicting", len(todo)) as advance:
+            for one in answer(loaded, asked, its_task, todo, advance):
+                if kept is not None:
+                    kept.add(one)
+                elif as_json:
+                    answers.append(one)
+                else:
+                    print_result(out, None, _line(_describe(one, its_task)))
+        if kept is None:
+            failed = len(bad)
+            if as_json:
+                print_result(out, {"predictions": [_describe(one, its_task) for one in answers]})
         else:
-            rows = load_rows(file, its_task, need_targets=False)
-        asked, loaded = load_calibrated(asked, its_task, load, calibrate)
-        with progress_bar(Console(stderr=True), "Predicting", len(rows)) as advance:
-            answers = predict(loaded, asked, its_task, [row.columns for row in rows], progress=advance)
-        predictions = [_describe(row, answer, its_task) for row, answer in zip(rows, answers, strict=True)]
-        print_result(out, {"predictions": predictions} if as_json else None, *map(_line, predictions))
+            failed = kept.failed
+            kept.finish()
+            document = {"output": str(output), "rows": len(entries), "errors": failed}
+            print_result(out, document if as_json else None, f"{len(entries):,} rows with their answers: {output}")
+        if failed:
+            typer.echo(f"warning: {failed:,} of {len(entries):,} rows have an error in place of an answer", err=True)
 
 
-def _read_lines() -> list[str]:
+def _mappings(texts: list[str], task: Task) -> list[dict[str, str]]:
+    if len(task.columns) > 1:
+        raise SoftPromptError(
+            f"the template needs the columns {shown(task.columns)}: give a table with them, --input FILE"
+        )
+    return [{task.columns[0]: text} for text in texts]
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a null character in it
+        return False
+
+
+def _read_lines(task: Task) -> list[str]:
     data = sys.stdin.buffer.read()
     try:
         text = data.decode("utf-8-sig")
@@ -102,21 +159,30 @@ def _read_lines() -> list[str]:
         raise SoftPromptError(f"stdin: line {line} is not UTF-8") from None
     if not text.strip():
         raise SoftPromptError("stdin: there is no text")
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    header = [name.strip() for name in re.split("[,;\t]", lines[0])]
+    if len(header) > 1 and set(task.columns) <= set(header):
+        raise SoftPromptError("stdin begins with the names of columns: for a table give --input /dev/stdin")
+    return lines
 
 
-def _describe(row: Row, answer: Prediction, task: Task) -> dict[str, Any]:
+def _describe(answered: Answered, task: Task) -> dict[str, Any]:
     """One row and its answer, as `--json` shows them."""
+    row = answered.entry.row
+    if row is None or answered.prediction is None:
+        return {"text": None if row is None else task.render(row.columns), "error": answered.error}
     several = len(task.columns) > 1
-    shown = (
+    asked = (
         {"text": task.render(row.columns), "columns": row.columns}
         if several
         else {"text": row.columns[task.columns[0]]}
     )
-    return shown | answer.model_dump(exclude_none=True)
+    return asked | answered.prediction.model_dump(exclude_none=True)
 
 
 def _line(prediction: Mapping[str, Any]) -> str:
+    if "error" in prediction:
+        return f"error\t\t{prediction['error']}"
     if "label" not in prediction:
         return str(prediction["output"])
     text = " ".join(prediction["text"].split())

@@ -34,6 +34,8 @@ def compare(
     output: Annotated[
         Path | None,
         typer.Option(
+            "--output",
+            "-o",
             help="The comparison's folder; what is finished in it is not repeated. Default: comparisons/ and the "
             "task's name.",
             show_default=False,

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from softprompt.commands.tables import figures_table
 from softprompt.commands.terminal import print_result, reporting
 from softprompt.errors import SoftPromptError
+
+if TYPE_CHECKING:
+    from softprompt.prompts import SoftPrompt
 
 
 def train_members(
@@ -24,46 +29,49 @@ def train_members(
         from softprompt.bases.load import load_base
         from softprompt.evaluation import evaluate
         from softprompt.progress import TrainingProgress, progress_bar
-        from softprompt.tasks import load_rows, with_validation
         from softprompt.training.ensemble import train_ensemble
         from softprompt.training.folder import PROMPT
+        from softprompt.training.heads import choose_answer
         from softprompt.training.taskfile import load_task_file, make_prompt
 
         file = load_task_file(task, overrides)
         folder = (output or Path("runs") / file.name) / PROMPT
         if folder.exists() and not force:  # before the work and not after it
             raise SoftPromptError(f"{folder} exists: choose another --output, or replace it with --force")
-        rows, validation = with_validation(file.data.train, file.data.validation, file.task, file.recipe.seed)
-        asked = {"validation": validation or []}
-        if file.data.test is not None:
-            asked["test"] = load_rows(file.data.test, file.task)
+        parts = file.rows()
+        rows, validation = parts["training"], parts.get("validation")
+        recipe = file.recipe.for_rows(len(rows))
+        asked = {part: some for part, some in parts.items() if part != "training"}
         base = load_base(file.base, dtype=file.recipe.dtype)
         starts = [file.prompt.model_copy(update={"seed": file.prompt.seed + k}) for k in range(count)]
         console = Console(stderr=True)
+
+        def with_data(prompt: SoftPrompt) -> SoftPrompt:
+            return replace(prompt, card=prompt.card.replace(data=file.data.for_card()))
+
         progress = TrainingProgress(console, file.task.metric, count * len(validation or []))
         with progress:
             ensemble = train_ensemble(
                 base,
-                [make_prompt(base, start, file.task, rows) for start in starts],
-                file.task,
+                [with_data(make_prompt(base, start, file.task, rows)) for start in starts],
+                choose_answer(file.task, rows),
                 train=rows,
                 validation=validation,
-                recipe=file.recipe,
+                recipe=recipe,
                 callbacks=[progress],
                 progress=progress.validated,
             )
         ensemble.save(folder, force=force)
-        figures = {}
+        figures: dict[str, Any] = {}
         for name, some in asked.items():
             with progress_bar(console, "Testing", len(some)) as advance:
                 figures[name] = evaluate(base, ensemble, file.task, some, progress=advance) if some else None
         document = {
             "prompt": str(folder),
             "members": [prompt.card.metrics for prompt in ensemble.prompts],
-            "trainable_parameters": sum(prompt.embeddings.numel() for prompt in ensemble.prompts),
+            "trainable_parameters": sum(prompt.trainable_parameters for prompt in ensemble.prompts),
             "artifact_bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-            "validation": None if figures["validation"] is None else figures["validation"].to_json(),
-            "test": None if (test := figures.get("test")) is None else test.to_json(),
+            **{name: None if (one := figures.get(name)) is None else one.to_json() for name in ("validation", "test")},
         }
         print_result(
             out,

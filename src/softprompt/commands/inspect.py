@@ -50,8 +50,8 @@ def inspect(
             asked = load_one(prompt)
             load = base_of(prompt, asked, base, dtype)
         else:
-            asked, its_task, load = open_one(prompt, base, dtype, task)
-            rows = load_rows(data, its_task)
+            asked, its_task, load, reading = open_one(prompt, base, dtype, task)
+            rows = load_rows(data, its_task, reading=reading)
         loaded = load()
         total = len(rows or []) * (asked.num_virtual_tokens + 1)
         with progress_bar(Console(stderr=True), "Inspecting", total) as advance:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from softprompt.commands.opening import open_for_library
+from softprompt.commands.opening import find_prompt, open_for_library
 from softprompt.commands.options import (
     LIBRARY,
     Json,
@@ -22,10 +22,12 @@ from softprompt.commands.options import (
 )
 from softprompt.commands.terminal import print_result, reporting
 from softprompt.errors import SoftPromptError, UnknownPromptError
+from softprompt.text import shorten
 
 if TYPE_CHECKING:
     from softprompt.prompts.library import Entry
 
+_LONGEST_VALUE = 300  # characters of what a card says, on its page
 
 library_app = typer.Typer(
     help="Named prompts in versions that never change: keep, list, check, go back, share.", no_args_is_help=True
@@ -67,7 +69,8 @@ def add_prompt(
         from softprompt.prompts.library import PromptLibrary
 
         library = PromptLibrary(folder)
-        entries = [library.add(one, kept) for one, kept in open_for_library(prompt, name, task).items()]
+        kept = open_for_library(find_prompt(prompt), name, task)
+        entries = [library.add(one, what) for one, what in kept.items()]
         documents = [_entry(entry) for entry in entries]
         print_result(
             out,
@@ -89,8 +92,7 @@ def show_prompt(name: Reference, folder: LibraryFolder = LIBRARY, as_json: Json 
             "versions": [_entry(version) for version in versions],
             "card": entry.card.model_dump(mode="json"),
         }
-        card = json.dumps(document["card"], indent=2, ensure_ascii=False)
-        print_result(out, document if as_json else None, _entries(versions), f"{entry.name}@{entry.version}: {card}")
+        print_result(out, document if as_json else None, _entries(versions), _page(entry))
 
 
 @library_app.command("remove")
@@ -193,6 +195,20 @@ def _entry(entry: Entry) -> dict[str, Any]:
         "created": entry.card.created,
         "sha256": entry.card.sha256,
     }
+
+
+def _page(entry: Entry) -> Table:
+    """A prompt's card to be read; `--json` has all of it."""
+    table = Table(f"{entry.name}@{entry.version}", "")
+    card = entry.card.model_dump(mode="json")
+    card["base"] = None if entry.card.base is None else entry.card.base.name
+    for key, value in card.items():
+        inner = value.items() if isinstance(value, dict) else [("", value)]
+        for name, one in inner:
+            if one not in (None, [], {}):
+                text = one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)
+                table.add_row(f"{key}.{name}" if name else key, shorten(text, _LONGEST_VALUE))
+    return table
 
 
 def _entries(entries: Sequence[Entry]) -> Table:

@@ -5,38 +5,68 @@ Does not know what is asked of the prompt.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from softprompt.errors import SoftPromptError
+from softprompt.commands.options import LIBRARY
+from softprompt.errors import SoftPromptError, UnknownPromptError
 
 if TYPE_CHECKING:
     from softprompt.bases.base import Base
     from softprompt.prompts import SoftPrompt
     from softprompt.prompts.ensemble import Ensemble
     from softprompt.tasks import Task
+    from softprompt.tasks.reading import Reading
 
 
 def open_prompt(
     path: Path, base: str | None, dtype: str | None, task_file: Path | None
-) -> tuple[SoftPrompt | Ensemble, Task, Callable[[], Base]]:
-    """A prompt or an ensemble, its task and what loads its base. Its card says what the arguments don't."""
+) -> tuple[SoftPrompt | Ensemble, Task, Callable[[], Base], Reading]:
+    """A prompt or an ensemble, its task, what loads its base, and how its tables are read.
+
+    Its card says what the arguments don't.
+    """
     from softprompt.prompts.ensemble import load
     from softprompt.tasks import Task
+    from softprompt.tasks.reading import Reading
     from softprompt.training.taskfile import load_task_file
 
+    path = find_prompt(path)
     prompt = load(path)
     card = prompt.card
+    reading = Reading.of_card(card.data)
     if task_file is not None:
-        task = load_task_file(task_file).task
+        file = load_task_file(task_file)
+        task, reading = file.task, file.data
     elif card.task is not None:
         task = Task.from_dict(card.task, f"{path / 'card.json'}: task")
     else:
         raise SoftPromptError(f"{path} doesn't say what its task is: give a task file with --task")
-    return prompt, task, base_of(path, prompt, base, dtype)
+    return prompt, task, base_of(path, prompt, base, dtype), reading
+
+
+def find_prompt(path: Path) -> Path:
+    """A prompt's folder: `path`, the prompt in it where it is a run's folder, or what the library has of that name."""
+    from softprompt.prompts.library import PromptLibrary
+    from softprompt.prompts.names import CONFIG
+
+    if (path / CONFIG).exists() or path.parts[1:]:
+        inner = path / "prompt"
+        return inner if (inner / CONFIG).exists() and not (path / CONFIG).exists() else path
+    if (path / "prompt" / CONFIG).exists():
+        return path / "prompt"
+    if path.exists() or not LIBRARY.is_dir():
+        return path
+    try:
+        return PromptLibrary(LIBRARY).entry(str(path)).path
+    except UnknownPromptError:
+        if "@" in str(path):
+            raise
+        return path  # which whoever loads it says is not there
 
 
 def load_one(path: Path) -> SoftPrompt:
@@ -44,6 +74,7 @@ def load_one(path: Path) -> SoftPrompt:
     from softprompt.prompts import SoftPrompt
     from softprompt.prompts.ensemble import is_ensemble
 
+    path = find_prompt(path)
     if is_ensemble(path):
         raise SoftPromptError(f"{path} is an ensemble: name one of its members, such as {path / '0'}")
     return SoftPrompt.load(path)
@@ -51,11 +82,9 @@ def load_one(path: Path) -> SoftPrompt:
 
 def open_one(
     path: Path, base: str | None, dtype: str | None, task_file: Path | None
-) -> tuple[SoftPrompt, Task, Callable[[], Base]]:
+) -> tuple[SoftPrompt, Task, Callable[[], Base], Reading]:
     """`open_prompt` of a prompt alone."""
-    prompt = load_one(path)
-    _, task, load = open_prompt(path, base, dtype, task_file)
-    return prompt, task, load
+    return load_one(path), *open_prompt(path, base, dtype, task_file)[1:]
 
 
 def open_for_library(path: Path, name: str, task_file: Path | None) -> Mapping[str, Path | SoftPrompt]:
@@ -89,14 +118,14 @@ def open_for_library(path: Path, name: str, task_file: Path | None) -> Mapping[s
 
 
 def load_calibrated(
-    prompt: SoftPrompt | Ensemble, task: Task, load: Callable[[], Base], calibrate: str | None
+    prompt: SoftPrompt | Ensemble, task: Task, load: Callable[[], Base], calibrate: str | None, reading: Reading
 ) -> tuple[SoftPrompt | Ensemble, Base]:
     """A prompt's base, and the prompt calibrated on a file's rows where one is given."""
     from softprompt import evaluation
     from softprompt.prompts.ensemble import Ensemble
     from softprompt.tasks import load_rows
 
-    rows = None if calibrate is None else load_rows(calibrate, task)
+    rows = None if calibrate is None else load_rows(calibrate, task, reading=reading)
     base = load()
     if rows is None:
         return prompt, base
@@ -111,8 +140,12 @@ def base_of(path: Path, prompt: SoftPrompt | Ensemble, base: str | None, dtype: 
 
     card = prompt.card
     if base is None:
-        if card.base is None:
+        # PEFT's configuration says it where there is no card.
+        stated = card.initialisation.get("base_model_name_or_path") if card.base is None else card.base.name
+        if not stated:
             raise SoftPromptError(f"{path} doesn't say which base it is for: give it with --base")
-        base = card.base.name
+        base = str(stated)
+        if os.path.isabs(base) and not os.path.exists(base):
+            raise SoftPromptError(f"{base} is where the base was, and is no longer: give where it is with --base")
     # A card says in which dtype its prompt was trained; an older one may say "auto", or nothing.
     return partial(load_base, base, dtype=dtype or str(card.recipe.get("dtype", "auto")))

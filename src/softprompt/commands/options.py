@@ -13,7 +13,14 @@ import typer
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a run that is already in the folder.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder from its last checkpoint.")]
-PromptFolder = Annotated[Path, typer.Argument(metavar="PROMPT", help="The prompt's folder.", show_default=False)]
+PromptFolder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="PROMPT",
+        help="The prompt's folder, or a run's, or a name in ./library such as mood or mood@2.",
+        show_default=False,
+    ),
+]
 BaseName = Annotated[
     str | None,
     typer.Option(
@@ -29,6 +36,9 @@ TaskFile = Annotated[
     typer.Option("--task", metavar="FILE", help="A task file. Default: the prompt's own task.", show_default=False),
 ]
 TaskArgument = Annotated[Path, typer.Argument(metavar="TASK.yaml", help="The task file.", show_default=False)]
+TaskOrTable = Annotated[
+    Path, typer.Argument(metavar="TASK.yaml", help="The task file, or a table: `init` comes first.", show_default=False)
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(

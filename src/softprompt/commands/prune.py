@@ -28,7 +28,9 @@ def prune(
             show_default=False,
         ),
     ],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="The new prompt's folder.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="The new prompt's folder.", show_default=False)
+    ],
     force: Annotated[bool, typer.Option("--force", help="Replace a prompt that is already there.")] = False,
     base: BaseName = None,
     dtype: Dtype = None,
@@ -43,11 +45,11 @@ def prune(
         from softprompt.progress import progress_bar
         from softprompt.tasks import load_rows
 
-        asked, its_task, load = open_one(prompt, base, dtype, task)
+        asked, its_task, load, reading = open_one(prompt, base, dtype, task)
         check_keep(keep, asked)
         if output.exists() and not force:  # before the work and not after it
             raise SoftPromptError(f"{output} exists: choose another --output, or replace it with --force")
-        rows = load_rows(data, its_task)
+        rows = load_rows(data, its_task, reading=reading)
         loaded = load()
         with progress_bar(Console(stderr=True), "Pruning", len(rows) * (asked.num_virtual_tokens + 2)) as advance:
             found = prune(loaded, asked, its_task, rows, keep, progress=advance)

@@ -15,6 +15,7 @@ from softprompt.commands.terminal import print_result, reporting
 from softprompt.errors import SoftPromptError
 
 if TYPE_CHECKING:
+    from softprompt.prompts.library import PromptLibrary
     from softprompt.serving.engine import Engine
     from softprompt.serving.service import Service
 
@@ -26,8 +27,14 @@ class _Engine(str, Enum):
 
 def serve(
     base: Annotated[
-        str, typer.Option("--base", metavar="BASE", help="Hub id, folder or GGUF file.", show_default=False)
-    ],
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="BASE",
+            help="Hub id, folder or GGUF file. Default: the one of the library's prompts.",
+            show_default=False,
+        ),
+    ] = None,
     folder: LibraryFolder = LIBRARY,
     engine: Annotated[_Engine, typer.Option(help="What computes: the embedded engine, or vLLM.")] = _Engine.LOCAL,
     host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
@@ -123,16 +130,18 @@ def serve(
                 f"there is no library at {folder}: make one with `softprompt library add NAME PROMPT`"
             )
 
+        name = base or _base_of(PromptLibrary(folder))
+
         def make_engine() -> Engine:
             settings: dict[str, Any] = {"max_waiting": max_waiting, "time_limit": time_limit}
             if engine is _Engine.VLLM:
                 from softprompt.serving.vllm import VllmEngine
 
-                return VllmEngine(base, dtype=dtype, **settings, **_parse_flags(flags or []))
+                return VllmEngine(name, dtype=dtype, **settings, **_parse_flags(flags or []))
             from softprompt.bases.load import load_base
             from softprompt.serving.local import LocalEngine
 
-            return LocalEngine(load_base(base, dtype=dtype), state_bytes=state_memory << 20, **settings)
+            return LocalEngine(load_base(name, dtype=dtype), state_bytes=state_memory << 20, **settings)
 
         def tell(url: str, service: Service) -> None:
             refused = service.catalogue.refused
@@ -169,6 +178,15 @@ def serve(
                 log_probes=log_probes,
             ),
         )
+
+
+def _base_of(library: PromptLibrary) -> str:
+    """The base that all prompts of a library name."""
+    names = sorted({entry.card.base.name for entry in library.list() if entry.card.base is not None})
+    if len(names) != 1:
+        found = f"name {len(names)}, {', '.join(names)}" if names else "name none"
+        raise SoftPromptError(f"which base is to serve? The prompts of {library.folder} {found}: choose with --base")
+    return names[0]
 
 
 def _parse_flags(flags: Sequence[str]) -> dict[str, Any]:

@@ -5,14 +5,20 @@ Owns the tables. Does not know how anything is found.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from softprompt.text import shorten
+
 if TYPE_CHECKING:
-    from softprompt.evaluation import Evaluation
+    from softprompt.evaluation import Evaluation, Prediction
+    from softprompt.tasks import Row, Task
     from softprompt.training import Growth
+
+_MOST_LABELS = 20  # of which a table has rows
+_LONGEST_TEXT = 200
 
 
 def figures_table(evaluations: Mapping[str, Evaluation | None]) -> Table:
@@ -47,8 +53,24 @@ def lengths_table(growth: Growth, metric: str) -> Table:
 
 
 def labels_table(figures: Mapping[str, Mapping[str, float]]) -> Table:
-    table = Table("label", "precision", "recall", "F1", "rows")
-    for label, of_label in figures.items():
-        shares = (f"{of_label[key]:.4f}" for key in ("precision", "recall", "f1"))
-        table.add_row(label, *shares, f"{of_label['support']:.0f}")
+    """One row for each label, or of many those with the worst F1, which is said."""
+    there = sum(of_label["support"] > 0 for of_label in figures.values())
+    captions = [] if there == len(figures) else [f"{len(figures)} labels, {there} in the file"]
+    labels = list(figures)
+    if len(labels) > _MOST_LABELS:
+        captions.append(f"the {_MOST_LABELS} of {len(labels)} labels with the lowest F1")
+        labels = sorted(labels, key=lambda label: (not figures[label]["support"], figures[label]["f1"]))[:_MOST_LABELS]
+    table = Table("label", "precision", "recall", "F1", "rows", caption="; ".join(captions) or None)
+    for label in labels:
+        shares = (f"{figures[label][key]:.4f}" for key in ("precision", "recall", "f1"))
+        table.add_row(label, *shares, f"{figures[label]['support']:.0f}")
+    return table
+
+
+def answers_table(task: Task, rows: Sequence[Row], answers: Sequence[Prediction]) -> Table:
+    """Generated answers beside their texts and what was to be answered."""
+    table = Table("text", "right", "answer")
+    for row, answer in zip(rows, answers, strict=True):
+        texts = (task.render(row.columns), row.target or "", answer.output or "")
+        table.add_row(*(shorten(text, _LONGEST_TEXT) for text in texts))
     return table

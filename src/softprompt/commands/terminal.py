@@ -21,11 +21,14 @@ from rich.console import Console
 from rich.table import Table
 
 from softprompt.errors import EndedElsewhereError, SoftPromptError
+from softprompt.text import printable
+
+_STOPPED = 130  # what a shell has for a program that Ctrl-C ended
 
 
 @contextmanager
 def reporting() -> Iterator[TextIO]:
-    """Whatever goes wrong inside becomes one line on stderr and exit code 1.
+    """Whatever goes wrong inside becomes one line on stderr and exit code 1, or of Ctrl-C 130.
 
     Yields:
         The real stdout, for the command's result. Whatever else is printed inside goes to stderr.
@@ -40,8 +43,9 @@ def reporting() -> Iterator[TextIO]:
     except EndedElsewhereError:
         raise typer.Exit(1) from None
     except (Exception, KeyboardInterrupt) as error:
-        typer.echo(f"error: {_explain(error)}", err=True)
-        raise typer.Exit(1) from None
+        typer.echo(printable(f"error: {_explain(error)}"), err=True)
+        stopped = isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
+        raise typer.Exit(_STOPPED if stopped else 1) from None
 
 
 @contextmanager
@@ -73,7 +77,7 @@ class _Lines(logging.Handler):
         message = " ".join(record.getMessage().split())
         if message not in self._said:
             self._said.add(message)
-            typer.echo(message if record.levelno < logging.WARNING else f"warning: {message}", err=True)
+            typer.echo(printable(message if record.levelno < logging.WARNING else f"warning: {message}"), err=True)
 
 
 def _explain(error: BaseException) -> str:
@@ -105,8 +109,9 @@ def print_result(out: TextIO, document: Mapping[str, Any] | None, *parts: str | 
 
 def _rendered(part: str | Table, out: TextIO) -> str:
     if isinstance(part, str):  # rich would wrap a line and replace its tabs
-        return part + "\n"
-    console = Console(file=out, markup=False, highlight=False)
+        return printable(part) + "\n"
+    # Without colours: what is left of escape sequences is from the data.
+    console = Console(file=out, markup=False, highlight=False, color_system=None)
     with console.capture() as captured:
         console.print(part)
-    return captured.get()
+    return printable(captured.get())

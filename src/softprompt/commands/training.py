@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,21 +12,27 @@ import typer
 from rich.console import Console
 
 from softprompt.commands.ensemble import train_members
-from softprompt.commands.options import Force, Json, Overrides, Resume, TaskArgument
-from softprompt.commands.tables import figures_table, lengths_table
+from softprompt.commands.options import Force, Json, Overrides, Resume, TaskOrTable
+from softprompt.commands.tables import answers_table, figures_table, labels_table, lengths_table
 from softprompt.commands.terminal import print_result, reporting
 from softprompt.errors import SoftPromptError
+from softprompt.text import printable
 
 if TYPE_CHECKING:
     from softprompt.evaluation import Evaluation
     from softprompt.prompts import SoftPrompt
     from softprompt.training import Growth
 
+_ANSWERS_SHOWN = 10
+
 
 def train(
-    task: TaskArgument,
+    task: TaskOrTable,
     output: Annotated[
-        Path | None, typer.Option(help="The run's folder. Default: runs/ and the task's name.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The run's folder. Default: runs/ and the task's name.", show_default=False
+        ),
     ] = None,
     ensemble: Annotated[
         int | None,
@@ -50,10 +57,9 @@ def train(
         return
     with reporting() as out:
         from softprompt.bases.load import load_base
-        from softprompt.evaluation import evaluate
+        from softprompt.evaluation import evaluate, predict
         from softprompt.progress import TrainingProgress, progress_bar
         from softprompt.reporting.run_report import REPORT, write_report
-        from softprompt.tasks import load_rows, with_validation
         from softprompt.training import grow, processes, train
         from softprompt.training.folder import RECORD, recorded_dtype
         from softprompt.training.taskfile import load_task_file, make_prompt
@@ -61,11 +67,12 @@ def train(
         overrides = overrides or []
         processes.start()
         with processes.together():
+            if task.suffix.lower() not in (".yaml", ".yml"):
+                task = _from_table(task)
             file = load_task_file(task, overrides)
             folder = output or Path("runs") / file.name
-            # All rows first: a mistake in the test rows is not to come out after the training.
-            rows, validation = with_validation(file.data.train, file.data.validation, file.task, file.recipe.seed)
-            test_rows = [] if file.data.test is None else load_rows(file.data.test, file.task)
+            parts = file.rows()
+            rows, validation, test_rows = parts["training"], parts.get("validation"), parts.get("test", [])
             dtype: str = file.recipe.dtype
             if resume and dtype == "auto":  # what it was for the run, which another machine may have begun
                 dtype = recorded_dtype(folder) or dtype
@@ -75,6 +82,7 @@ def train(
         common: dict[str, Any] = {
             "train": rows,
             "validation": validation,
+            "test": test_rows or None,
             "recipe": file.recipe,
             "output": folder,
             "resume": resume,
@@ -86,7 +94,8 @@ def train(
 
         def make(count: int | None) -> SoftPrompt:
             start = file.prompt.model_copy(update={"num_virtual_tokens": count})
-            return make_prompt(base, start, file.task, rows)
+            made = make_prompt(base, start, file.task, rows)
+            return replace(made, card=made.card.replace(data=file.data.for_card()))
 
         growth: Growth | None = None
         test: Evaluation | None = None
@@ -113,6 +122,10 @@ def train(
             settings = [word for override in overrides for word in ("--set", override)]
             again = ["softprompt", "train", str(task), *settings, "--output", str(folder), "--resume"]
             raise SoftPromptError(f"interrupted at step {progress.step}; go on with: {shlex.join(again)}") from None
+        measured = test or run.validation
+        # Of free text a few answers, since no figure says what they are like.
+        some = [] if file.task.labels else list(test_rows or validation or [])[:_ANSWERS_SHOWN]
+        answers = predict(base, run.prompt, file.task, some)
         document = (run if growth is None else growth).to_json()
         document |= {"test": None if test is None else test.to_json(), "report": str(report)}
         cut = f"; {run.truncated} training texts were cut to fit the context" if run.truncated else ""
@@ -122,12 +135,27 @@ def train(
             document if as_json else None,
             *([] if growth is None else [lengths_table(growth, file.task.metric)]),
             *([figures_table({"validation": run.validation, "test": test})] if run.validation or test else []),
+            *([labels_table(measured.per_label)] if measured and measured.per_label else []),
+            *([answers_table(file.task, some, answers)] if some else []),
+            *(f"{problem.about}: {problem.text}" for problem in run.problems),
             *(f"{diagnosis.name}: {diagnosis.sentence}" for diagnosis in run.diagnoses),
             f"{run.steps} steps in {run.seconds:.0f} s; the prompt is from step {run.best_step}{calibrated}{cut}",
             f"{document['trainable_parameters']:,} parameters, {document['artifact_bytes']:,} bytes in {run.path}",
             f"The whole run, for a browser: {report}",
             f"Next: softprompt predict {shlex.quote(str(run.path))} TEXT",
+            f"      softprompt predict {shlex.quote(str(run.path))} --input FILE --output answers.csv",
+            f"      softprompt library add {file.name} {shlex.quote(str(run.path))} && softprompt serve",
         )
+
+
+def _from_table(table: Path) -> Path:
+    """The task file of a table, as `init` writes it, said."""
+    from softprompt.commands.init import draft
+    from softprompt.tasks.survey import survey
+
+    path, lines = draft(survey(str(table)), None)
+    typer.echo("\n".join(printable(line) for line in lines), err=True)
+    return path
 
 
 def report(
@@ -143,9 +171,9 @@ def report(
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="The folder for the data, the task file and the run.")] = Path(
-        "softprompt-demo"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The folder for the data, the task file and the run.")
+    ] = Path("softprompt-demo"),
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps. Default: a few minutes' worth.", show_default=False)
     ] = None,

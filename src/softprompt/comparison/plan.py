@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 from softprompt.errors import SoftPromptError
-from softprompt.tasks.rows import Row, check_trainable, load_rows, with_validation
+from softprompt.tasks.rows import Row
 from softprompt.tasks.task import Task
 from softprompt.training.heads import choose_answer
 from softprompt.training.recipe import Recipe
@@ -57,17 +57,14 @@ def make_plan(file: TaskFile, *, quick: bool, one_setting: bool = False) -> Plan
             "give a number"
         )
     notes = []
-    train = load_rows(file.data.train, task)
-    check_trainable(train, task)
-    share = file.data.validation
-    if share is None:
-        share = _SET_ASIDE
-        notes.append(f"The task file names no validation rows: {share:.0%} of the training rows were set aside.")
-    rows, checks = with_validation(train, share, task, recipe.seed)
-    check_trainable(rows, task)
+    if file.data.validation is None:
+        file = file.model_copy(update={"data": file.data.model_copy(update={"validation": _SET_ASIDE})})
+        notes.append(f"The task file names no validation rows: {_SET_ASIDE:.0%} of the training rows were set aside.")
+    parts = file.rows()
+    rows, validation = parts["training"], list(parts.get("validation", []))
     task = choose_answer(task, rows)
-    validation = list(checks or [])
-    test = validation if file.data.test is None else load_rows(file.data.test, task)
+    test = list(parts.get("test", validation))
+    recipe = recipe.for_rows(len(rows))
     if quick:
         steps = min(recipe.max_steps, _QUICK_STEPS)
         recipe = recipe.model_copy(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -240,7 +240,7 @@ def predict(
     base: Base,
     prompt: SoftPrompt | Ensemble | None,
     task: Task,
-    inputs: Iterable[str | Mapping[str, object]],
+    inputs: Iterable[Any],
     *,
     progress: Progress | None = None,
 ) -> list[Prediction]:
@@ -250,7 +250,8 @@ def predict(
         base: the frozen base.
         prompt: the prompt, or the ensemble, checked against the base; None asks the bare base.
         task: what is asked.
-        inputs: texts, where the template has one column, or a mapping of its columns for each row.
+        inputs: texts, where the template has one column, or a mapping of its columns for each row, or rows; or a data
+            frame, a `datasets.Dataset`, or a file as a `Path`.
         progress: called with the number of rows finished since the last call.
 
     Raises:

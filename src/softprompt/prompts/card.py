@@ -60,6 +60,7 @@ class Card(Described):
     task_type: Literal["CAUSAL_LM", "SEQ_2_SEQ_LM"] = "CAUSAL_LM"  # PEFT's name for what the base does in words
     base: BaseIdentity | None = None
     task: dict[str, JsonValue] | None = None
+    data: dict[str, JsonValue] | None = None  # what the tables that it learned from call its columns and labels
     initialisation: dict[str, JsonValue] = Field(default_factory=dict)  # "method" and that method's arguments
     recipe: dict[str, JsonValue] = Field(default_factory=dict)
     metrics: dict[str, JsonValue] = Field(default_factory=dict)

@@ -44,6 +44,11 @@ class Ensemble:
         return self.prompts[0].card
 
     @property
+    def sha256(self) -> str:
+        """SHA-256, in hex, of the members'."""
+        return hashlib.sha256("".join(prompt.sha256 for prompt in self.prompts).encode()).hexdigest()
+
+    @property
     def num_virtual_tokens(self) -> int:
         """P of the longest member."""
         return max(prompt.num_virtual_tokens for prompt in self.prompts)
@@ -59,8 +64,7 @@ class Ensemble:
 
     def marked(self) -> list[SoftPrompt]:
         """The members with `{"id": ..., "member": k, "of": K}` as `metrics["ensemble"]` on their cards."""
-        key = hashlib.sha256("".join(prompt.sha256 for prompt in self.prompts).encode()).hexdigest()[:16]
-        marks = [{"id": key, "member": k, "of": len(self.prompts)} for k in range(len(self.prompts))]
+        marks = [{"id": self.sha256[:16], "member": k, "of": len(self.prompts)} for k in range(len(self.prompts))]
         return [
             replace(prompt, card=prompt.card.replace(metrics={**prompt.card.metrics, "ensemble": one}))
             for prompt, one in zip(self.prompts, marks, strict=True)

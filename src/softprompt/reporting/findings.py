@@ -120,7 +120,7 @@ def find_mistakes(
     Free text is wrong where it isn't the target to the letter, white space around it aside; such rows come in their
     order.
     """
-    answers = predict(base, prompt, task, [row.columns for row in rows], progress=progress)
+    answers = predict(base, prompt, task, rows, progress=progress)
     found = []
     for row, answer in zip(rows, answers, strict=True):
         if task.labels is not None and row.label is not None and answer.label is not None:

@@ -28,7 +28,7 @@ from softprompt.tasks.rows import Rows, as_rows
 from softprompt.tasks.task import Task
 from softprompt.text import shorten
 from softprompt.training.diagnosis import diagnose
-from softprompt.training.folder import LOG, MONITOR, PROMPT, RECORD, VALIDATION
+from softprompt.training.folder import LOG, MONITOR, PROBLEMS, PROMPT, RECORD, VALIDATION
 from softprompt.training.trajectory import PERCENTILES, Trajectory
 
 REPORT = "report.html"
@@ -105,7 +105,7 @@ def _render(folder: Path) -> str:
     kept = kept if isinstance(kept, int) else None
     sections = [
         Section("Summary", _summary(card, record, validation, findings.test)),
-        Section("What looks wrong", _diagnoses(trajectory, no_trajectory)),
+        Section("What looks wrong", _problems(folder) + _diagnoses(trajectory, no_trajectory)),
         Section("Learning", _learning(log, no_log, kept)),
         Section("Gradients of the virtual tokens", _gradients(trajectory, no_trajectory)),
         Section("The virtual tokens among the words", _norms(trajectory, no_trajectory)),
@@ -223,6 +223,23 @@ def _summary(
     keys = [key for key, value in next(iter(present.values())).items() if isinstance(value, int | float)]
     return body + table(["rows", *keys], [[name, *map(found.get, keys)] for name, found in present.items()],
                         "Figures, from 0 to 1 unless they are counts, nats (log loss) or seconds")  # fmt: skip
+
+
+def _problems(folder: Path) -> Markup:
+    """What was wrong with the data before the first step; an older run has no such file."""
+    if not (folder / PROBLEMS).exists():
+        return Markup()
+    found, reason = _read(lambda: _problem_lines(folder / PROBLEMS))
+    if reason is not None:
+        return _missing("list of what is wrong with the data", reason)
+    return Markup().join(Markup('<p class="warning"><strong>{}.</strong> {}</p>\n').format(*line) for line in found)
+
+
+def _problem_lines(path: Path) -> list[tuple[str, str]]:
+    try:
+        return [(str(one["about"]), str(one["text"])) for one in json.loads(path.read_bytes())]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise SoftPromptError(f"{path.name} is damaged") from None
 
 
 def _diagnoses(trajectory: Trajectory, reason: str | None) -> Markup:

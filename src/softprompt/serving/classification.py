@@ -20,6 +20,7 @@ from softprompt.serving.engine import Engine
 from softprompt.serving.streams import together
 from softprompt.tasks.answers.answer import label_probabilities
 from softprompt.tasks.encode import Encoder
+from softprompt.tasks.reading import Reading
 from softprompt.tasks.rows import rows_from
 from softprompt.tasks.task import Task
 
@@ -61,6 +62,7 @@ class Classifier:
         if (task.kind == "head") != has_head:
             task = task.answered_by("words")
         self._base, self.task, self._prompts = base, task, prompts
+        self._reading = Reading.of_card(None if prompts[0] is None else prompts[0].card.data)
         self._log_priors = [None if one is None else one.card.log_priors(task.labels) for one in prompts]
         self._virtual = max(0 if one is None else one.num_virtual_tokens for one in prompts)
         self._encoder = Encoder(base, task, virtual_tokens=self._virtual)
@@ -78,7 +80,7 @@ class Classifier:
         Raises:
             SoftPromptError: a text is empty or too long, or a column is missing.
         """
-        rows = rows_from(inputs, self.task)
+        rows = rows_from(inputs, self.task, reading=self._reading)
         encoded = self._encoder.encode_rows(rows)
         if encoded.truncated and not truncate:
             row = rows[encoded.cut.index(True)]

@@ -23,6 +23,7 @@ from softprompt.serving.service import Service
 from softprompt.serving.shapes import DONE
 from softprompt.serving.streams import merged, unless_gone
 from softprompt.tasks.encode import Encoder
+from softprompt.tasks.reading import Reading
 from softprompt.tasks.rows import rows_from
 from softprompt.tasks.task import Task
 
@@ -103,6 +104,7 @@ class _Asked:
             self._task = Task(template="{text}", target=" {answer}")
         else:
             self._task = Task.from_dict(card.task, f"{served.id}: card.json: task")
+        self._reading = Reading.of_card(None if card is None else card.data)
         base = service.engine.base
         self._classifier = served.classifier
         if self._classifier is None:
@@ -118,7 +120,7 @@ class _Asked:
         """
         if self._classifier is not None:
             return self._classifier.ask(inputs, truncate=True)
-        rows = rows_from(inputs, self._task)
+        rows = rows_from(inputs, self._task, reading=self._reading)
         encoded = self._encoder.encode_rows(rows, reserve=self._task.max_new_tokens)
         return [Question(ids, [], cut) for ids, cut in zip(encoded.input_ids, encoded.cut, strict=True)]
 

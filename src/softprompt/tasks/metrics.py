@@ -28,8 +28,8 @@ def classification_metrics(gold: Sequence[int], probabilities: ArrayLike, labels
         labels: The L labels' names.
 
     Returns:
-        `n`; `accuracy`; `macro_f1`, the mean over all L labels, of which one that occurs neither in gold nor
-        among the predictions counts 0; `log_loss`, the mean of -log p(gold) in nats; `per_label`, for each
+        `n`; `accuracy`; `macro_f1`, the mean over the labels that occur in gold or among the predictions, as
+        scikit-learn has it; `log_loss`, the mean of -log p(gold) in nats; `per_label`, for each
         label its `precision`, `recall`, `f1` (0 where undefined) and `support`; `confusion`, `[L, L]` counts
         with a row for each gold label and a column for each predicted one.
 
@@ -49,11 +49,12 @@ def classification_metrics(gold: Sequence[int], probabilities: ArrayLike, labels
     predicted = table.argmax(axis=1)
     known = range(len(labels))
     precision, recall, f1, support = precision_recall_fscore_support(gold, predicted, labels=known, zero_division=0)
+    present = sorted({*map(int, gold), *predicted.tolist()})
     right = table[np.arange(len(gold)), gold]
     return {
         "n": len(gold),
         "accuracy": float((predicted == gold).mean()),
-        "macro_f1": float(f1.mean()),
+        "macro_f1": float(f1[present].mean()),
         # A probability that rounds to 0 costs the most that a double can say, not infinity.
         "log_loss": float(-np.log(np.maximum(right, np.finfo(np.float64).tiny)).mean()),
         "per_label": {

@@ -1,31 +1,35 @@
-"""Labelled rows: read from files and the hub, checked against a task, split.
+"""Labelled rows: the records of tables, checked against a task, split.
 
-Owns the file formats and what a row must hold. Knows nothing of tokens or models. CSV, TSV and JSONL are
-read by the standard library and not by `datasets`, which guesses types ("007" becomes 7, "NA" nothing), has
-no line numbers for its errors and keeps a copy of each file in a cache; Parquet and hub data sets carry
-their types and go through `datasets`.
+Owns what a row must hold, and what is said of those that do not. Knows no file format, tokens or models.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import re
+import difflib
+import logging
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from softprompt.errors import SoftPromptError
+from softprompt.tasks.delimited import Record
+from softprompt.tasks.reading import Reading
+from softprompt.tasks.tables import Table, open_tables
 from softprompt.tasks.task import LABEL_COLUMN, Task
 from softprompt.text import shown
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+logger = logging.getLogger(__name__)
 
-_HUB = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+):(?P<split>\S+)")
+_FEWEST_TO_SPLIT = 20  # rows, where nothing is said
+_SET_ASIDE = 0.1  # of the training rows, for validation, where nothing is said
+MOST_LABELS = 200  # that are taken from the rows without being asked for by name
+# What a row of messages is to a task: what was said before the last answer, and that answer.
+CONVERSATION, ANSWER = "conversation", "answer"
 
 
 @dataclass(frozen=True)
@@ -52,66 +56,140 @@ class Row:
         return f"{self.source}: row {self.number}"
 
 
-Rows = str | Path | Sequence[Row]
+@dataclass(frozen=True)
+class Entry:
+    """A record of a table, and the row that it is to a task.
+
+    Attributes:
+        record: The record.
+        row: None where it cannot be used.
+        fault: Why not; "" where it can.
+        label: The label that is none of the task's, where that is the fault.
+    """
+
+    record: Record
+    row: Row | None
+    fault: str = ""
+    label: str | None = None
+
+
+class _UnusableError(Exception):
+    """What is wrong with a record."""
+
+
+# A file, a pattern, a list of files, a hub data set; or rows, mappings, a data frame or a `datasets.Dataset`.
+Rows = Any
 
 
 def load_rows(
-    source: str | Path, task: Task, *, root: str | Path | None = None, need_targets: bool = True
+    source: Rows,
+    task: Task,
+    *,
+    root: str | Path | None = None,
+    need_targets: bool = True,
+    reading: Reading | None = None,
 ) -> list[Row]:
     """Read the rows that a task learns from or is applied to.
 
-    CSV and TSV follow RFC 4180 (double quotes around a value that holds the delimiter, a quote or a line end)
-    and have a header; a JSONL line is an object. Text is UTF-8, with or without a byte-order mark, and is
-    kept as it stands: "NA", "null", "007" and "true" are text. Numbers and booleans become the text that JSON
-    has for them. Labels are compared as text. Columns that the task does not name are ignored.
+    CSV follows RFC 4180 (double quotes around a value that holds the delimiter, a quote or a line end); TSV is the same
+    without quotes. A JSONL line is an object. Text is UTF-8 unless the file says otherwise, and is kept as it stands:
+    "NA", "null", "007" and "true" are text. Numbers and booleans become the text that JSON has for them. Labels are
+    compared as text. Columns that the task does not name are ignored.
 
     Args:
-        source: A .csv, .tsv, .jsonl or .parquet file, or `hub:OWNER/NAME:SPLIT`.
+        source: A .csv, .tsv, .jsonl, .json, .parquet, .arrow or .xlsx file, also packed by gzip or zip; a pattern or
+            a list of files; a folder of `save_to_disk`; `hub:OWNER/NAME[/SUBSET]:SPLIT`; "-" for stdin; or a data
+            frame, a `datasets.Dataset` or a list of mappings.
         task: Names the columns and the labels.
         root: Folder that a relative path starts from; default the working folder.
         need_targets: False to predict: the target's columns are neither needed nor read.
+        reading: How the table is read, where that is not plain.
 
     Raises:
-        SoftPromptError: The source cannot be read, is empty, lacks a column, or a row is unusable; one line
-            names the file with the row or the column.
+        SoftPromptError: The source cannot be read, is empty, lacks a column, or rows are unusable; one line names the
+            file with the first such rows, or the column.
     """
-    needed = list(dict.fromkeys(task.columns + (task.target_columns if need_targets else [])))
-    if str(source).startswith("hub:"):
-        name = str(source)
-        records = _read_hub(name, needed)
-    else:
-        path = Path(root or "") / source
-        name = str(path)
-        records = _read_file(path, needed)
-    rows = _make_rows(records, task, name, need_targets)
-    if not rows:
-        raise SoftPromptError(f"{name}: there are no rows of data")
+    entries = list(read_entries(source, task, root=root, need_targets=need_targets, reading=reading))
+    rows = [entry.row for entry in entries if entry.row is not None]
+    if len(rows) < len(entries):
+        report = _report(entries, task)
+        if reading is None or reading.unusable == "refuse" or not rows:
+            several = "; mend them, or leave them out with data.unusable: skip"
+            raise SoftPromptError(report + several * (len(entries) - len(rows) > 1))
+        logger.warning("%s; they are left out", report)
     return rows
 
 
-def rows_from(inputs: Iterable[str | Mapping[str, object]], task: Task, *, source: str = "input") -> list[Row]:
+def read_entries(
+    source: Rows,
+    task: Task,
+    *,
+    root: str | Path | None = None,
+    need_targets: bool = True,
+    reading: Reading | None = None,
+) -> Iterator[Entry]:
+    """Each record of a source with its row, or with what is wrong with it; see `load_rows`.
+
+    Raises:
+        SoftPromptError: The source cannot be read, is empty or lacks a column.
+    """
+    reading = reading or Reading()
+    maker = _Maker(task, reading, need_targets)
+    tables = open_tables(source, reading, [reading.name_of(column) for column in maker.needed], root)
+    for table in tables:
+        _require(table, maker.needed, reading, task)
+    found = 0
+    for table in tables:
+        for number, record in enumerate(table.records, 1):
+            found += 1
+            yield maker.entry(record, table.name, number)
+    if not found:
+        raise SoftPromptError(f"{tables[0].name if tables else 'input'}: there are no rows of data")
+
+
+def rows_from(inputs: Iterable[Any], task: Task, *, source: str = "input", reading: Reading | None = None) -> list[Row]:
     """Rows without targets from memory, to predict.
 
     Args:
-        inputs: Texts, where the template has one column, or a mapping of the template's columns for each row.
+        inputs: Texts, where the template has one column, or a mapping of the template's columns for each row, or rows;
+            or a data frame or a `datasets.Dataset`; or the path of a file, as a `Path`.
         task: Names the columns.
         source: What messages call the inputs.
+        reading: How the columns are named.
 
     Raises:
-        SoftPromptError: A column is missing, or a text empty; one line names the row.
+        SoftPromptError: A column is missing, a text empty, or the inputs are one text; one line names the row.
     """
+    if isinstance(inputs, str | bytes):
+        raise SoftPromptError(
+            f"{shown(inputs)} is one text, and several are taken: put it in a list, [{shown(inputs)}], or give a "
+            "file as a Path"
+        )
+    if isinstance(inputs, Path) or hasattr(inputs, "columns") or hasattr(inputs, "column_names"):
+        return load_rows(inputs, task, need_targets=False, reading=reading)
+    if not isinstance(inputs, Iterable) or isinstance(inputs, Mapping):
+        raise SoftPromptError(f"{shown(inputs)} is no list of texts or mappings: put it in a list, or give a Path")
 
-    def records() -> Iterator[tuple[str, Mapping[str, object]]]:
-        for number, given in enumerate(inputs, 1):
-            place = f"{source}: row {number}"
-            if isinstance(given, str):
-                if len(task.columns) > 1:
-                    raise SoftPromptError(f"{place}: the template needs the columns {shown(task.columns)}")
-                given = {task.columns[0]: given}
-            _require(task.columns, given, place)
-            yield place, given
-
-    return _make_rows(records(), task, source, need_targets=False)
+    reading, rows = reading or Reading(), []
+    maker = _Maker(task, reading, need_targets=False)
+    for number, given in enumerate(inputs, 1):
+        place = f"{source}: row {number}"
+        if isinstance(given, Row):
+            rows.append(given)
+            continue
+        if isinstance(given, str):
+            if len(task.columns) > 1:
+                raise SoftPromptError(f"{place}: the template needs the columns {shown(task.columns)}")
+            given = {reading.name_of(task.columns[0]): given}
+        if not isinstance(given, Mapping):
+            raise SoftPromptError(
+                f"{place}: {shown(given)} is neither a text nor a mapping of columns: give one of them"
+            )
+        entry = maker.entry(Record(place, dict(given)), source, number)
+        if entry.row is None:
+            raise SoftPromptError(f"{place}: {entry.fault}")
+        rows.append(entry.row)
+    return rows
 
 
 def check_trainable(rows: Sequence[Row], task: Task) -> None:
@@ -128,29 +206,87 @@ def check_trainable(rows: Sequence[Row], task: Task) -> None:
         )
 
 
-def as_rows(data: Rows, task: Task, *, need_targets: bool = True) -> Sequence[Row]:
+def as_rows(data: Rows, task: Task, *, need_targets: bool = True, reading: Reading | None = None) -> Sequence[Row]:
     """`data` itself where it is rows, else what `load_rows` reads, also for what it raises."""
-    return load_rows(data, task, need_targets=need_targets) if isinstance(data, str | Path) else data
+    if isinstance(data, Sequence) and all(isinstance(row, Row) for row in data):
+        return data
+    return load_rows(data, task, need_targets=need_targets, reading=reading)
+
+
+def find_labels(source: Rows, reading: Reading, *, root: str | Path | None = None) -> list[str]:
+    """The labels that stand in a source, sorted, for `labels: auto`.
+
+    Raises:
+        SoftPromptError: There are so many that they are hardly labels, or fewer than two.
+    """
+    column = reading.name_of(LABEL_COLUMN)
+    counts: Counter[str] = Counter()
+    for table in open_tables(source, reading, [column], root):
+        if table.columns is not None and column not in table.columns:
+            raise SoftPromptError(_no_column(table.name, LABEL_COLUMN, column, table.columns))
+        for record in table.records:
+            try:
+                text = _text(_value(record.values, LABEL_COLUMN, reading, None), column)
+            except _UnusableError:  # said where the rows are read
+                continue
+            if text.strip():
+                counts[reading.labels.get(text, text)] += 1
+    if not 2 <= len(counts) <= MOST_LABELS:
+        raise SoftPromptError(
+            f"task.labels: auto finds {len(counts):,} labels in the column {shown(column)} of {source}: write them "
+            "down in task.labels, name another column in data.columns, or leave labels out for free text"
+        )
+    logger.info("labels: auto: %s labels in %s rows of %s", len(counts), f"{counts.total():,}", source)
+    return sorted(counts)
 
 
 def with_validation(
-    train: Rows, validation: Rows | float | None, task: Task, seed: int
+    train: Rows,
+    validation: Rows | float | Literal["auto"] | None,
+    task: Task,
+    seed: int,
+    *,
+    reading: Reading | None = None,
 ) -> tuple[Sequence[Row], Sequence[Row] | None]:
     """The training and the validation rows.
 
     Args:
         train: Labelled rows, or where they are read from.
-        validation: Likewise, or the fraction of the training rows to set aside; None: there are none.
+        validation: Likewise, or the fraction of the training rows to set aside; "auto": a tenth where that is
+            enough, which is said; None: there are none.
         task: What is learned.
         seed: Of the split.
+        reading: How the tables are read.
 
     Raises:
         SoftPromptError: As `load_rows` and `split_rows`.
     """
-    rows = as_rows(train, task)
+    rows = as_rows(train, task, reading=reading)
     if isinstance(validation, float):
         return split_rows(rows, validation, seed)
-    return rows, None if validation is None else as_rows(validation, task)
+    if isinstance(validation, str) and validation == "auto":
+        return _set_aside(rows, seed)
+    return rows, None if validation is None else as_rows(validation, task, reading=reading)
+
+
+def _set_aside(rows: Sequence[Row], seed: int) -> tuple[Sequence[Row], Sequence[Row] | None]:
+    """A tenth of the rows for validation, or where there are many labels one of each; labels of one row stay behind."""
+    counts = Counter(row.label for row in rows)
+    pool = [row for row in rows if counts[row.label] > 1]
+    fraction = max(_SET_ASIDE, sum(count > 1 for count in counts.values()) / max(len(pool), 1))
+    try:
+        _, held = split_rows(pool if len(rows) >= _FEWEST_TO_SPLIT else [], fraction, seed)
+    except SoftPromptError:  # they are too few
+        logger.warning("data.validation: %s rows are too few to set some aside: nothing is validated", len(rows))
+        return rows, None
+    logger.info(
+        "data.validation: %s of the %s training rows are set aside, of all labels alike; give data.validation to "
+        "choose",
+        f"{len(held):,}",
+        f"{len(rows):,}",
+    )
+    aside = {id(row) for row in held}
+    return [row for row in rows if id(row) not in aside], held
 
 
 def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
@@ -189,198 +325,181 @@ def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Ro
     return [rows[i] for i in sorted(train)], [rows[i] for i in sorted(validation)]
 
 
-def _make_rows(
-    records: Iterable[tuple[str, Mapping[str, object]]], task: Task, source: str, need_targets: bool
-) -> list[Row]:
-    index = {label: i for i, label in enumerate(task.labels or [])}
-    rows = []
-    for number, (place, record) in enumerate(records, 1):
-        columns = {name: _text(record[name], name, place) for name in task.columns}
+class _Maker:
+    """What records are to a task."""
+
+    def __init__(self, task: Task, reading: Reading, need_targets: bool) -> None:
+        self._task, self._reading = task, reading
+        self._columns = task.columns
+        self._targets = task.target_columns if need_targets else []
+        self._index = {label: i for i, label in enumerate(task.labels or [])}
+
+    @property
+    def needed(self) -> list[str]:
+        """The columns of the task that a table has to have."""
+        return list(dict.fromkeys([*self._columns, *self._targets]))
+
+    def entry(self, record: Record, source: str, number: int) -> Entry:
+        """A record with its row, which stands at `number` in `source`, or with its fault."""
+        if record.fault:
+            return Entry(record, None, record.fault)
+        values = with_messages(record.values)
         label = target = None
-        if need_targets:
-            wanted = {name: _text(record[name], name, place) for name in task.target_columns}
-            target = task.render_target(wanted)
-            if task.labels is not None:
-                label = index.get(wanted[LABEL_COLUMN])
-                if label is None:
-                    raise SoftPromptError(
-                        f"{place}: label {shown(wanted[LABEL_COLUMN])} is not one of the task's "
-                        f"{len(task.labels)} labels: {shown(task.labels)}"
-                    )
-        rows.append(Row(columns, label, target, source, number))
-    return rows
+        try:
+            columns = {name: _required(values, name, self._reading) for name in self._columns}
+            if self._targets:
+                wanted = {name: _required(values, name, self._reading) for name in self._targets}
+                if self._task.labels is not None:
+                    given = self._reading.labels.get(wanted[LABEL_COLUMN], wanted[LABEL_COLUMN])
+                    label = self._index.get(given)
+                    if label is None:
+                        return Entry(record, None, _unknown(given, self._task.labels), given)
+                    wanted = {LABEL_COLUMN: given}
+                target = self._task.render_target(wanted)
+        except _UnusableError as fault:
+            return Entry(record, None, str(fault))
+        return Entry(record, Row(columns, label, target, source, number))
 
 
-def _text(value: object, column: str, place: str) -> str:
-    """A value as text that a tokenizer can read, never empty."""
-    if isinstance(value, (list, dict, bytes)):
-        raise SoftPromptError(f"{place}: column {shown(column)} holds {shown(value)}, which is not text")
-    if isinstance(value, bool):
-        value = "true" if value else "false"
-    text = "" if value is None else str(value)
+def _value(values: Mapping[str, object], name: str, reading: Reading, default: object) -> object:
+    """A column's value, by the table's name or the task's own; of an object within the record by OUTER.INNER."""
+    column = reading.name_of(name)
+    for one in (column, name):
+        if one in values:
+            return values[one]
+    inner: object = values
+    for key in column.split("."):
+        if not isinstance(inner, Mapping) or key not in inner:
+            return default
+        inner = inner[key]
+    return inner
+
+
+def _required(values: Mapping[str, object], name: str, reading: Reading) -> str:
+    """A column's text, which is not empty unless `reading` says what stands for that."""
+    missing = object()
+    value = _value(values, name, reading, missing)
+    if value is missing:
+        if name in reading.empty:
+            return reading.empty[name]
+        raise _UnusableError(_no_column("", name, reading.name_of(name), list(values)))
+    text = _text(value, name)
     if not text.strip():
-        raise SoftPromptError(f"{place}: column {shown(column)} is empty; fill it in or leave the row out")
+        if name in reading.empty:
+            return reading.empty[name]
+        raise _UnusableError(f"column {shown(name)} is empty; fill it in or leave the row out")
+    return text
+
+
+def _text(value: object, column: str) -> str:
+    """A value as text that a tokenizer can read; "" for what is missing."""
+    if isinstance(value, (list, dict, bytes)):
+        raise _UnusableError(f"column {shown(column)} holds {shown(value)}, which is not text; name another column")
+    if isinstance(value, bool) or type(value).__name__ == "bool_":
+        value = "true" if value else "false"
+    # How tables in memory spell a missing value: None, NaN, pandas' NA and NaT.
+    if value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value):
+        return ""
+    text = str(value)
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise SoftPromptError(f"{place}: column {shown(column)} holds half a surrogate pair") from None
-    return text
-
-
-def _require(needed: Sequence[str], present: Iterable[str], place: str) -> None:
-    names = list(present)
-    for column in needed:
-        if column not in names:
-            raise SoftPromptError(f"{place}: no column {shown(column)}; the columns are {shown(names)}")
-
-
-def _refuse_duplicates(names: Sequence[str], place: str) -> None:
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        raise SoftPromptError(f"{place}: the column {shown(repeated[0])} is there more than once; rename one")
-
-
-def _read_file(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, Mapping[str, object]]]:
-    suffix = path.suffix.lower()
-    if suffix not in (".csv", ".tsv", ".jsonl", ".parquet"):
-        raise SoftPromptError(
-            f"{path}: cannot read {suffix or 'a file without a suffix'}; "
-            "give a .csv, .tsv, .jsonl or .parquet file, or hub:OWNER/NAME:SPLIT"
-        )
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise SoftPromptError(f"{path}: no such file") from None
-    except OSError as error:
-        raise SoftPromptError(f"{path}: cannot be read: {error.strerror}") from None
-    if not data:
-        raise SoftPromptError(f"{path}: the file is empty")
-    if suffix == ".parquet":
-        return _read_parquet(path, data, needed)
-    text = _decode(path, data)
-    if suffix == ".jsonl":
-        return _read_jsonl(path, text, needed)
-    return _read_delimited(path, text, needed, "," if suffix == ".csv" else "\t")
-
-
-def _decode(path: Path, data: bytes) -> str:
-    try:
-        text = data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise SoftPromptError(
-            f"{path}: line {line} is not UTF-8 (byte 0x{data[error.start]:02x} at offset {error.start}); "
-            "save the file as UTF-8"
+        raise _UnusableError(
+            f"column {shown(column)} holds half a surrogate pair; mend it or leave the row out"
         ) from None
-    if not text.strip():
-        raise SoftPromptError(f"{path}: the file is empty")
     return text
 
 
-def _read_delimited(
-    path: Path, text: str, needed: Sequence[str], delimiter: str
-) -> Iterator[tuple[str, Mapping[str, object]]]:
-    # The limit on a value's length belongs to the whole csv module: raised for long texts, never lowered.
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    # Strict: a stray quote is an error, where csv would otherwise glue rows together in silence.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    number = 0
-    while True:
-        line = reader.line_num + 1
-        place = f"{path}: row {number + 1} (line {line})" if header else f"{path}: line {line}"
-        try:
-            values = next(reader, None)
-        except csv.Error as error:
-            raise SoftPromptError(f"{place}: {error}; check the quotes") from None
-        if values is None:
-            return
-        if not values:
-            continue
-        if header is None:
-            header = values
-            _refuse_duplicates(header, str(path))
-            _require(needed, header, str(path))
-            continue
-        if len(values) != len(header):
-            raise SoftPromptError(
-                f"{place}: {len(values)} values, but {len(header)} columns; "
-                "put a value that holds the delimiter in double quotes"
-            )
-        number += 1
-        yield place, dict(zip(header, values, strict=True))
+def with_messages(values: Mapping[str, object]) -> Mapping[str, object]:
+    """A record of a conversation with what was said before its last answer, and that answer, as columns."""
+    body = values.get("body")
+    messages = values.get("messages", body.get("messages") if isinstance(body, Mapping) else None)
+    if not isinstance(messages, list) or not all(isinstance(one, Mapping) and "role" in one for one in messages):
+        return values
+    said = [(str(one["role"]), _said(one.get("content"))) for one in messages]
+    found: dict[str, object] = {}
+    if said and said[-1][0] == "assistant":
+        found[ANSWER] = said.pop()[1]
+    found[CONVERSATION] = "\n".join(f"{role.capitalize()}: {content}" for role, content in said)
+    return found | dict(values)
 
 
-def _read_jsonl(path: Path, text: str, needed: Sequence[str]) -> Iterator[tuple[str, Mapping[str, object]]]:
-    number = 0
-    for line, content in enumerate(text.split("\n"), 1):
-        if not content.strip():
-            continue
-        number += 1
-        place = f"{path}: row {number} (line {line})"
-
-        def unique(pairs: list[tuple[str, Any]], place: str = place) -> dict[str, Any]:
-            _refuse_duplicates([name for name, _ in pairs], place)
-            return dict(pairs)
-
-        try:
-            # Numbers stay as they are written; NaN is how some writers spell a missing value.
-            record = json.loads(
-                content,
-                object_pairs_hook=unique,
-                parse_int=str,
-                parse_float=str,
-                parse_constant=lambda _: None,
-            )
-        except json.JSONDecodeError as error:
-            raise SoftPromptError(f"{place}: not JSON: {error.msg} at column {error.colno}") from None
-        except RecursionError:
-            raise SoftPromptError(f"{place}: nested too deeply") from None
-        if not isinstance(record, dict):
-            raise SoftPromptError(f'{place}: not an object such as {{"text": "..."}} but {shown(record)}')
-        _require(needed, record, place)
-        yield place, record
+def _said(content: object) -> str:
+    """A message's text, which may be in parts."""
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
+    return "" if content is None else str(content)
 
 
-def _read_parquet(path: Path, data: bytes, needed: Sequence[str]) -> Iterator[tuple[str, Mapping[str, object]]]:
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
-    from datasets import Dataset
-
-    try:
-        table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data)).read()
-        table.validate(full=True)  # that text is UTF-8, above all
-        _refuse_duplicates(table.column_names, str(path))
-        dataset = Dataset(table)
-    except SoftPromptError:
-        raise
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise SoftPromptError(f"{path}: cannot be read as Parquet: {error}") from None
-    return _read_dataset(dataset, str(path), needed)
-
-
-def _read_hub(source: str, needed: Sequence[str]) -> Iterator[tuple[str, Mapping[str, object]]]:
-    match = _HUB.fullmatch(source)
-    if match is None:
-        raise SoftPromptError(f"{source}: write a hub data set as hub:OWNER/NAME:SPLIT")
-    import datasets
-
-    try:
-        dataset = datasets.load_dataset(match["name"], split=match["split"])
-    except Exception as error:  # whatever goes wrong between here and the hub, in any of its libraries' types
-        raise SoftPromptError(f"{source}: cannot be loaded: {type(error).__name__}: {error}") from None
-    return _read_dataset(dataset, source, needed)
+def _require(table: Table, needed: Sequence[str], reading: Reading, task: Task) -> None:
+    """Refuse a table that lacks a needed column. Where each record has columns of its own, each is looked at."""
+    if table.columns is None:
+        return
+    probe = dict.fromkeys(table.columns)
+    missing = object()
+    for name in needed:
+        is_nested = any(column in reading.name_of(name).split(".") for column in table.columns)
+        chat = name in (CONVERSATION, ANSWER) and "messages" in probe
+        if (
+            _value(probe, name, reading, missing) is missing
+            and name not in reading.empty
+            and not is_nested
+            and not chat
+        ):
+            line = _no_column(table.name, name, reading.name_of(name), table.columns)
+            if set(task.labels or ()) & set(table.columns):
+                line += "; if the first line is a row, name the columns: data.header: [text, label]"
+            raise SoftPromptError(line)
 
 
-def _read_dataset(dataset: Dataset, source: str, needed: Sequence[str]) -> Iterator[tuple[str, Mapping[str, object]]]:
-    from datasets import ClassLabel
+def _no_column(place: str, name: str, column: str, columns: Sequence[str]) -> str:
+    """That a column is not there, and what may be meant."""
+    near = _near(column, tuple(columns))
+    act = f"did you mean {shown(near)}? " if near else ""
+    act += f"name it, data.columns: {{{name}: {near or 'NAME'}}}, or rename the column"
+    return f"{place and place + ': '}no column {shown(column)}; the columns are {shown(list(columns))}: {act}"
 
-    _require(needed, dataset.column_names, source)
-    dataset = dataset.select_columns(list(needed))
-    names = {column: feature.names for column, feature in dataset.features.items() if isinstance(feature, ClassLabel)}
-    for number, record in enumerate(dataset, 1):
-        for column, labels in names.items():
-            # Where a label is unknown, as in many test sets, its index is -1.
-            if record[column] is not None:
-                record[column] = labels[record[column]] if record[column] >= 0 else None
-        yield f"{source}: row {number}", record
+
+def as_key(text: str) -> str:
+    """What texts have in common that differ by case, white space, Unicode form or how a number is written."""
+    key = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return key[:-2] if key.endswith(".0") and key[:-2].lstrip("-").isdigit() else key
+
+
+@lru_cache(maxsize=4096)
+def _near(text: str, known: tuple[str, ...]) -> str | None:
+    """The one of `known` that `text` most likely means; None where there is none."""
+    same = [one for one in known if as_key(one) == as_key(text)]
+    close = difflib.get_close_matches(text, known, 1, 0.8) if len(known) <= MOST_LABELS else []
+    return next(chain(same, close), None)
+
+
+def _unknown(label: str, labels: Sequence[str]) -> str:
+    near = _near(label, tuple(labels))
+    ask = f"did you mean {shown(near)}? " if near else ""
+    return (
+        f"label {shown(label)} is not one of the task's {len(labels)} labels: {shown(labels)}; {ask}"
+        "map it in data.labels, or mend the row"
+    )
+
+
+def _report(entries: Sequence[Entry], task: Task) -> str:
+    """One line for all records that cannot be used: how many, of which kinds, and the first three."""
+    bad = [entry for entry in entries if entry.row is None]
+    if len(bad) == 1:
+        return f"{bad[0].record.place}: {bad[0].fault}"
+    source = bad[0].record.place.partition(": row ")[0]
+    kinds = Counter(entry.fault.partition(";")[0] for entry in bad if entry.label is None)
+    said = [f"{count:,} times {kind}" for kind, count in kinds.most_common(3)]
+    unknown: dict[str | None, Counter[str]] = {}
+    for entry in bad:
+        if entry.label is not None:
+            unknown.setdefault(_near(entry.label, tuple(task.labels or ())), Counter())[entry.label] += 1
+    for near, counts in unknown.items():
+        named = ", ".join(f"{shown(label)} ({count:,})" for label, count in counts.most_common(5))
+        ask = f"did you mean {shown(near)}?" if near else f"none of the labels {shown(task.labels)}"
+        said.append(f"the labels {named}: {ask}")
+    if unknown:
+        said.append('map labels with data.labels, such as {"1.0": positive}')
+    first = "; ".join(entry.record.place.removeprefix(f"{source}: ") for entry in bad[:3])
+    return f"{source}: {len(bad):,} of {len(entries):,} rows cannot be used: {'; '.join(said)}; the first are {first}"

@@ -1,8 +1,8 @@
 """A run's folder: `run.json` (what is learned, so that a resumed run is the same run), the checkpoints, `log.jsonl`,
-`monitor.jsonl`, `prompt/`, and `validation.json` with all its figures.
+`monitor.jsonl`, `problems.json`, `prompt/`, and `validation.json` with all its figures.
 
-Owns the record, whether a folder can be begun, replaced or gone on with, and what becomes of a run that is replaced.
-Knows nothing of the loop.
+Owns the record, whether a folder can be begun, replaced or gone on with, by one process at a time, and what becomes of
+a run that is replaced. Knows nothing of the loop.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from transformers import TrainerCallback
 
 from softprompt.bases.base import Base, dtype_name
@@ -23,6 +25,7 @@ from softprompt.errors import EndedElsewhereError, SoftPromptError
 from softprompt.files import append_to, write_file
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoded
+from softprompt.tasks.problems import Problem
 from softprompt.tasks.rows import Row
 from softprompt.tasks.task import Task
 from softprompt.text import shown
@@ -34,6 +37,8 @@ LOG = "log.jsonl"
 MONITOR = "monitor.jsonl"
 PROMPT = "prompt"
 VALIDATION = "validation.json"
+PROBLEMS = "problems.json"
+_LOCK = ".lock"
 # What a record's recipe once held, and the value with which it changed nothing.
 _GONE = {
     "residual": 0,
@@ -113,6 +118,34 @@ def check_same(about: dict[str, Any]) -> None:
             raise SoftPromptError(message) if is_first() else EndedElsewhereError(message)
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Within it no other process trains in the folder. The system takes the lock from a process that has died.
+
+    Raises:
+        SoftPromptError: another process trains there.
+    """
+    lock = FileLock(folder / _LOCK, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise SoftPromptError(
+            f"{folder}: another process trains there: wait for it, stop it or choose another output"
+        ) from None
+    except OSError as error:
+        if folder.is_dir() or not folder.exists():
+            raise SoftPromptError(f"{folder}: the run's folder can't be made: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (folder / _LOCK).unlink(missing_ok=True)  # before it is given free: whoever opens it now makes a new one
+        lock.release()
+        with suppress(OSError):  # what is not empty stays
+            folder.rmdir()
+
+
 def check_folder(folder: Path, about: dict[str, Any], *, resume: bool, force: bool) -> None:
     """Check that a run's folder can be made, replaced, or gone on with; what is in it is not changed.
 
@@ -156,9 +189,14 @@ def open_run(folder: Path, about: dict[str, Any]) -> None:
     write_file(folder / RECORD, json.dumps(about, indent=1))
 
 
+def write_problems(folder: Path, problems: Sequence[Problem]) -> None:
+    """Keep what is wrong with a run's data, for its report."""
+    write_file(folder / PROBLEMS, json.dumps([asdict(problem) for problem in problems], indent=1))
+
+
 def _is_taken(folder: Path) -> bool:
     """Whether something is there. The record's beginnings may be, alone, where a run was killed as it began."""
-    begun = f".{RECORD}"
+    begun = (f".{RECORD}", _LOCK)
     return folder.exists() and (not folder.is_dir() or any(not e.name.startswith(begun) for e in folder.iterdir()))
 
 
@@ -171,12 +209,13 @@ class Replaced(TrainerCallback):
 
     def __init__(self, record: Path) -> None:
         self._record, self._folder, self._aside = record, record.parent, record.parent / ".replaced"
+        self._stays = {self._aside, self._folder / _LOCK}
 
     def put_aside(self) -> None:
         """Empty the folder for a new run."""
         self._aside.mkdir()
         # The record goes last, and comes back first: where it is aside, all else is.
-        for entry in sorted(set(self._folder.iterdir()) - {self._aside}, key=lambda entry: entry == self._record):
+        for entry in sorted(set(self._folder.iterdir()) - self._stays, key=lambda entry: entry == self._record):
             entry.rename(self._aside / entry.name)
 
     def put_back(self) -> None:
@@ -184,7 +223,7 @@ class Replaced(TrainerCallback):
         if not self._aside.is_dir():
             return
         if (self._aside / self._record.name).exists():
-            for entry in set(self._folder.iterdir()) - {self._aside}:
+            for entry in set(self._folder.iterdir()) - self._stays:
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         for entry in sorted(self._aside.iterdir(), key=lambda entry: entry.name != self._record.name):
             entry.rename(self._folder / entry.name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +26,7 @@ from softprompt.tasks.rows import Row, Rows, with_validation
 from softprompt.tasks.task import Task
 from softprompt.training import processes
 from softprompt.training.diagnosis import Diagnosis
-from softprompt.training.folder import PROMPT, RECORD, Replaced, check_folder, open_run
+from softprompt.training.folder import PROMPT, RECORD, Replaced, check_folder, locked, open_run
 from softprompt.training.loop import DivergedError
 from softprompt.training.recipe import Recipe
 from softprompt.training.run import Run
@@ -87,6 +87,7 @@ def grow(
     *,
     train: Rows,
     validation: Rows | float,
+    test: Rows | None = None,
     recipe: Recipe | None = None,
     lengths: Sequence[int] = LENGTHS,
     output: str | Path | None = None,
@@ -111,6 +112,7 @@ def grow(
         task: what is learned; any metric but BLEU, which is no figure of a row.
         train: labelled rows, or a file or `hub:OWNER/NAME:SPLIT` with them.
         validation: likewise, or the fraction of the training rows to set aside.
+        test: see `train`.
         recipe: the settings of each run; default `Recipe()`.
         lengths: to be tried in turn; default 8, 16, 32.
         output: the folder: `N-virtual-tokens` with the run of each length, and `prompt`; None: all stays in memory.
@@ -136,14 +138,9 @@ def grow(
     start = make(lengths[0])
     processes.start(base.device)
     replaced = None if folder is None else Replaced(folder / RECORD)
-    with processes.together():
-        if folder is not None and processes.is_first():
-            about = {"lengths": list(lengths), "prompt": start.sha256}
-            check_folder(folder, about, resume=resume, force=force)
-            if not resume:
-                open_run(folder, about)
-    settings: dict[str, Any] = {"train": rows, "validation": checks, "recipe": recipe, "progress": progress}
-    settings |= {"diagnosed": diagnosed, "callbacks": [*callbacks, *([] if replaced is None else [replaced])]}
+    settings: dict[str, Any] = {"train": rows, "validation": checks, "test": test, "recipe": recipe}
+    settings |= {"progress": progress, "diagnosed": diagnosed}
+    settings["callbacks"] = [*callbacks, *([] if replaced is None else [replaced])]
 
     def run_of(count: int) -> Run:
         own = None if folder is None else folder / f"{count}-virtual-tokens"
@@ -152,13 +149,23 @@ def grow(
             prompt = start if count == lengths[0] else make(count)
             return learn(base, prompt, task, output=own, resume=begun, **settings)
 
-    kept, tried = _longest_worth_it(lengths, run_of, lambda run: _scores(base, run.prompt, task, checks), task.metric)
-    if folder is None:
-        return Growth(kept, tried, None)
-    with processes.together():
-        if processes.is_first():
-            kept.prompt.save(folder / PROMPT, force=(folder / PROMPT).exists())
-    return Growth(replace(kept, folder=folder), tried, kept.folder)
+    with ExitStack() as stack:
+        with processes.together():
+            if folder is not None and processes.is_first():
+                stack.enter_context(locked(folder))
+                about = {"lengths": list(lengths), "prompt": start.sha256}
+                check_folder(folder, about, resume=resume, force=force)
+                if not resume:
+                    open_run(folder, about)
+        kept, tried = _longest_worth_it(
+            lengths, run_of, lambda run: _scores(base, run.prompt, task, checks), task.metric
+        )
+        if folder is None:
+            return Growth(kept, tried, None)
+        with processes.together():
+            if processes.is_first():
+                kept.prompt.save(folder / PROMPT, force=(folder / PROMPT).exists())
+        return Growth(replace(kept, folder=folder), tried, kept.folder)
 
 
 def _longest_worth_it(
@@ -192,7 +199,7 @@ def _length(count: int, run: Run, metric: str, gain: float | None, noise: float 
 def _scores(base: Base, prompt: SoftPrompt, task: Task, rows: Sequence[Row]) -> NDArray[np.float64]:
     """How good the prompt's answer to each row is, `[n]` from 0 to 1."""
     answers: list[Any] = []
-    for found in predict(base, prompt, task, [row.columns for row in rows]):
+    for found in predict(base, prompt, task, rows):
         answers.append(found.output if task.labels is None else task.labels.index(found.label or ""))
     scores = row_scores(task.metric, rows, answers)
     assert scores is not None, "BLEU was refused"

@@ -55,16 +55,22 @@ def fit_head(model: PromptedModel, encoded: Encoded, task: Task, recipe: Recipe)
         head.copy_(fit(model, encoded, task, recipe))
 
 
+def rows_to_fit(count: int, recipe: Recipe) -> list[int]:
+    """The rows of `count` that a head is fitted on: all, or `recipe.fit_rows` that the seed draws."""
+    if count <= recipe.fit_rows:
+        return list(range(count))
+    return sorted(random.Random(recipe.seed).sample(range(count), recipe.fit_rows))
+
+
 def fit(model: PromptedModel, encoded: Encoded, task: Task, recipe: Recipe) -> Tensor:
     """The head `[L, H]` that is fitted on the training rows, of many on `recipe.fit_rows` that the seed draws.
 
     Raises:
         SoftPromptError: see `head.fit`.
     """
-    rows = list(range(len(encoded.input_ids)))
-    if len(rows) > recipe.fit_rows:
-        rows = sorted(random.Random(recipe.seed).sample(rows, recipe.fit_rows))
-        logger.warning("the head is fitted on %s of %s training rows", f"{len(rows):,}", f"{len(encoded.cut):,}")
-    states = final_states(model, [encoded.input_ids[row] for row in rows])
     gold = encoded.gold or []
+    rows = rows_to_fit(len(gold), recipe)
+    if len(rows) < len(gold):
+        logger.warning("the head is fitted on %s of %s training rows", f"{len(rows):,}", f"{len(gold):,}")
+    states = final_states(model, [encoded.input_ids[row] for row in rows])
     return fit_states(states, [gold[row] for row in rows], len(task.labels or [])).head

@@ -38,6 +38,7 @@ class Recipe(BaseModel):
     Attributes:
         name: "default", or "lester" for the recipe of the prompt tuning paper: it sets what is not set here.
         max_steps: optimiser steps.
+        epochs: instead, how often each training row is seen; None: `max_steps` counts.
         batch_size: rows in a step, over all processes.
         gradient_accumulation_steps: parts that a step's rows are computed in.
         learning_rate: peak rate; "auto": the rate that was measured best for the optimizer.
@@ -71,6 +72,7 @@ class Recipe(BaseModel):
 
     name: Literal["default", "lester"] = "default"
     max_steps: int = Field(default=240, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
     batch_size: int = Field(default=8, ge=1)
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     learning_rate: Literal["auto"] | float = "auto"
@@ -106,7 +108,13 @@ class Recipe(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, data: Any) -> Any:
-        return NAMED.get(str(data.get("name")), {}) | data if isinstance(data, dict) else data
+        if not isinstance(data, dict):
+            return data
+        if data.get("epochs") is not None and "max_steps" in data:
+            raise ValueError("give either max_steps or epochs: set the other to null or leave it out")
+        return NAMED.get(str(data.get("name")), {}) | {
+            k: v for k, v in data.items() if v is not None or k != "max_steps"
+        }
 
     @field_validator("learning_rate", mode="before")
     @classmethod
@@ -120,6 +128,13 @@ class Recipe(BaseModel):
         if not 0 < value <= 1e6:
             raise ValueError(f'a number above 0, at most 1e6, or "auto" is needed, not {rate!r}')
         return value
+
+    def for_rows(self, count: int) -> Recipe:
+        """The recipe for so many training rows: `epochs` as steps."""
+        if self.epochs is None:
+            return self
+        steps = max(1, math.ceil(self.epochs * count / self.batch_size))
+        return self.model_copy(update={"max_steps": steps, "epochs": None})
 
     @property
     def rate(self) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,7 +24,8 @@ from softprompt.models.generation import find_way
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoded, Encoder
-from softprompt.tasks.rows import Row, Rows, check_trainable, with_validation
+from softprompt.tasks.problems import Problem, in_rows, in_words, unseen
+from softprompt.tasks.rows import Row, Rows, as_rows, check_trainable, with_validation
 from softprompt.tasks.task import Task
 from softprompt.training.diagnosis import Diagnosis, diagnose, special_texts
 from softprompt.training.folder import (
@@ -38,15 +39,20 @@ from softprompt.training.folder import (
     check_folder,
     check_same,
     describe,
+    locked,
     open_run,
+    write_problems,
 )
-from softprompt.training.heads import choose_answer, fit, fit_head, with_head
+from softprompt.training.heads import choose_answer, fit, fit_head, rows_to_fit, with_head
 from softprompt.training.interruption import Interruption
 from softprompt.training.loop import DivergedError, PromptTrainer
 from softprompt.training.monitor import Monitor
 from softprompt.training.processes import gather, is_first, start, together
 from softprompt.training.recipe import Recipe
-from softprompt.training.schedule import Schedule
+from softprompt.training.schedule import Schedule, learned_rows
+
+logger = logging.getLogger(__name__)
+_MANY_ROWS = 20_000  # take seconds to encode
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +71,7 @@ class Run:
         history: the Trainer's log, one dictionary an entry.
         kernel: how the steps were computed.
         diagnoses: what looked wrong in the rows, and with the monitor at the end.
+        problems: the faults of the rows and the template.
         folder: the run's folder; None where none was asked for.
     """
 
@@ -77,6 +84,7 @@ class Run:
     history: list[dict[str, Any]]
     kernel: str
     diagnoses: list[Diagnosis] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     folder: Path | None = field(default=None)
 
     @property
@@ -98,6 +106,7 @@ class Run:
             "truncated": self.truncated,
             "kernel": self.kernel,
             "diagnoses": [asdict(diagnosis) for diagnosis in self.diagnoses],
+            "problems": [asdict(problem) for problem in self.problems],
         }
 
 
@@ -108,6 +117,7 @@ def train(
     *,
     train: Rows,
     validation: Rows | float | None = None,
+    test: Rows | None = None,
     recipe: Recipe | None = None,
     output: str | Path | None = None,
     resume: bool = False,
@@ -126,6 +136,7 @@ def train(
         task: what is learned.
         train: labelled rows, or a file or `hub:OWNER/NAME:SPLIT` with them.
         validation: likewise, or the fraction of the training rows to set aside; None: the last prompt is kept.
+        test: rows that the prompt is to be measured on later: it is said which of their texts are learned too.
         recipe: the settings; default `Recipe()`.
         output: the run's folder; None: checkpoints go to a temporary folder and the prompt stays in memory.
         resume: go on from the newest checkpoint in `output`; the result is that of a run never interrupted.
@@ -144,7 +155,9 @@ def train(
     start(base.device)
     with together():
         rows, checks = with_validation(train, validation, task, recipe.seed)
-        prepared = _prepare(base, prompt, choose_answer(task, rows, prompt), recipe, (rows, checks))
+        recipe = recipe.for_rows(len(rows))
+        parts = rows, checks, None if test is None else as_rows(test, task)
+        prepared = _prepare(base, prompt, choose_answer(task, rows, prompt), recipe, parts)
     check_same(prepared.about)
     with ExitStack() as stack:
         if output is None:
@@ -153,13 +166,14 @@ def train(
             folder = Path(output)
             with together():
                 if is_first():
+                    stack.enter_context(locked(folder))
                     check_folder(folder, prepared.about, resume=resume, force=force)
         monitor = prepared.monitor(folder / MONITOR, diagnosed) if recipe.monitor else None
         interruption, replaced = Interruption(), Replaced(folder / RECORD)
         with together():
             also = [*callbacks, Log(folder / LOG), interruption, replaced]
             evaluators = None if prepared.evaluator is None else [prepared.evaluator]
-            schedules = [Schedule(prepared.encoded, recipe.batch_size, recipe.max_steps, recipe.seed)]
+            schedules = [prepared.schedule()]
             trainer = PromptTrainer(prepared.model, recipe, schedules, evaluators, folder, also, progress, monitor)
         checkpoint = trainer.last_checkpoint() if resume else None
         with together():
@@ -169,6 +183,7 @@ def train(
         with together():
             if output is not None and not resume and is_first():
                 open_run(folder, prepared.about)
+                write_problems(folder, prepared.problems)
         kept = None if output is None else folder
         try:
             if prompt.num_virtual_tokens:
@@ -203,8 +218,9 @@ class _Prepared:
 
     Attributes:
         rows, checks: for training and validation.
-        encoded: the training rows' ids.
+        encoded: the ids of the training rows that are learned from.
         about: all that the result depends on.
+        problems: the faults of the rows and the template.
     """
 
     base: Base
@@ -217,15 +233,26 @@ class _Prepared:
     encoded: Encoded
     evaluator: Evaluator | None
     about: dict[str, Any]
+    problems: list[Problem]
+
+    def schedule(self) -> Schedule:
+        """The rows in the order in which they are learned."""
+        recipe, count = self.recipe, len(self.rows)
+        learned = _learned(recipe, count, self.task)
+        return Schedule(self.encoded, recipe.batch_size, recipe.max_steps, recipe.seed, learned, count)
 
     def monitor(self, file: Path, diagnosed: Callable[[Sequence[Diagnosis]], None] | None) -> Monitor:
         """What measures the prompt, and writes to `file`."""
-        passes = len(self.encoded.input_ids) / self.recipe.batch_size
+        passes = len(self.rows) / self.recipe.batch_size
         return Monitor(self.base, self.prompt, self.recipe.rate, passes, file, diagnosed)
 
 
 def _prepare(
-    base: Base, prompt: SoftPrompt, task: Task, recipe: Recipe, data: tuple[Sequence[Row], Sequence[Row] | None]
+    base: Base,
+    prompt: SoftPrompt,
+    task: Task,
+    recipe: Recipe,
+    data: tuple[Sequence[Row], Sequence[Row] | None, Sequence[Row] | None],
 ) -> _Prepared:
     """Check all that can be checked before there is a folder, and encode the rows."""
     prompt.check_base(base)
@@ -235,16 +262,36 @@ def _prepare(
     )
     if task.labels is None:
         find_way(model)  # says now, not after the last step, if the base cannot generate, or only slowly
-    rows, checks = data
+    rows, checks, test = data
     check_trainable(rows, task)
+    problems = _problems({"training": rows, "validation": checks, "test": test}, task, recipe)
     if recipe.calibrate is True:
         check_labels(task, "recipe.calibrate")
     encoder = Encoder(base, task, virtual_tokens=prompt.num_virtual_tokens, max_length=recipe.max_length)
-    encoded = encoder.encode_rows(rows)
+    learned = _learned(recipe, len(rows), task)
+    if len(learned) >= _MANY_ROWS:
+        logger.info("encoding %s rows", f"{len(learned):,}")
+    encoded = encoder.encode_rows([rows[i] for i in learned])
     tell_cut(encoded, encoder.max_tokens)
     evaluator = None if checks is None else Evaluator(model, task, checks)
     about = describe(base, prompt, task, recipe, encoded, checks)
-    return _Prepared(base, prompt, task, recipe, rows, checks, model, encoded, evaluator, about)
+    return _Prepared(base, prompt, task, recipe, rows, checks, model, encoded, evaluator, about, problems)
+
+
+def _learned(recipe: Recipe, count: int, task: Task) -> list[int]:
+    """The rows that are needed: those of the steps, and those that a head is fitted on."""
+    steps = learned_rows(count, recipe.batch_size, recipe.max_steps, recipe.seed)
+    return sorted({*steps, *rows_to_fit(count, recipe)}) if task.kind == "head" else steps
+
+
+def _problems(parts: Mapping[str, Sequence[Row] | None], task: Task, recipe: Recipe) -> list[Problem]:
+    """The faults of what is given, said before the first step."""
+    given = {part: rows for part, rows in parts.items() if rows is not None}
+    found = [*in_rows(given, task), *unseen(len(given["training"]), recipe.max_steps, recipe.batch_size)]
+    faults = [problem for problem in [*found, *in_words(task)] if problem.is_fault]
+    for fault in faults:
+        logger.warning("%s: %s", fault.about, fault.text)
+    return faults
 
 
 def _finish(
@@ -294,7 +341,8 @@ def _finish(
         validation=validated,
         history=trainer.state.log_history,
         kernel=prepared.model.kernel,
-        diagnoses=[*special_texts(prepared.encoded.with_special, len(prepared.rows)), *watched],
+        diagnoses=[*special_texts(prepared.encoded.with_special, len(prepared.encoded.input_ids)), *watched],
+        problems=prepared.problems,
         folder=folder,
     )
 

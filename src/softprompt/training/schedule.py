@@ -19,6 +19,18 @@ from softprompt.tasks.encode import Encoded
 _SORTED_BATCHES = 50
 
 
+def learned_rows(count: int, batch_size: int, batches: int, seed: int) -> list[int]:
+    """Which of `count` rows a run of so many batches learns from, in ascending order."""
+    return sorted(set(_drawn(count, batches * batch_size, seed)[0].tolist()))
+
+
+def _drawn(count: int, wanted: int, seed: int) -> tuple[Tensor, torch.Generator]:
+    """The first `wanted` rows of a run, each seen once before any is seen again, and the generator after that."""
+    generator = torch.Generator().manual_seed(seed)
+    passes = math.ceil(wanted / count)
+    return torch.cat([torch.randperm(count, generator=generator) for _ in range(passes)])[:wanted], generator
+
+
 class Schedule(Dataset[dict[str, Any]]):
     """The rows of a whole run in the order in which they are learned, a function of the seed alone.
 
@@ -29,17 +41,27 @@ class Schedule(Dataset[dict[str, Any]]):
         batch_size: rows in a batch.
         batches: batches in the run.
         seed: of the order.
+        learned: where `encoded` holds those rows only that `learned_rows` names, these; None: it holds all.
+        count: rows in all.
     """
 
-    def __init__(self, encoded: Encoded, batch_size: int, batches: int, seed: int) -> None:
+    def __init__(
+        self,
+        encoded: Encoded,
+        batch_size: int,
+        batches: int,
+        seed: int,
+        learned: Sequence[int] | None = None,
+        count: int | None = None,
+    ) -> None:
         self._encoded = encoded
         targets = encoded.target_ids or [[]] * len(encoded.input_ids)
         lengths = torch.tensor([len(x) + len(y) for x, y in zip(encoded.input_ids, targets, strict=True)])
-        generator = torch.Generator().manual_seed(seed)
-        passes = math.ceil(batches * batch_size / len(lengths))
-        rows = torch.cat([torch.randperm(len(lengths), generator=generator) for _ in range(passes)])
+        rows, generator = _drawn(len(lengths) if count is None else count, batches * batch_size, seed)
+        if learned is not None:  # where each stands in `encoded`
+            rows = torch.searchsorted(torch.tensor(learned), rows)
         chunks = []
-        for some in rows[: batches * batch_size].split(_SORTED_BATCHES * batch_size):
+        for some in rows.split(_SORTED_BATCHES * batch_size):
             together = some[lengths[some].argsort(descending=True, stable=True)].split(batch_size)
             chunks += [together[i] for i in torch.randperm(len(together), generator=generator).tolist()]
         self._order: list[int] = torch.cat(chunks).tolist()

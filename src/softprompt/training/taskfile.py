@@ -7,6 +7,7 @@ rules of a task and of a recipe are their own.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,12 +30,17 @@ from softprompt.errors import SoftPromptError
 from softprompt.prompts import names
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.prompts.starts import examples
-from softprompt.tasks.rows import Row
+from softprompt.tasks.forms import FORMS
+from softprompt.tasks.reading import Reading
+from softprompt.tasks.rows import Row, check_trainable, find_labels, load_rows, with_validation
 from softprompt.tasks.task import LABEL_COLUMN, Task
+from softprompt.tasks.unpacking import STDIN
 from softprompt.text import shown, validation_line
 from softprompt.training.recipe import Recipe
 
 _VIRTUAL_TOKENS = 16
+# Keys whose values, and those within them, are text as it stands in the file.
+_TEXT = ("labels", "columns", "empty", "delimiter", "header")
 # The way to start that each of the prompt's other keys belongs to.
 _BELONGS_TO = {
     "init_text": "text",
@@ -50,31 +56,39 @@ def _folder(info: ValidationInfo) -> Path:
 
 
 def _from_here(path: str, info: ValidationInfo) -> str:
-    return path if path.startswith("hub:") else str(_folder(info) / Path(path).expanduser())
+    return path if path.startswith("hub:") or path in STDIN else str(_folder(info) / Path(path).expanduser())
 
 
 _Path = Annotated[str, Field(min_length=1), AfterValidator(_from_here)]
+_Paths = _Path | Annotated[list[_Path], Field(min_length=1)]
 
 
-class Data(BaseModel):
-    """Where the rows are: files that `load_rows` reads, or `hub:OWNER/NAME:SPLIT`.
+class Data(Reading):
+    """Where the rows are: what `load_rows` reads, and how, see `Reading`.
 
     Attributes:
-        train: the training rows.
-        validation: the validation rows, or the fraction of the training rows to set aside, or None.
+        train: the training rows; a file, a pattern, or a list of these.
+        validation: the validation rows, or the fraction of the training rows to set aside; "auto": a tenth of them,
+            where that is enough; None: there are none.
         test: rows to measure the trained prompt on; None: it isn't.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    train: _Paths
+    validation: Literal["auto"] | _Paths | float | None = "auto"
+    test: _Paths | None = None
 
-    train: _Path
-    validation: _Path | float | None = None
-    test: _Path | None = None
+    @field_validator("train", "test", mode="before")
+    @classmethod
+    def _check_files(cls, value: Any, info: ValidationInfo) -> Any:
+        files = value if isinstance(value, list) and value else [value]
+        if (value is None and info.field_name == "test") or all(isinstance(one, str) and one for one in files):
+            return value
+        raise ValueError(f"a file or a list of files is needed, not {shown(value)}")
 
     @field_validator("validation", mode="before")
     @classmethod
     def _check_validation(cls, value: Any) -> Any:
-        is_file = isinstance(value, str) and value != ""
+        is_file = isinstance(value, str | list) and bool(value)
         if value is None or is_file or (isinstance(value, float) and 0 < value < 1):
             return value
         raise ValueError(f"a file or a fraction between 0 and 1 is needed, not {shown(value)}")
@@ -148,6 +162,18 @@ class TaskFile(BaseModel):
     prompt: PromptStart = PromptStart()
     recipe: Recipe = Recipe()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_form(cls, content: Any) -> Any:
+        """The template, target and empty columns that go by a name, see `FORMS`."""
+        task = content.get("task") if isinstance(content, dict) else None
+        form = FORMS.get(str(task.get("template"))) if isinstance(task, dict) else None
+        if form is None or not isinstance(task, dict):
+            return content
+        task = {**task, "template": form.template, "target": task.get("target", form.target)}
+        data = content.get("data")
+        return {**content, "task": task, "data": {"empty": form.empty} | data if isinstance(data, dict) else data}
+
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:
@@ -163,6 +189,22 @@ class TaskFile(BaseModel):
         is_model = beside.is_dir() or (beside.suffix.lower() == ".gguf" and beside.is_file())
         # Absolute, since the card keeps the name and a prompt may be used from anywhere.
         return os.path.abspath(beside) if is_model and base != EMBEDDED else base
+
+    def rows(self) -> dict[str, Sequence[Row]]:
+        """The rows by the part of the data: "training", and where there are such "validation" and "test".
+
+        Raises:
+            SoftPromptError: as `load_rows` and `split_rows`, or the training rows show one label only.
+        """
+        data, task = self.data, self.task
+        # All at once: a mistake in the test rows is not to come out after the training.
+        train = load_rows(data.train, task, reading=data)
+        check_trainable(train, task)
+        rows, checks = with_validation(train, data.validation, task, self.recipe.seed, reading=data)
+        check_trainable(rows, task)
+        test = None if data.test is None else load_rows(data.test, task, reading=data)
+        parts = {"training": rows, "validation": checks, "test": test}
+        return {part: found for part, found in parts.items() if found is not None}
 
     @model_validator(mode="after")
     def _check_start(self) -> TaskFile:
@@ -196,11 +238,24 @@ def load_task_file(path: str | Path, overrides: Sequence[str] = ()) -> TaskFile:
     content = _read(path)
     for override in overrides:
         _apply(content, override)
+    _find_labels(content, path.parent)
     where = " ".join([str(path), *(f"--set {override}" for override in overrides)])
     try:
         return TaskFile.model_validate(content, context={"folder": path.parent})
     except ValidationError as error:
-        raise SoftPromptError(validation_line(error, where)) from None
+        raise SoftPromptError(validation_line(error, where, TaskFile)) from None
+
+
+def _find_labels(content: dict[str, Any], folder: Path) -> None:
+    """Put the labels that stand in the training rows in the place of `task.labels: auto`."""
+    task, data = content.get("task"), content.get("data")
+    if not isinstance(task, dict) or task.get("labels") != "auto":
+        return
+    try:
+        read = Data.model_validate(data, context={"folder": folder})
+    except ValidationError as error:
+        raise SoftPromptError(validation_line(error, "data")) from None
+    task["labels"] = find_labels(read.train, read)
 
 
 def make_prompt(base: Base, start: PromptStart, task: Task, rows: Sequence[Row] = ()) -> SoftPrompt:
@@ -247,21 +302,55 @@ def own_words(task: Task) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without keys that stand twice, of which YAML would silently take the last."""
+    """YAML as people mean it: 010 and 12:30 are no numbers, labels are text, and a key that stands twice is refused."""
+
+    # Numbers as YAML 1.2 has them, and no dates.
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, rule) for tag, rule in known if tag.rpartition(":")[2] not in ("int", "float", "timestamp")]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key, _ in node.value:
+        for key, value in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
                 seen.add(key.value)
+                if key.value in _TEXT:
+                    _as_text(value)
         return super().construct_mapping(node, deep)
 
 
-def _parse(text: str, where: str) -> Any:
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
+    list("-+.0123456789"),
+)
+
+
+def _as_text(node: yaml.Node) -> None:
+    """Let what is in a node be text as it is written, but for null."""
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag != "tag:yaml.org,2002:null":
+            node.tag = "tag:yaml.org,2002:str"
+        return
+    for inner in node.value if isinstance(node, yaml.CollectionNode) else []:
+        for one in inner if isinstance(inner, tuple) else (inner,):
+            _as_text(one)
+
+
+def _parse(text: str, where: str, key: str = "") -> Any:
+    """What `text` says in YAML, as the value of `key`."""
+    loader = _Loader(text)
     try:
-        return yaml.load(text, _Loader)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if key in _TEXT:
+            _as_text(node)
+        return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = "" if mark is None else f"line {mark.line + 1}: "
@@ -302,4 +391,4 @@ def _apply(content: dict[str, Any], override: str) -> None:
         if not isinstance(inner, Mapping):
             raise SoftPromptError(f"--set {override}: {key} has no keys of its own")
         place = inner  # type: ignore[assignment]
-    place[keys[-1]] = _parse(value, f"--set {override}")
+    place[keys[-1]] = _parse(value, f"--set {override}", keys[-1])

@@ -1,0 +1,199 @@
+"""A table answered a few rows at a time: each answer, or what was wrong, beside its row, in a file that a stop leaves.
+
+Owns the order, the answers' columns and the file's formats. Does not know how rows are read, nor how they are answered.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from softprompt.bases.base import Base
+from softprompt.errors import SoftPromptError
+from softprompt.evaluation.evaluate import predict
+from softprompt.files import append_to, write_file
+from softprompt.prompts.ensemble import Ensemble
+from softprompt.prompts.prompt import SoftPrompt
+from softprompt.tasks.answers.answer import Prediction
+from softprompt.tasks.rows import Entry
+from softprompt.tasks.task import Task
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+_CHUNK = 128
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A row with its answer.
+
+    Attributes:
+        entry: the row, as it was read.
+        prediction: the answer; None where there is none.
+        error: why there is none; "" where there is one.
+    """
+
+    entry: Entry
+    prediction: Prediction | None
+    error: str = ""
+
+
+def answer(
+    base: Base,
+    prompt: SoftPrompt | Ensemble,
+    task: Task,
+    entries: Iterable[Entry],
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[Answered]:
+    """The answer to each row, in order; one that cannot be answered says why, and the others are answered.
+
+    Args:
+        base: the frozen base.
+        prompt: the prompt, or the ensemble, checked against the base.
+        task: what is asked.
+        entries: from `read_entries`.
+        progress: called with the number of rows finished since the last call.
+
+    Raises:
+        WrongBaseError: the prompt was made for another base.
+    """
+    prompt.check_base(base)
+    waiting = iter(entries)
+    while some := list(islice(waiting, _CHUNK)):
+        usable = [entry for entry in some if entry.row is not None]
+        found = dict(zip(map(id, usable), _ask(base, prompt, task, usable), strict=True))
+        for entry in some:
+            answered = found.get(id(entry), entry.fault)
+            if isinstance(answered, str):
+                yield Answered(entry, None, answered)
+            else:
+                yield Answered(entry, answered)
+        if progress is not None:
+            progress(len(some))
+
+
+def _ask(base: Base, prompt: SoftPrompt | Ensemble, task: Task, entries: Sequence[Entry]) -> list[Prediction | str]:
+    """The answers, or for a row that cannot be encoded the reason."""
+    rows = [entry.row for entry in entries if entry.row is not None]
+    try:
+        return list(predict(base, prompt, task, rows))
+    except SoftPromptError as error:
+        if len(rows) == 1:
+            return [str(error).removeprefix(f"{rows[0].place}: ")]
+    return [found for entry in entries for found in _ask(base, prompt, task, [entry])]
+
+
+class AnswerFile:
+    """A file of answers that is written as they come, and is there under its name when it is whole.
+
+    Args:
+        path: a .csv, .tsv, .jsonl or .parquet file.
+        about: what the answers depend on; what was begun for the same is gone on with.
+        force: replace a file that is there.
+
+    Attributes:
+        done: rows that an earlier call has answered.
+        failed: rows without an answer.
+
+    Raises:
+        SoftPromptError: the file is there, or of another kind.
+    """
+
+    def __init__(self, path: Path, about: Mapping[str, Any], *, force: bool = False) -> None:
+        if path.suffix.lower() not in SUFFIXES:
+            raise SoftPromptError(f"{path}: answers are written as one of {', '.join(SUFFIXES)}: choose such a name")
+        if path.exists() and not force:
+            raise SoftPromptError(f"{path} exists: choose another --output, or replace it with --force")
+        self.path, self._begun = path, path.with_name(f".{path.name}.part")
+        mark = json.dumps(
+            {"about": hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()}
+        )
+        lines = self._lines()
+        if lines[:1] != [mark]:
+            lines = [mark]
+        write_file(self._begun, "".join(f"{line}\n" for line in lines))  # without a line that a kill cut
+        self.done = len(lines) - 1
+        self.failed = sum("error" in json.loads(line) for line in lines[1:])
+
+    def _lines(self) -> list[str]:
+        try:
+            return self._begun.read_text(encoding="utf-8").split("\n")[:-1]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise SoftPromptError(f"{self._begun}: cannot be read: {error.strerror}") from error
+
+    def add(self, answered: Answered) -> None:
+        """Write one more answer."""
+        self.failed += bool(answered.error)
+        append_to(self._begun, json.dumps(line_of(answered), ensure_ascii=False, default=str) + "\n")
+
+    def finish(self) -> None:
+        """Give the file its format and its name."""
+        rows = [json.loads(line) for line in self._lines()[1:]]
+        suffix = self.path.suffix.lower()
+        if suffix == ".jsonl":
+            write_file(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        else:
+            for row in rows:
+                row.pop("probabilities", None)  # as many as there are labels: for JSONL
+            columns = list(dict.fromkeys(name for row in rows for name in row))
+            write_file(
+                self.path, _parquet(rows, columns) if suffix == ".parquet" else _delimited(rows, columns, suffix)
+            )
+        os.unlink(self._begun)
+
+
+def line_of(answered: Answered) -> dict[str, Any]:
+    """A row's own columns, and what was answered: `prediction`, `probability`, or `error`."""
+    row = dict(answered.entry.record.values)
+
+    def put(name: str, value: object) -> None:
+        while name in row:  # a column of the table has that name
+            name += "_"
+        row[name] = value
+
+    if answered.prediction is None:
+        put("error", answered.error)
+        return row
+    found = answered.prediction
+    put("prediction", found.output if found.label is None else found.label)
+    if found.probabilities is not None and found.label is not None:
+        put("probability", found.probabilities[found.label])
+        put("probabilities", found.probabilities)
+    if found.truncated:
+        put("truncated", True)
+    return row
+
+
+def _cell(value: object) -> object:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+
+
+def _delimited(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], suffix: str) -> str:
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, delimiter="\t" if suffix == ".tsv" else ",")
+    writer.writerow(columns)
+    writer.writerows([_cell(row.get(name)) for name in columns] for row in rows)
+    return out.getvalue()
+
+
+def _parquet(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    arrays = {}
+    for name in columns:
+        values = [_cell(row.get(name)) for row in rows]
+        same = {type(value) for value in values if value is not None}
+        arrays[name] = values if len(same) < 2 else [None if value is None else str(value) for value in values]
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table(arrays), sink)
+    return bytes(sink.getvalue().to_pybytes())

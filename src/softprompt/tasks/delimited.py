@@ -1,0 +1,211 @@
+"""CSV and its kin: values between delimiters, one row a line unless a quoted value holds line ends.
+
+Owns how the delimiter, the header and the quotes are found out. Python's `csv` splits; unlike `pandas` or `datasets` it
+guesses no types ("007" stays, "NA" is text) and knows its line numbers.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Literal
+
+from softprompt.errors import SoftPromptError
+from softprompt.tasks.reading import Reading
+from softprompt.text import shown
+
+logger = logging.getLogger(__name__)
+
+_DELIMITERS = (",", ";", "\t", "|")
+_LINES_LOOKED_AT = 50
+_Lines = Iterator[tuple[int, list[str]]]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record of a table.
+
+    Attributes:
+        place: where it stands, for messages.
+        values: by column.
+        fault: why it cannot be used; "" where it can.
+    """
+
+    place: str
+    values: dict[str, object] = field(default_factory=dict)
+    fault: str = ""
+
+
+def read_delimited(
+    name: str, text: str, suffix: str, reading: Reading, needed: Sequence[str]
+) -> tuple[list[str], list[Record]]:
+    """A delimited text's columns and records.
+
+    Args:
+        name: what messages call the file.
+        text: its whole text.
+        suffix: ".tsv" delimits by tabs unless the file does not.
+        reading: what is not to be found out.
+        needed: the columns that must not stand there twice.
+
+    Raises:
+        SoftPromptError: quotes do not close or glue rows together, or a needed column is there twice.
+    """
+    # The limit on a value's length belongs to the whole csv module: raised for long texts, never lowered.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    first, marked = 1, re.match(r'"?sep=(.)"?\r?\n', text)
+    if marked:
+        text, first = text[marked.end() :], 2
+    delimiter = reading.delimiter or (marked and marked[1]) or _find_delimiter(name, text, suffix)
+    quoting = delimiter != "\t" if reading.quoting is None else reading.quoting
+    columns, records = _read(name, _split(name, text, delimiter, quoting, first), reading, needed)
+    if reading.quoting is None and not quoting and any(record.fault for record in records):
+        with suppress(SoftPromptError):
+            found = _read(name, _split(name, text, delimiter, True, first), reading, needed)
+            _look_for_glue(name, found[1], found[0], delimiter)
+            if not any(record.fault for record in found[1]):
+                logger.info("%s: double quotes hold values together: only so have all rows as many values", name)
+                return found
+    if quoting:
+        _look_for_glue(name, records, columns, delimiter)
+    elif quoted := sum(map(_is_quoted, chain.from_iterable(record.values.values() for record in records))):
+        logger.info(
+            "%s: %s values stand in double quotes, which are taken as text; if they only hold a value together, set "
+            "data.quoting: true",
+            name,
+            f"{quoted:,}",
+        )
+    return columns, records
+
+
+def _is_quoted(value: object) -> bool:
+    return isinstance(value, str) and len(value) > 1 and value[0] == value[-1] == '"'
+
+
+def _read(name: str, lines: _Lines, reading: Reading, needed: Sequence[str]) -> tuple[list[str], list[Record]]:
+    """The columns and records in the rows that `_split` gives."""
+    header, start = reading.header, next(lines)
+    if header is None or (isinstance(header, list) and set(header) <= set(start[1])):
+        columns = _name(name, start[1], needed)
+    else:
+        columns = header if isinstance(header, list) else [f"column_{i + 1}" for i in range(len(start[1]))]
+        lines = chain([start], lines)
+    return columns, _records(name, lines, columns)
+
+
+def _find_delimiter(name: str, text: str, suffix: str) -> str:
+    """The delimiter by which the first line has several values and most lines have as many."""
+    usual = "\t" if suffix == ".tsv" else ","
+    lines = [line for line in islice(io.StringIO(text, newline=""), 4 * _LINES_LOOKED_AT) if line.strip()][
+        :_LINES_LOOKED_AT
+    ]
+    best, chosen = (0.0, False), usual
+    for delimiter in _DELIMITERS:
+        widths = [len(row) for row in csv.reader(lines, delimiter=delimiter, quoting=_mode(delimiter != "\t"))]
+        merit = (sum(width == widths[0] for width in widths) / len(widths), delimiter == usual)
+        if widths[0] > 1 and merit > best:
+            best, chosen = merit, delimiter
+    if chosen != usual:
+        logger.info("%s: values are delimited by %s", name, "tabs" if chosen == "\t" else repr(chosen))
+    return chosen
+
+
+def _mode(quoting: bool) -> Literal[0, 3]:
+    return csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
+
+
+def _split(name: str, text: str, delimiter: str, quoting: bool, first: int) -> _Lines:
+    """Each row's first line and values; the blank lines at the end are left out."""
+    # Strict: a stray quote is an error, where csv would otherwise glue rows together in silence.
+    lines = io.StringIO(text.rstrip("\r\n"), newline="")
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=_mode(quoting))
+    number, is_header = 0, True
+    while True:
+        line = reader.line_num + first
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            place = f"line {line}" if is_header else f"row {number} (line {line})"
+            raise SoftPromptError(
+                f"{name}: {place}: {error}; check the quotes, or set data.quoting: false to take them as text"
+            ) from None
+        if values is None:
+            return
+        if values or not is_header:
+            is_header = False
+            number += bool(values)
+            yield line, values
+
+
+def _name(name: str, header: Sequence[str], needed: Sequence[str]) -> list[str]:
+    """Names for all columns: those without one are numbered, and so are those that stand there again unless needed."""
+    names: list[str] = []
+    for i, given in enumerate(header):
+        column = given.strip() or f"column_{i + 1}"
+        if column in names:
+            if column in needed:
+                raise SoftPromptError(f"{name}: the column {shown(column)} is there more than once; rename one")
+            column = next(other for n in range(2, len(header) + 2) if (other := f"{column}_{n}") not in header)
+        names.append(column)
+    return names
+
+
+def _records(name: str, lines: _Lines, columns: Sequence[str]) -> list[Record]:
+    records: list[Record] = []
+    blank = empty = 0  # `empty`: rows of nothing but delimiters, held back until a row follows
+    for line, values in lines:
+        if not values and len(columns) > 1:
+            blank += 1
+            continue
+        number = len(records) + 1
+        while len(values) > len(columns) and not values[-1].strip():
+            values.pop()
+        fault = ""
+        if len(values) != len(columns) and (values or len(columns) > 1):
+            fault = (
+                f"{len(values)} values, but {len(columns)} columns; put a value that holds the delimiter in double "
+                "quotes"
+            )
+        empty = empty + 1 if not any(value.strip() for value in values) else 0
+        found = dict(zip(columns, values or [""], strict=False))
+        records.append(Record(f"{name}: row {number} (line {line})", dict(found), fault))
+    if empty:
+        del records[-empty:]
+        logger.info("%s: %s rows at its end have no values and are left out", name, f"{empty:,}")
+    if blank:
+        logger.info("%s: %s blank lines between rows are left out", name, f"{blank:,}")
+    return records
+
+
+def _look_for_glue(name: str, records: Sequence[Record], columns: Sequence[str], delimiter: str) -> None:
+    """Say how many values hold line ends, and refuse those in which lines end or begin as rows of this table do."""
+    long = [(record, value) for record in records for value in record.values.values() if "\n" in str(value)]
+    if not long:
+        return
+    # Columns of few values, such as labels: a line within a text may begin as another text does.
+    firsts, lasts = (
+        found if 2 * len(found) <= len(records) + 2 else set()
+        for found in ({str(record.values.get(columns[i])) for record in records} for i in (0, -1))
+    )
+    for record, value in long:
+        lines = [line for line in str(value).splitlines() if delimiter in line]
+        if any(line.rpartition(delimiter)[2] in lasts or line.partition(delimiter)[0] in firsts for line in lines):
+            raise SoftPromptError(
+                f"{record.place}: between two double quotes stand what look like whole rows, {shown(value)}: double "
+                "the quotes within values, or set data.quoting: false to take them as text"
+            )
+    both = [record for record, value in long if delimiter in str(value)]
+    logger.info(
+        "%s: %s values hold line ends%s",
+        name,
+        f"{len(long):,}",
+        f", {len(both):,} of them the delimiter too (the first in {both[0].place.removeprefix(name + ': ')})"
+        if both
+        else "",
+    )
