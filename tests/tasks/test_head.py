@@ -53,6 +53,15 @@ def test_its_scores_are_log_likelihoods_that_fit_rows_it_has_not_seen() -> None:
     assert min(loss(0.4), loss(2.5)) > loss(1.0)
 
 
+def test_rows_that_are_all_told_apart_ask_for_no_certainty() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gold = [i % 2 for i in range(50)]
+    states = torch.eye(8)[gold] * 9 + 0.1 * torch.randn(50, 8, generator=generator)
+    found = torch.softmax(states @ fit(states, gold, 2).head.T, 1).max(1).values
+    assert found.min() > 0.9
+    assert found.max() < 1 - 1e-4
+
+
 def test_labels_without_a_row_and_with_one() -> None:
     states, gold = features(60, 8, 3)
     found = fit(states, [*gold[:-1], 3], 5).head  # label 3 has one row, label 4 none
