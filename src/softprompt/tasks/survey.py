@@ -29,6 +29,7 @@ _TEXT = ("text", "sentence", "review", "message", "utterance", "tweet", "content
 _ANSWER = ("answer", "output", "response", "completion", "summary", "translation", "target", "reply")
 _LONGEST_LABEL = 60  # characters, of the typical one
 _ALIKE = 0.5  # of the longest column's words: a column with so many is a text beside it
+_WORDS_OF_A_NAME = 2  # a column's name has no more, where its texts do
 _NAME = re.compile(r"\w+(?:[ -]+\w+)*")
 
 
@@ -162,6 +163,9 @@ def _missing_header(records: Sequence[Record]) -> list[str] | None:
         return None
     columns = _columns(records)
     if not any(column.may_be_label and name in column.values for name, column in columns.items()):
+        return None
+    longest = max(columns.values(), key=lambda column: column.words)
+    if longest.words > _WORDS_OF_A_NAME >= len(longest.name.split()):  # a column of labels may go by one of them
         return None
     label = _label(columns, ())
     text = next(iter(_texts(columns, [label])), None)
