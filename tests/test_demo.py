@@ -30,6 +30,7 @@ KEYS = {
     "kernel",
     "truncated",
     "diagnoses",
+    "problems",
     "report",
     "out_of_domain",
     "zero_shot",

@@ -18,7 +18,7 @@ from typing import Any
 import pandas
 import pytest
 
-from softprompt import SoftPrompt, Task, predict
+from softprompt import PromptLibrary, SoftPrompt, Task, predict
 from tests.conftest import make_base
 from tests.test_cli import printed, refused, run, save_base
 
@@ -161,6 +161,27 @@ def test_columns_can_be_chosen(folder: Path, base_folder: Path) -> None:
     assert "no column for what is to be learned" in refused("init", "one.csv", "--yes")
 
 
+def test_a_terminal_is_asked(folder: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("softprompt.commands.init._is_terminal", lambda: True)
+    name = Writer().tickets()
+    asked = run("init", name, "--base", base_folder, "--json", stdin="subject, body\n\n")
+    assert asked.exit_code == 0, asked.output
+    assert "Which columns are the text?" in asked.stderr
+    found = json.loads(asked.stdout)
+    assert (found["text"], found["label"]) == (["subject", "body"], "queue")
+    answer = run("init", name, "--base", base_folder, "--force", "--json", stdin="body\nsubject\n")
+    assert json.loads(answer.stdout)["answer"] == "subject"
+
+
+def test_serve_asks_which_base_where_the_library_does_not_tell(work: Path, tmp_path: Path) -> None:
+    prompt = SoftPrompt.load("library/mood/1")
+    library = PromptLibrary(tmp_path / "other")
+    library.add("bare", SoftPrompt(prompt.embeddings, prompt.card.replace(base=None)))
+    says = refused("serve", "--library", tmp_path / "other")
+    assert says.startswith("which base is to serve?")
+    assert says.endswith("choose with --base")
+
+
 def test_train_takes_a_table(folder: Path, base_folder: Path) -> None:
     name = Writer().banking()
     Path("banking77.yaml").write_text("")
@@ -276,8 +297,9 @@ class TestAnswers:
         assert piped == lines
 
     def test_columns_that_are_taken_are_kept(self, work: Path) -> None:
-        Path("taken.csv").write_text("text,prediction\na b,mine\n")
-        run("predict", "mood", "-i", "taken.csv", "-o", "taken-out.csv", "--force")
+        Path("taken.csv").write_text("text,prediction,error\na b,mine,none\n")
+        told = printed("predict", "mood", "-i", "taken.csv", "-o", "taken-out.csv", "--force")
+        assert told["errors"] == 0
         (found,) = self.read("taken-out.csv")
         assert found["prediction"] == "mine"
         assert found["prediction_"] in CATEGORIES

@@ -380,10 +380,19 @@ class TestFiles:
 
     def test_a_byte_order_mark_and_empty_lines(self, base, library, tmp_path):
         path = tmp_path / "rows.csv"
-        path.write_bytes(b"\xef\xbb\xbftext\r\n\r\na joy\r\n\r\n")
+        path.write_bytes(b"\xef\xbb\xbftext\r\na joy\r\n\r\n")
         _, (_, text) = self.answer(base, library, "mood", str(path), with_base=False)
         assert text.splitlines()[0].startswith("text,")
         assert len(text.splitlines()) == 2
+
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+    def test_answers_stand_beside_their_rows_whatever_the_table(self, base, library, tmp_path, encoding):
+        path = tmp_path / "rows.csv"
+        path.write_text("id;text\n7;a joy, really\n\n8;dull\n;\n", encoding=encoding)
+        _, (_, text) = self.answer(base, library, "mood", str(path), with_base=False)
+        lines = list(csv.reader(text.splitlines()))
+        assert [line[:2] for line in lines] == [["id", "text"], ["7", "a joy, really"], ["8", "dull"]]
+        assert {len(line) for line in lines} == {4}
 
     @pytest.mark.parametrize(
         ("name", "content", "line"),
@@ -392,7 +401,8 @@ class TestFiles:
             ("rows.csv", "", "mood@2: rows.csv: the file is empty"),
             ("rows.csv", "text\n", "rows.csv: there are no rows of data"),
             ("rows.csv", "other\na\n", "mood@2: rows.csv: no column 'text'"),
-            ("rows.csv", "text\n \n", "column 'text' is empty"),
+            ("rows.csv", "text\n \n", "there are no rows of data"),
+            ("rows.csv", "text\n\na\n", "column 'text' is empty"),
             ("rows.csv", 'text\n"a\n', "check the quotes"),
             ("rows.csv", "text\n" + "a" * 100_001 + "\n", EN["too_long"].format(most="100,000")),
             ("rows.csv", "text\n" + "a\n" * 10_001, "The file has 10,001 rows"),

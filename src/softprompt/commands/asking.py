@@ -114,20 +114,19 @@ def predict(
         asked, loaded = load_calibrated(asked, its_task, load, calibrate, reading)
         todo = entries[0 if kept is None else kept.done :]
         answers: list[Answered] = []
+        failed = 0 if kept is None else kept.failed
         with progress_bar(Console(stderr=True), "Predicting", len(todo)) as advance:
             for one in answer(loaded, asked, its_task, todo, advance):
+                failed += bool(one.error)
                 if kept is not None:
                     kept.add(one)
                 elif as_json:
                     answers.append(one)
                 else:
                     print_result(out, None, _line(_describe(one, its_task)))
-        if kept is None:
-            failed = len(bad)
-            if as_json:
-                print_result(out, {"predictions": [_describe(one, its_task) for one in answers]})
-        else:
-            failed = kept.failed
+        if kept is None and as_json:
+            print_result(out, {"predictions": [_describe(one, its_task) for one in answers]})
+        elif kept is not None:
             kept.finish()
             document = {"output": str(output), "rows": len(entries), "errors": failed}
             print_result(out, document if as_json else None, f"{len(entries):,} rows with their answers: {output}")

@@ -45,7 +45,7 @@ def init(
         from softprompt.tasks.survey import survey
 
         found = survey(data, texts=text or [], label=label, answer=answer)
-        if not yes and sys.stdin.isatty() and found.form is None:
+        if not yes and _is_terminal() and found.form is None:
             found = _ask(found, ask_text=not text, ask_label=label is None and answer is None)
         path, lines = draft(found, output, base=base, force=force)
         document = {
@@ -58,6 +58,10 @@ def init(
             "said": lines,
         }
         print_result(out, document if as_json else None, *lines, f"Next: softprompt train {shlex.quote(str(path))}")
+
+
+def _is_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def draft(found: Survey, output: Path | None, *, base: str = BASE, force: bool = False) -> tuple[Path, list[str]]:

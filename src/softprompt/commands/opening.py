@@ -54,12 +54,11 @@ def find_prompt(path: Path) -> Path:
     from softprompt.prompts.library import PromptLibrary
     from softprompt.prompts.names import CONFIG
 
-    if (path / CONFIG).exists() or path.parts[1:]:
-        inner = path / "prompt"
-        return inner if (inner / CONFIG).exists() and not (path / CONFIG).exists() else path
+    if (path / CONFIG).exists():
+        return path
     if (path / "prompt" / CONFIG).exists():
         return path / "prompt"
-    if path.exists() or not LIBRARY.is_dir():
+    if path.exists() or len(path.parts) != 1 or not LIBRARY.is_dir():
         return path
     try:
         return PromptLibrary(LIBRARY).entry(str(path)).path

@@ -120,7 +120,7 @@ class AnswerFile:
             lines = [mark]
         write_file(self._begun, "".join(f"{line}\n" for line in lines))  # without a line that a kill cut
         self.done = len(lines) - 1
-        self.failed = sum("error" in json.loads(line) for line in lines[1:])
+        self.failed = sum(json.loads(line)[0] for line in lines[1:])
 
     def _lines(self) -> list[str]:
         try:
@@ -133,11 +133,12 @@ class AnswerFile:
     def add(self, answered: Answered) -> None:
         """Write one more answer."""
         self.failed += bool(answered.error)
-        append_to(self._begun, json.dumps(line_of(answered), ensure_ascii=False, default=str) + "\n")
+        line = [bool(answered.error), _row(answered)]
+        append_to(self._begun, json.dumps(line, ensure_ascii=False, default=str) + "\n")
 
     def finish(self) -> None:
         """Give the file its format and its name."""
-        rows = [json.loads(line) for line in self._lines()[1:]]
+        rows = [json.loads(line)[1] for line in self._lines()[1:]]
         suffix = self.path.suffix.lower()
         if suffix == ".jsonl":
             write_file(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -151,7 +152,7 @@ class AnswerFile:
         os.unlink(self._begun)
 
 
-def line_of(answered: Answered) -> dict[str, Any]:
+def _row(answered: Answered) -> dict[str, Any]:
     """A row's own columns, and what was answered: `prediction`, `probability`, or `error`."""
     row = dict(answered.entry.record.values)
 

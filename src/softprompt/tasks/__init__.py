@@ -5,7 +5,8 @@ Imports no other room of the house.
 
 from softprompt.tasks.encode import Encoded, Encoder
 from softprompt.tasks.metrics import classification_metrics, text_metrics
-from softprompt.tasks.rows import Row, check_trainable, load_rows, rows_from, split_rows, with_validation
+from softprompt.tasks.rows import Row, load_rows, rows_from
+from softprompt.tasks.splits import check_trainable, split_rows, with_validation
 from softprompt.tasks.task import Task
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Labelled rows: the records of tables, checked against a task, split.
+"""Labelled rows: the records of tables, checked against a task.
 
 Owns what a row must hold, and what is said of those that do not. Knows no file format, tokens or models.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from softprompt.errors import SoftPromptError
 from softprompt.tasks.delimited import Record
@@ -25,8 +25,6 @@ from softprompt.text import shown
 
 logger = logging.getLogger(__name__)
 
-_FEWEST_TO_SPLIT = 20  # rows, where nothing is said
-_SET_ASIDE = 0.1  # of the training rows, for validation, where nothing is said
 MOST_LABELS = 200  # that are taken from the rows without being asked for by name
 # What a row of messages is to a task: what was said before the last answer, and that answer.
 CONVERSATION, ANSWER = "conversation", "answer"
@@ -192,20 +190,6 @@ def rows_from(inputs: Iterable[Any], task: Task, *, source: str = "input", readi
     return rows
 
 
-def check_trainable(rows: Sequence[Row], task: Task) -> None:
-    """Refuse training rows that show one label only.
-
-    Raises:
-        SoftPromptError: All rows of a classification task have the same label.
-    """
-    seen = {row.label for row in rows if row.label is not None}
-    if task.labels is not None and len(seen) < 2:
-        raise SoftPromptError(
-            f"{rows[0].source}: all {len(rows)} rows have the label {shown([task.labels[i] for i in seen])}; "
-            "training needs rows of two labels or more"
-        )
-
-
 def as_rows(data: Rows, task: Task, *, need_targets: bool = True, reading: Reading | None = None) -> Sequence[Row]:
     """`data` itself where it is rows, else what `load_rows` reads, also for what it raises."""
     if isinstance(data, Sequence) and all(isinstance(row, Row) for row in data):
@@ -238,91 +222,6 @@ def find_labels(source: Rows, reading: Reading, *, root: str | Path | None = Non
         )
     logger.info("labels: auto: %s labels in %s rows of %s", len(counts), f"{counts.total():,}", source)
     return sorted(counts)
-
-
-def with_validation(
-    train: Rows,
-    validation: Rows | float | Literal["auto"] | None,
-    task: Task,
-    seed: int,
-    *,
-    reading: Reading | None = None,
-) -> tuple[Sequence[Row], Sequence[Row] | None]:
-    """The training and the validation rows.
-
-    Args:
-        train: Labelled rows, or where they are read from.
-        validation: Likewise, or the fraction of the training rows to set aside; "auto": a tenth where that is
-            enough, which is said; None: there are none.
-        task: What is learned.
-        seed: Of the split.
-        reading: How the tables are read.
-
-    Raises:
-        SoftPromptError: As `load_rows` and `split_rows`.
-    """
-    rows = as_rows(train, task, reading=reading)
-    if isinstance(validation, float):
-        return split_rows(rows, validation, seed)
-    if isinstance(validation, str) and validation == "auto":
-        return _set_aside(rows, seed)
-    return rows, None if validation is None else as_rows(validation, task, reading=reading)
-
-
-def _set_aside(rows: Sequence[Row], seed: int) -> tuple[Sequence[Row], Sequence[Row] | None]:
-    """A tenth of the rows for validation, or where there are many labels one of each; labels of one row stay behind."""
-    counts = Counter(row.label for row in rows)
-    pool = [row for row in rows if counts[row.label] > 1]
-    fraction = max(_SET_ASIDE, sum(count > 1 for count in counts.values()) / max(len(pool), 1))
-    try:
-        _, held = split_rows(pool if len(rows) >= _FEWEST_TO_SPLIT else [], fraction, seed)
-    except SoftPromptError:  # they are too few
-        logger.warning("data.validation: %s rows are too few to set some aside: nothing is validated", len(rows))
-        return rows, None
-    logger.info(
-        "data.validation: %s of the %s training rows are set aside, of all labels alike; give data.validation to "
-        "choose",
-        f"{len(held):,}",
-        f"{len(rows):,}",
-    )
-    aside = {id(row) for row in held}
-    return [row for row in rows if id(row) not in aside], held
-
-
-def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Split rows into training and validation, the labels in the same proportions in both.
-
-    Args:
-        rows: The rows; their order is kept within both parts.
-        fraction: Share of the rows for validation, between 0 and 1; at least one row.
-        seed: The same seed and rows give the same split.
-
-    Raises:
-        SoftPromptError: The fraction is not between 0 and 1, a part would have fewer rows than there are
-            labels, or a label has one row only.
-    """
-    from sklearn.model_selection import train_test_split
-
-    if not 0 < fraction < 1:
-        raise SoftPromptError(f"validation: a fraction is between 0 and 1, not {fraction}")
-    labels = [row.label for row in rows]
-    counts = Counter(labels)
-    held = max(1, round(len(rows) * fraction))
-    if min(held, len(rows) - held) < len(counts):
-        raise SoftPromptError(
-            f"validation: {fraction} of {len(rows)} rows is too little for {len(counts)} labels; "
-            "give more rows, another fraction or a file"
-        )
-    if len(counts) > 1 and min(counts.values()) < 2:
-        alone = next(row for row in rows if counts[row.label] == 1)
-        raise SoftPromptError(
-            f"{alone.place}: the only row of its label cannot be in training and validation alike; "
-            "add rows, or give a file for validation"
-        )
-    train, validation = train_test_split(
-        range(len(rows)), test_size=held, random_state=seed, stratify=labels if len(counts) > 1 else None
-    )
-    return [rows[i] for i in sorted(train)], [rows[i] for i in sorted(validation)]
 
 
 class _Maker:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import Any
 
 from softprompt.errors import SoftPromptError
 from softprompt.tasks.delimited import Record
@@ -29,6 +28,7 @@ _TEXT = ("text", "sentence", "review", "message", "utterance", "tweet", "content
 _ANSWER = ("answer", "output", "response", "completion", "summary", "translation", "target", "reply")
 _LONGEST_LABEL = 60  # characters, of the typical one
 _ALIKE = 0.5  # of the longest column's words: a column with so many is a text beside it
+_WORDS_OF_A_NAME = 2  # a column's name has no more, where its texts do
 _NAME = re.compile(r"\w+(?:[ -]+\w+)*")
 
 
@@ -118,7 +118,7 @@ def survey(source: str, *, texts: Sequence[str] = (), label: str | None = None, 
     found = Survey(source, len(records), reading, columns)
     form = next((name for name, form in FORMS.items() if form.columns <= set(columns)), None)
     if form is not None and not texts and label is None and answer is None:
-        return _but(found, form=form)
+        return replace(found, form=form)
     if label is None and answer is None:
         label = _label(columns, texts)
     if label is not None and len(columns[label].values) < 2:
@@ -134,7 +134,7 @@ def survey(source: str, *, texts: Sequence[str] = (), label: str | None = None, 
             f"{source}: no column for what is to be learned beside {', '.join(map(shown, columns))}: add a column of "
             "labels or answers"
         )
-    return _but(found, texts=chosen, label=label, answer=answer)
+    return replace(found, texts=chosen, label=label, answer=answer)
 
 
 def safe_name(column: str, taken: Sequence[str]) -> str:
@@ -143,10 +143,6 @@ def safe_name(column: str, taken: Sequence[str]) -> str:
     while name in taken or name == "label":
         name += "_"
     return name
-
-
-def _but(found: Survey, **changed: Any) -> Survey:
-    return Survey(**{**found.__dict__, **changed})
 
 
 def _records(source: str, reading: Reading) -> list[Record]:
@@ -162,6 +158,9 @@ def _missing_header(records: Sequence[Record]) -> list[str] | None:
         return None
     columns = _columns(records)
     if not any(column.may_be_label and name in column.values for name, column in columns.items()):
+        return None
+    longest = max(columns.values(), key=lambda column: column.words)
+    if longest.words > _WORDS_OF_A_NAME >= len(longest.name.split()):  # a column of labels may go by one of them
         return None
     label = _label(columns, ())
     text = next(iter(_texts(columns, [label])), None)

@@ -22,7 +22,8 @@ from softprompt.errors import SoftPromptError
 from softprompt.evaluation.evaluate import predict
 from softprompt.evaluation.row_scores import row_scores
 from softprompt.prompts.prompt import SoftPrompt
-from softprompt.tasks.rows import Row, Rows, with_validation
+from softprompt.tasks.rows import Row, Rows
+from softprompt.tasks.splits import with_validation
 from softprompt.tasks.task import Task
 from softprompt.training import processes
 from softprompt.training.diagnosis import Diagnosis

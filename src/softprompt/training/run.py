@@ -25,7 +25,8 @@ from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoded, Encoder
 from softprompt.tasks.problems import Problem, in_rows, in_words, unseen
-from softprompt.tasks.rows import Row, Rows, as_rows, check_trainable, with_validation
+from softprompt.tasks.rows import Row, Rows, as_rows
+from softprompt.tasks.splits import check_trainable, with_validation
 from softprompt.tasks.task import Task
 from softprompt.training.diagnosis import Diagnosis, diagnose, special_texts
 from softprompt.training.folder import (

@@ -17,7 +17,8 @@ from softprompt.evaluation.evaluate import Evaluator, tell_cut
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoder
-from softprompt.tasks.rows import Row, check_trainable
+from softprompt.tasks.rows import Row
+from softprompt.tasks.splits import check_trainable
 from softprompt.tasks.task import Task
 from softprompt.training.heads import fit_head, with_head
 from softprompt.training.loop import Member, PromptTrainer

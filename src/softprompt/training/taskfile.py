@@ -32,7 +32,8 @@ from softprompt.prompts.prompt import SoftPrompt
 from softprompt.prompts.starts import examples
 from softprompt.tasks.forms import FORMS
 from softprompt.tasks.reading import Reading
-from softprompt.tasks.rows import Row, check_trainable, find_labels, load_rows, with_validation
+from softprompt.tasks.rows import Row, find_labels, load_rows
+from softprompt.tasks.splits import check_trainable, with_validation
 from softprompt.tasks.task import LABEL_COLUMN, Task
 from softprompt.tasks.unpacking import STDIN
 from softprompt.text import shown, validation_line

@@ -25,7 +25,9 @@ from softprompt.serving.playground.looks import notice, page, progress, said
 from softprompt.serving.playground.texts import Texts
 from softprompt.serving.schemas import Prediction
 from softprompt.tasks.metrics import classification_metrics, text_metrics
+from softprompt.tasks.reading import Reading
 from softprompt.tasks.rows import Row, load_rows
+from softprompt.tasks.tables import open_tables
 from softprompt.tasks.task import Task
 from softprompt.text import shorten
 
@@ -146,8 +148,9 @@ async def _read(path: str | None, name: str, task: Task, texts: Texts) -> list[R
 
 def _write(source: Path, target: Path, answered: Sequence[Answered]) -> None:
     """Write an uploaded file's rows with the answers beside them, as CSV."""
-    with source.open(encoding="utf-8-sig", newline="") as file:
-        head, *lines = (line for line in csv.reader(file, strict=True) if line)
+    # Read as its rows were, so that each answer stands beside its own.
+    records = [record.values for table in open_tables(source, Reading()) for record in table.records]
+    head, lines = list(records[0]), [list(map(str, record.values())) for record in records]
     for one in answered:
         head.append(f"{one.name} answer")
         if one.task.labels is not None:
