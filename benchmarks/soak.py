@@ -71,7 +71,7 @@ def make_installation(folder: Path) -> sp.Base:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
+def server_over(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
     """A server's URL and its process. There is room for some of the prompts' states only."""
     words = ["--dtype", "float32", "--state-memory", 8, "--no-playground", "--no-log-probes"]
     with (
@@ -181,7 +181,7 @@ async def soak(seconds: float, clients: int) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as place:
         make_installation(Path(place))
-        with serving(Path(place)) as (url, process):
+        with server_over(Path(place)) as (url, process):
             limits = httpx.Limits(max_connections=None)
             async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as http:
                 load = Load(http, seed=0)

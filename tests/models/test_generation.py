@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from softprompt.errors import SoftPromptError
 from softprompt.models import generation
 from softprompt.models.generation import find_way, generate
+from softprompt.models.prompted import PromptedModel
 from softprompt.prompts import SoftPrompt
 from tests.models.based import with_prompts
 from tests.models.families import AWKWARD, CONFIGS, PACKED, VOCABULARY, WIDTH, make_model
@@ -139,6 +140,14 @@ def test_that_it_is_slow_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
         "OpenAIGPTLMHeadModel computes free text anew for every token, which is slow (its cache: ValueError: it keeps "
         "nothing of what it has computed)"
     ]
+
+
+@pytest.mark.parametrize("texts", [[[]], [[], [5], []]])
+def test_a_prompt_without_finite_numbers_harms_nothing_but_its_answers(texts: list[list[int]]) -> None:
+    base = with_prompts(make_model("llama"), []).base
+    model = PromptedModel(base, [torch.nn.Parameter(torch.full((3, WIDTH), float("nan")))])
+    found = generate(model, texts, max_new_tokens=2, ends=[])
+    assert [len(answer) for answer in found] == [2] * len(texts)
 
 
 def test_a_token_that_is_none_is_refused() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from softprompt import Ensemble, PromptLibrary, predict
+from softprompt import Ensemble, PromptLibrary, SoftPrompt, predict
 from softprompt.bases.base import Base
 from tests.serving.conftest import ENGINES, MOOD, Live, living, make_prompt
 
@@ -59,10 +59,24 @@ def test_without_one_of_its_members_there_is_no_ensemble(live: Live) -> None:
     assert live.post("/v1/classify", json=asked).status_code == 200
 
 
-def test_members_of_two_ensembles_are_none(base: Base, tmp_path: Path) -> None:
-    library = PromptLibrary(tmp_path / "library")
-    other = Ensemble([make_prompt(base, 3, MOOD, seed=30 + k) for k in range(2)])
-    for k, prompt in enumerate([Ensemble(members(base).prompts[:2]).marked()[0], other.marked()[1]]):
-        library.add(f"mood.{k}", prompt)
+def told(base: Base, folder: Path, prompts: dict[str, SoftPrompt]) -> list[str]:
+    """The names that a server with these prompts answers to, beside the base's."""
+    library = PromptLibrary(folder / "library")
+    for name, prompt in prompts.items():
+        library.add(name, prompt)
     with living(ENGINES["local"](base), library) as live:
-        assert [model["id"] for model in live.get("/v1/models").json()["data"]][1:] == ["mood.0", "mood.1"]
+        return [model["id"] for model in live.get("/v1/models").json()["data"]][1:]
+
+
+def test_what_is_no_ensemble(base: Base, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one, other = (Ensemble([make_prompt(base, 3, MOOD, seed=seed + k) for k in range(2)]).marked() for seed in (20, 30))
+    mixed = {"mood.0": one[0], "mood.1": other[1]}
+    assert told(base, tmp_path / "mixed", mixed) == ["mood.0", "mood.1"]
+    assert "mood.0 and so on are not the members of one ensemble: none answers as mood" in caplog.messages
+    named = {"mood.0": one[0], "mood.1": one[1], "mood": make_prompt(base, 4, MOOD)}
+    assert told(base, tmp_path / "named", named) == ["mood", "mood.0", "mood.1"]
+    assert "no ensemble answers as mood, which is another model's name" in caplog.messages
+    for number, of in enumerate((10**12, "2", -1, 0, None)):
+        mark = {"id": "x", "member": 0, "of": of}
+        prompt = SoftPrompt(one[0].embeddings, one[0].card.replace(metrics={"ensemble": mark}))
+        assert told(base, tmp_path / str(number), {"mood.0": prompt}) == ["mood.0"]

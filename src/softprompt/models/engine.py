@@ -7,6 +7,7 @@ Owns waiting, admission and the spans of a step. Knows nothing of requests, samp
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -168,8 +169,9 @@ class Scheduler:
             end = None
             if work.computed == len(work.ids):
                 end = own[max(0, count - 1) :]
-                if not count and work.state is not None and work.state.last is not None:  # an empty text
-                    end = torch.cat([work.state.last[None], own])
+                if not count:  # an empty text is at its prompt's end
+                    last = None if work.state is None else work.state.last
+                    end = torch.cat([own.new_full((1, own.shape[1]), math.nan) if last is None else last[None], own])
             computed.append(Computed(work, own[:count], end))
         return computed
 

@@ -125,8 +125,9 @@ def is_ensemble(folder: str | Path) -> bool:
 def mark(card: Card) -> Mapping[str, Any]:
     """What a card says of the ensemble that its prompt is a member of; nothing where it is none."""
     found = card.metrics.get("ensemble")
-    known = isinstance(found, dict) and {"id", "member", "of"} <= found.keys()
-    return found if known and isinstance(found, dict) else {}
+    if not isinstance(found, dict) or not isinstance(found.get("of"), int):
+        return {}
+    return found if {"id", "member", "of"} == found.keys() else {}
 
 
 def vote(probabilities: Tensor) -> Tensor:

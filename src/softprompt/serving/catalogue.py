@@ -154,7 +154,7 @@ class Catalogue:
         self._prompts[served.name] = served
         for name in (served.name, served.id):
             self.refused.pop(name, None)
-        self._find_ensembles()
+        self._settle_ensembles(served.name)
 
     def remove(self, name: str) -> Served:
         """Serve the prompt no more. Requests that hold it are finished.
@@ -168,32 +168,38 @@ class Catalogue:
         if served.members:
             raise UnknownModelError(f"{shown(name)} is an ensemble: unload its members, {name}.0 and so on")
         del self._prompts[served.name]
-        self._find_ensembles()
+        self._settle_ensembles(served.name)
         return served
 
-    def _find_ensembles(self) -> None:
-        """Those whose members are all loaded, as `library add` names them: "mood.0", "mood.1" and so on are "mood"."""
-        found = {}
-        for first in self._prompts.values():
-            name, _, number = first.name.rpartition(".")
-            of = mark(first.prompt.card) if first.prompt is not None and number == "0" else {}
-            every = [self._prompts.get(f"{name}.{k}") for k in range(of.get("of", 0))]
-            members = [one.prompt for one in every if one is not None and one.prompt is not None]
-            if not of or len(members) < len(every):
-                continue
-            if any(mark(prompt.card) != {**of, "member": k} for k, prompt in enumerate(members)):
-                LOGGER.warning("%s.0 and so on are not the members of one ensemble: none answers as %s", name, name)
-                continue
-            if name in (self._bare.name, *self._prompts):
-                LOGGER.warning("no ensemble answers as %s, which is another model's name", name)
-                continue
-            before = self._ensembles.get(name)
-            if before is not None and before.members == tuple(members):
-                found[name] = before
-            elif first.classifier is not None:
-                classifier = Classifier(self._base, first.classifier.task, *members)
-                found[name] = Served(name, name, classifier=classifier, members=tuple(members))
-        self._ensembles = found
+    def _settle_ensembles(self, changed: str) -> None:
+        """See to the ensembles that a prompt is a member of, as "mood.0" is of "mood", or has the name of."""
+        for name in {changed, changed.rpartition(".")[0]}:
+            found = self._ensemble(name)
+            if found is None:
+                self._ensembles.pop(name, None)
+            else:
+                self._ensembles[name] = found
+
+    def _ensemble(self, name: str) -> Served | None:
+        """The ensemble of this name; None where not all its members are loaded, as `library add` names them."""
+        first = self._prompts.get(f"{name}.0")
+        of = {} if first is None or first.prompt is None else mark(first.prompt.card)
+        if first is None or first.classifier is None or not of or not 0 < of["of"] <= len(self._prompts):
+            return None
+        every = [self._prompts.get(f"{name}.{k}") for k in range(of["of"])]
+        members = tuple(one.prompt for one in every if one is not None and one.prompt is not None)
+        if len(members) < len(every):
+            return None
+        if any(mark(prompt.card) != {**of, "member": k} for k, prompt in enumerate(members)):
+            LOGGER.warning("%s.0 and so on are not the members of one ensemble: none answers as %s", name, name)
+            return None
+        if name in (self._bare.name, *self._prompts):
+            LOGGER.warning("no ensemble answers as %s, which is another model's name", name)
+            return None
+        before = self._ensembles.get(name)
+        if before is not None and before.members == members:
+            return before
+        return Served(name, name, classifier=Classifier(self._base, first.classifier.task, *members), members=members)
 
     def _read(self, name: str) -> Served:
         entry, prompt = self._library.load(name)

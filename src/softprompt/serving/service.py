@@ -122,5 +122,7 @@ class Service:
             UnknownModelError: no such prompt is loaded.
         """
         served = self.catalogue.remove(name)
-        self.metrics.drop(served.name)
+        for gone in (served.name, served.name.rpartition(".")[0]):  # with a member goes its ensemble
+            if not self.catalogue.serves(gone):
+                self.metrics.drop(gone)
         return served
