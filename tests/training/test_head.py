@@ -135,3 +135,33 @@ def test_heads_in_turns(tiny_base: sp.Base) -> None:
         model(ids, labels=labels).loss.backward()
         grads.append((model.prompts[0].grad, model.heads[0].grad))
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-6)
+
+
+def test_balanced_labels_are_not_crowded_out(tiny_base: sp.Base) -> None:
+    many = [row for row in rows(240) if row.label == 0 or row.number <= 12]
+    found = {}
+    for weights in ("none", "balanced"):
+        recipe = sp.Recipe(max_steps=2, batch_size=4, warmup_steps=0, class_weights=weights)
+        run = sp.train(tiny_base, sp.SoftPrompt.none(tiny_base, 3), TASK, train=many, recipe=recipe)
+        figures = sp.evaluate(tiny_base, run.prompt, TASK, rows(60, 300))
+        found[weights] = figures.macro_f1
+    assert found["balanced"] is not None
+    assert found["none"] is not None
+    assert found["balanced"] > found["none"]
+
+
+def test_the_loss_weighs_labels(tiny_base: sp.Base) -> None:
+    prompt = sp.SoftPrompt(torch.randn(3, tiny_base.hidden_size), head=torch.randn(3, tiny_base.hidden_size))
+    ids, labels = torch.randint(2, 60, (3, 4)), torch.full((3, 4), -100)
+    labels[:, -1] = torch.tensor([0, 1, 2])
+    model = PromptedModel(tiny_base, [prompt])
+    plain = model(ids, labels=labels).row_loss
+    model.label_weights = torch.tensor([1.0, 0.0, 2.5])
+    torch.testing.assert_close(model(ids, labels=labels).row_loss, plain * model.label_weights)
+
+
+def test_weights_without_a_head(tiny_base: sp.Base) -> None:
+    recipe = sp.Recipe(max_steps=2, class_weights="balanced")
+    start = sp.SoftPrompt.from_vocabulary(tiny_base, 2)
+    with pytest.raises(sp.SoftPromptError, match="class_weights is for answers by a head"):
+        sp.train(tiny_base, start, TASK.answered_by("words"), train=rows(12), recipe=recipe)

@@ -45,6 +45,7 @@ class TokenFindings:
         start: the word that it started nearest to, by cosine; likewise.
         around: the words nearest to it now.
         importance: how much worse the prompt is without it; None where it was not measured.
+        pushes: the label that it adds the most answers to; None where that was not measured, or it adds none.
     """
 
     index: int
@@ -55,6 +56,7 @@ class TokenFindings:
     start: str | None
     around: Neighbourhood
     importance: float | None
+    pushes: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The token in `--json`."""
@@ -137,6 +139,8 @@ def inspect(
         WrongBaseError: the prompt was made for another base.
     """
     prompt.check_base(base)
+    if not prompt.num_virtual_tokens:
+        raise SoftPromptError("the prompt is a head alone: it has no virtual tokens to inspect")
     rows: Sequence[Row] | None = None
     if data is not None:
         if task is None and prompt.card.task is None:
@@ -179,6 +183,7 @@ def inspect(
                 start=words[index],
                 around=around,
                 importance=scores[index],
+                pushes=None if found is None else found.pushed[index],
             )
             for index, (norm, around) in enumerate(
                 zip(now.norm(dim=1).tolist(), find_neighbours(base, now, nearest), strict=True)

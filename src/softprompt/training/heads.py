@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from softprompt.errors import SoftPromptError
 from softprompt.models.prompted import PromptedModel
 from softprompt.models.scoring import final_states
 from softprompt.prompts.prompt import SoftPrompt
@@ -50,9 +51,30 @@ def with_head(prompt: SoftPrompt, task: Task) -> SoftPrompt:
 
 @torch.no_grad()
 def fit_head(model: PromptedModel, encoded: Encoded, task: Task, recipe: Recipe) -> None:
-    """Fit the model's head, where it has one, to what its prompt makes of the training rows."""
+    """Fit the model's head, where it has one, to what its prompt makes of the training rows; weigh its labels.
+
+    Raises:
+        SoftPromptError: labels are to be weighed where there is no head, or see `head.fit`.
+    """
+    weights = label_weights(encoded, task, recipe)
+    model.label_weights = None if weights is None else weights.to(model.base.device)
     for head in model.heads:
         head.copy_(fit(model, encoded, task, recipe))
+
+
+def label_weights(encoded: Encoded, task: Task, recipe: Recipe) -> Tensor | None:
+    """`[L]` how much each label's rows count, their mean 1 over the rows; None: all alike.
+
+    Raises:
+        SoftPromptError: labels are to be weighed where there is no head.
+    """
+    if recipe.class_weights == "none":
+        return None
+    if task.kind != "head":
+        raise SoftPromptError("recipe.class_weights is for answers by a head: set task.answer: head")
+    gold = torch.tensor(encoded.gold or [], dtype=torch.long)
+    counts = gold.bincount(minlength=len(task.labels or [])).float()
+    return torch.where(counts > 0, len(gold) / (counts.clamp(min=1) * (counts > 0).sum()), 0.0)
 
 
 def rows_to_fit(count: int, recipe: Recipe) -> list[int]:
@@ -73,4 +95,5 @@ def fit(model: PromptedModel, encoded: Encoded, task: Task, recipe: Recipe) -> T
     if len(rows) < len(gold):
         logger.warning("the head is fitted on %s of %s training rows", f"{len(rows):,}", f"{len(gold):,}")
     states = final_states(model, [encoded.input_ids[row] for row in rows])
-    return fit_states(states, [gold[row] for row in rows], len(task.labels or [])).head
+    right, weights = [gold[row] for row in rows], label_weights(encoded, task, recipe)
+    return fit_states(states, right, len(task.labels or []), None if weights is None else weights[right]).head

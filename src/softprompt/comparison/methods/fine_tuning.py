@@ -85,7 +85,7 @@ class FineTuning(Method):
             keep,
             heads,
             recipe.head_learning_rate,
-            model=_WithHead(model, base, heads[0]) if heads else model,
+            model=_WithHead(model, asked) if heads else model,
             args=arguments(
                 recipe, work.folder.parent, base.device, validates=True, **_options(recipe, work.base, base)
             ),
@@ -143,15 +143,15 @@ class _WithHead(nn.Module):
 
     Args:
         model: what is trained.
-        base: the base in it.
-        head: `[L, H]`, trained along.
+        asked: the base in it, with the head, which is trained along.
     """
 
     accepts_loss_kwargs = True
 
-    def __init__(self, model: nn.Module, base: Base, head: nn.Parameter) -> None:
+    def __init__(self, model: nn.Module, asked: PromptedModel) -> None:
         super().__init__()
-        self.model, self.head, self._base = model, head, base
+        self.model, self.head, self._base = model, asked.heads[0], asked.base
+        self._weights = asked.label_weights
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -170,7 +170,10 @@ class _WithHead(nn.Module):
         words = self._base.model.get_input_embeddings()(input_ids)
         hidden = Decoder.of(self._base.model)(words, input_ids, attention_mask=attention_mask)
         asked = labels != -100
-        total = functional.cross_entropy(read_head(hidden[asked], self.head), labels[asked], reduction="sum")
+        losses = functional.cross_entropy(
+            read_head(hidden[asked], self.head), labels[asked], self._weights, reduction="none"
+        )
+        total = losses.sum()
         return {"loss": total / (asked.sum() if num_items_in_batch is None else num_items_in_batch)}
 
 
