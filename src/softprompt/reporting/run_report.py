@@ -207,6 +207,8 @@ def _summary(
         labels = task.get("labels")
         if isinstance(labels, list):
             rows.append(("labels", shorten(", ".join(map(str, labels)), LONGEST_TEXT)))
+            how = "a head" if task.get("answer") == "head" else "the labels' words"
+            rows.append(("answers are read by", how + (f" ({made})" if (made := card.metrics.get("head")) else "")))
         for name, key in (
             ("optimiser steps", "steps"),
             ("the prompt is from step", "best_step"),

@@ -315,8 +315,9 @@ def _finish(
         calibration=None,
     )
     learned = SoftPrompt(member.learned.embeddings, card, member.learned.head)
+    made = None if learned.head is None else "trained" if steps else "fitted"
     if learned.head is not None and checks is not None:
-        learned, validated = _refit(prepared, learned, validated, progress)
+        learned, validated, made = _refit(prepared, learned, validated, progress)
     if worth_trying(recipe.calibrate, task, validates=checks is not None):
         calibrated = calibrate(base, learned, task, prepared.rows, progress=progress)
         checked = None if checks is None else evaluate(base, calibrated, task, checks, progress=progress)
@@ -324,6 +325,8 @@ def _finish(
             learned, validated = calibrated, checked
     seconds = time.perf_counter() - began
     metrics: dict[str, Any] = {"steps": steps, "best_step": best_step, "seconds": round(seconds, 3)}
+    if made is not None:
+        metrics["head"] = made
     if validated is not None:
         metrics["validation"] = validated.for_card()
     learned = replace(learned, card=learned.card.replace(metrics=metrics))
@@ -350,14 +353,14 @@ def _finish(
 
 def _refit(
     prepared: _Prepared, learned: SoftPrompt, validated: Evaluation | None, progress: Callable[[int], None] | None
-) -> tuple[SoftPrompt, Evaluation | None]:
-    """The head fitted again behind the prompt that has been learned, and its validation, where that is better."""
+) -> tuple[SoftPrompt, Evaluation, str]:
+    """The head fitted again behind the prompt that has been learned, where that is better; its validation, and how."""
     base, task = prepared.base, prepared.task
     if validated is None:  # nothing has been trained: the head as it was fitted
-        return learned, evaluate(base, learned, task, prepared.checks or [], progress=progress)
+        return learned, evaluate(base, learned, task, prepared.checks or [], progress=progress), "fitted"
     head = fit(PromptedModel(base, [learned]), prepared.encoded, task, prepared.recipe)
     again = replace(learned, head=head)
     checked = evaluate(base, again, task, prepared.checks or [], progress=progress)
     better = checked.better_than(validated, task.metric)
     logger.info("the head fitted again is %s", "kept" if better else "no better: the trained one is kept")
-    return (again, checked) if better else (learned, validated)
+    return (again, checked, "fitted again") if better else (learned, validated, "trained")
