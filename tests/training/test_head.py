@@ -165,3 +165,28 @@ def test_weights_without_a_head(tiny_base: sp.Base) -> None:
     start = sp.SoftPrompt.from_vocabulary(tiny_base, 2)
     with pytest.raises(sp.SoftPromptError, match="class_weights is for answers by a head"):
         sp.train(tiny_base, start, TASK.answered_by("words"), train=rows(12), recipe=recipe)
+
+
+def test_labels_in_another_order_are_the_same_answers(tiny_base: sp.Base) -> None:
+    prompt = learn(tiny_base).prompt
+    turned = sp.Task(template="{text}:", labels=["maybe", "yes", "no"], answer="head")
+    (one,), (other,) = (sp.predict(tiny_base, prompt, task, ["m37"]) for task in (TASK, turned))
+    assert one.label == other.label
+    assert one.probabilities == pytest.approx(other.probabilities)
+    other_labels = sp.Task(template="{text}:", labels=["yes", "no", "never"], answer="head")
+    with pytest.raises(sp.SoftPromptError, match="learned for other labels: 'maybe' is not in both"):
+        sp.predict(tiny_base, prompt, other_labels, ["m37"])
+    bare = sp.SoftPrompt(prompt.embeddings, head=prompt.head)
+    with pytest.raises(sp.SoftPromptError, match="head has 3 rows, but the task has 2 labels"):
+        sp.predict(tiny_base, bare, sp.Task(template="{text}", labels=["a", "b"], answer="head"), ["m37"])
+
+
+def test_a_task_of_a_thousand_labels(tiny_base: sp.Base) -> None:
+    labels = [f"label {i}" for i in range(1000)]
+    task = sp.Task(template="{text}:", labels=labels)
+    many = [sp.Row({"text": f"text {i}"}, i % 1000, f" {labels[i % 1000]}", number=i + 1) for i in range(2000)]
+    recipe = sp.Recipe(max_steps=2, batch_size=4, warmup_steps=0)
+    run = sp.train(tiny_base, sp.SoftPrompt.from_vocabulary(tiny_base, 2), task, train=many, recipe=recipe)
+    assert run.prompt.head is not None
+    assert run.prompt.head.shape == (1000, tiny_base.hidden_size)
+    assert len(sp.predict(tiny_base, run.prompt, task, ["text 7"])[0].probabilities or {}) == 1000

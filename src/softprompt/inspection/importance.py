@@ -89,6 +89,7 @@ def _evaluate_kept(
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """The figures of a prompt of which only some virtual tokens are left, possibly none; its calibration stays."""
+    prompt = prompt.for_labels(task.labels)
     rest = prompt.embeddings[torch.tensor(kept, dtype=torch.long)]
     left = [replace(prompt, embeddings=rest)] if kept or prompt.head is not None else []
     priors = prompt.card.log_priors(task.labels)

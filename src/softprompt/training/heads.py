@@ -44,8 +44,10 @@ def choose_answer(task: Task, rows: Sequence[Row], prompt: SoftPrompt | None = N
 
 def with_head(prompt: SoftPrompt, task: Task) -> SoftPrompt:
     """The prompt, where its task is answered by a head with one: of zeros where it has none yet."""
-    if task.kind != "head" or prompt.head is not None:
-        return prompt
+    if task.kind != "head":
+        return replace(prompt, head=None) if prompt.head is not None and prompt.num_virtual_tokens else prompt
+    if prompt.head is not None:
+        return prompt.for_labels(task.labels)
     return replace(prompt, head=torch.zeros(len(task.labels or []), prompt.hidden_size))
 
 
