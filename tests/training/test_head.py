@@ -64,10 +64,12 @@ def test_the_head_has_a_rate_of_its_own(tiny_base: sp.Base) -> None:
     assert not torch.allclose(still.prompt.head, moved.prompt.head, atol=1e-4)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("weights", ["none", "balanced"])
 @pytest.mark.parametrize("step", [3, 8, 17])
-def test_a_resumed_run_is_the_same_run(tiny_base: sp.Base, tmp_path: Path, step: int) -> None:
-    whole = learn(tiny_base, tmp_path / "whole")
-    recipe = sp.Recipe(max_steps=24, batch_size=4, evaluate_every=6, save_every=4, warmup_steps=2)
+def test_a_resumed_run_is_the_same_run(tiny_base: sp.Base, tmp_path: Path, step: int, weights: str) -> None:
+    whole = learn(tiny_base, tmp_path / "whole", class_weights=weights)
+    settings: dict[str, Any] = {"max_steps": 24, "batch_size": 4, "evaluate_every": 6, "save_every": 4}
+    recipe = sp.Recipe(**settings, warmup_steps=2, class_weights=weights)
     prompt = sp.SoftPrompt.from_vocabulary(tiny_base, 4)
     common: dict[str, Any] = {"train": rows(60), "validation": rows(18, 60), "recipe": recipe}
     with pytest.raises(KeyboardInterrupt):
@@ -190,3 +192,8 @@ def test_a_task_of_a_thousand_labels(tiny_base: sp.Base) -> None:
     assert run.prompt.head is not None
     assert run.prompt.head.shape == (1000, tiny_base.hidden_size)
     assert len(sp.predict(tiny_base, run.prompt, task, ["text 7"])[0].probabilities or {}) == 1000
+
+
+def test_nothing_to_learn(tiny_base: sp.Base) -> None:
+    with pytest.raises(sp.SoftPromptError, match="nothing to learn without virtual tokens"):
+        sp.train(tiny_base, sp.SoftPrompt.none(tiny_base, 3), TASK.answered_by("words"), train=rows(12))

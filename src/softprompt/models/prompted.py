@@ -251,7 +251,8 @@ class PromptedModel(nn.Module):
         hidden = self.hidden(vectors, batch)
         if heads:
             scores = read_heads(hidden, heads, [batch.prompt_of_text[row] for row in batch.rows.tolist()])
-            losses = functional.cross_entropy(scores, targets, self.label_weights, reduction="none")
+            weights = None if self.label_weights is None else self.label_weights.to(scores)
+            losses = functional.cross_entropy(scores, targets, weights, reduction="none")
             return losses, scores if return_logits else None
         if return_logits:
             scores = logits(self.base.model, hidden)

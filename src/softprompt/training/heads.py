@@ -43,9 +43,15 @@ def choose_answer(task: Task, rows: Sequence[Row], prompt: SoftPrompt | None = N
 
 
 def with_head(prompt: SoftPrompt, task: Task) -> SoftPrompt:
-    """The prompt, where its task is answered by a head with one: of zeros where it has none yet."""
+    """The prompt, where its task is answered by a head with one: of zeros where it has none yet.
+
+    Raises:
+        SoftPromptError: there is nothing to learn, or its head was learned for other labels.
+    """
     if task.kind != "head":
-        return replace(prompt, head=None) if prompt.head is not None and prompt.num_virtual_tokens else prompt
+        if not prompt.num_virtual_tokens:
+            raise SoftPromptError("there is nothing to learn without virtual tokens and without a head")
+        return replace(prompt, head=None)
     if prompt.head is not None:
         return prompt.for_labels(task.labels)
     return replace(prompt, head=torch.zeros(len(task.labels or []), prompt.hidden_size))
@@ -53,13 +59,11 @@ def with_head(prompt: SoftPrompt, task: Task) -> SoftPrompt:
 
 @torch.no_grad()
 def fit_head(model: PromptedModel, encoded: Encoded, task: Task, recipe: Recipe) -> None:
-    """Fit the model's head, where it has one, to what its prompt makes of the training rows; weigh its labels.
+    """Fit the model's head, where it has one, to what its prompt makes of the training rows.
 
     Raises:
-        SoftPromptError: labels are to be weighed where there is no head, or see `head.fit`.
+        SoftPromptError: see `head.fit`.
     """
-    weights = label_weights(encoded, task, recipe)
-    model.label_weights = None if weights is None else weights.to(model.base.device)
     for head in model.heads:
         head.copy_(fit(model, encoded, task, recipe))
 

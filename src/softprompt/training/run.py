@@ -44,7 +44,7 @@ from softprompt.training.folder import (
     open_run,
     write_problems,
 )
-from softprompt.training.heads import choose_answer, fit, fit_head, rows_to_fit, with_head
+from softprompt.training.heads import choose_answer, fit, fit_head, label_weights, rows_to_fit, with_head
 from softprompt.training.interruption import Interruption
 from softprompt.training.loop import DivergedError, PromptTrainer
 from softprompt.training.monitor import Monitor
@@ -274,6 +274,7 @@ def _prepare(
         logger.info("encoding %s rows", f"{len(learned):,}")
     encoded = encoder.encode_rows([rows[i] for i in learned])
     tell_cut(encoded, encoder.max_tokens)
+    model.label_weights = label_weights(encoded, task, recipe)
     evaluator = None if checks is None else Evaluator(model, task, checks)
     about = describe(base, prompt, task, recipe, encoded, checks)
     return _Prepared(base, prompt, task, recipe, rows, checks, model, encoded, evaluator, about, problems)

@@ -34,7 +34,7 @@ from softprompt.models.readout import read_head
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoded, Encoder
 from softprompt.tasks.task import Task
-from softprompt.training.heads import fit_head
+from softprompt.training.heads import fit_head, label_weights
 from softprompt.training.loop import DivergedError, arguments, set_rate
 from softprompt.training.recipe import Recipe
 from softprompt.training.schedule import Schedule
@@ -77,6 +77,7 @@ class FineTuning(Method):
             _keep_head(asked, work.folder)
 
         rows = _encode(work, base)
+        asked.label_weights = label_weights(rows, plan.task, recipe)
         fit_head(asked, rows, plan.task, recipe)
         heads = list(asked.heads)
         work.folder.parent.mkdir(parents=True, exist_ok=True)
