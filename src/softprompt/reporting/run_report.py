@@ -82,7 +82,8 @@ def _look(
     prompt = SoftPrompt.load(folder / PROMPT, base=base)
     found: dict[str, Any] = {} if test is None else {"test": test}
     if base is not None:
-        found["inspection"] = InspectionSummary.model_validate(inspect(base, prompt).to_json())
+        if prompt.num_virtual_tokens:
+            found["inspection"] = InspectionSummary.model_validate(inspect(base, prompt).to_json())
         if validation is not None:
             task = Task.from_dict(prompt.card.task, f"{folder / PROMPT}: the card's task")
             rows = as_rows(validation, task)

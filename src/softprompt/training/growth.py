@@ -127,14 +127,8 @@ def grow(
         DivergedError: the training of the first length diverged; a later one that diverges is not worth it.
     """
     recipe = recipe or Recipe()
-    if not lengths or any(one >= other for one, other in pairwise(lengths)):
-        raise SoftPromptError(f"lengths are {list(lengths)}: at least one is needed, each greater than the one before")
-    if task.metric == "bleu":
-        raise SoftPromptError("the length is chosen by a metric that each row has, which bleu is not: take another")
-    rows, checks = with_validation(train, validation, task, recipe.seed)
-    if checks is None or len(checks) < 2:
-        count = len(checks or [])
-        raise SoftPromptError(f"the length is chosen by validation, which has a noise from 2 rows on, not {count}")
+    rows, found = with_validation(train, validation, task, recipe.seed)
+    checks = _check(lengths, task, found)
     folder = None if output is None else Path(output)
     start = make(lengths[0])
     processes.start(base.device)
@@ -167,6 +161,18 @@ def grow(
             if processes.is_first():
                 kept.prompt.save(folder / PROMPT, force=(folder / PROMPT).exists())
         return Growth(replace(kept, folder=folder), tried, kept.folder)
+
+
+def _check(lengths: Sequence[int], task: Task, checks: Sequence[Row] | None) -> Sequence[Row]:
+    """The validation rows, once it is known that a length can be chosen by them."""
+    if not lengths or any(one >= other for one, other in pairwise(lengths)):
+        raise SoftPromptError(f"lengths are {list(lengths)}: at least one is needed, each greater than the one before")
+    if task.metric == "bleu":
+        raise SoftPromptError("the length is chosen by a metric that each row has, which bleu is not: take another")
+    if checks is None or len(checks) < 2:
+        count = len(checks or [])
+        raise SoftPromptError(f"the length is chosen by validation, which has a noise from 2 rows on, not {count}")
+    return checks
 
 
 def _longest_worth_it(

@@ -161,21 +161,11 @@ def train(
         prepared = _prepare(base, prompt, choose_answer(task, rows, prompt), recipe, parts)
     check_same(prepared.about)
     with ExitStack() as stack:
-        if output is None:
-            folder = _temporary(stack)
-        else:
-            folder = Path(output)
-            with together():
-                if is_first():
-                    stack.enter_context(locked(folder))
-                    check_folder(folder, prepared.about, resume=resume, force=force)
-        monitor = prepared.monitor(folder / MONITOR, diagnosed) if recipe.monitor else None
+        folder = _folder(output, prepared.about, stack, resume=resume, force=force)
         interruption, replaced = Interruption(), Replaced(folder / RECORD)
         with together():
-            also = [*callbacks, Log(folder / LOG), interruption, replaced]
-            evaluators = None if prepared.evaluator is None else [prepared.evaluator]
-            schedules = [prepared.schedule()]
-            trainer = PromptTrainer(prepared.model, recipe, schedules, evaluators, folder, also, progress, monitor)
+            also = [*callbacks, interruption, replaced]
+            trainer = prepared.trainer(folder, also, progress, diagnosed)
         checkpoint = trainer.last_checkpoint() if resume else None
         with together():
             if checkpoint is None:
@@ -202,10 +192,16 @@ def train(
         return _finish(prepared, trainer, kept, progress, began)
 
 
-def _temporary(stack: ExitStack) -> Path:
-    """A folder that goes with the stack, one for all processes, as a run's checkpoints are."""
-    own = stack.enter_context(tempfile.TemporaryDirectory(prefix="softprompt-")) if is_first() else ""
-    return Path(gather(own)[0])
+def _folder(output: str | Path | None, about: dict[str, Any], stack: ExitStack, *, resume: bool, force: bool) -> Path:
+    """The run's folder, checked, and locked until the stack ends; without an output one that goes with the stack."""
+    if output is None:  # one for all processes, as the checkpoints are
+        own = stack.enter_context(tempfile.TemporaryDirectory(prefix="softprompt-")) if is_first() else ""
+        return Path(gather(own)[0])
+    with together():
+        if is_first():
+            stack.enter_context(locked(Path(output)))
+            check_folder(Path(output), about, resume=resume, force=force)
+    return Path(output)
 
 
 def _with_last_good(error: DivergedError, run: Run) -> DivergedError:
@@ -236,16 +232,23 @@ class _Prepared:
     about: dict[str, Any]
     problems: list[Problem]
 
-    def schedule(self) -> Schedule:
-        """The rows in the order in which they are learned."""
-        recipe, count = self.recipe, len(self.rows)
+    def trainer(
+        self,
+        folder: Path,
+        callbacks: Sequence[TrainerCallback],
+        progress: Callable[[int], None] | None,
+        diagnosed: Callable[[Sequence[Diagnosis]], None] | None,
+    ) -> PromptTrainer:
+        """The loop over the rows in the order in which they are learned, watched where the recipe asks for it."""
+        recipe, count, monitor = self.recipe, len(self.rows), None
         learned = _learned(recipe, count, self.task)
-        return Schedule(self.encoded, recipe.batch_size, recipe.max_steps, recipe.seed, learned, count)
-
-    def monitor(self, file: Path, diagnosed: Callable[[Sequence[Diagnosis]], None] | None) -> Monitor:
-        """What measures the prompt, and writes to `file`."""
-        passes = len(self.rows) / self.recipe.batch_size
-        return Monitor(self.base, self.prompt, self.recipe.rate, passes, file, diagnosed)
+        schedule = Schedule(self.encoded, recipe.batch_size, recipe.max_steps, recipe.seed, learned, count)
+        if recipe.monitor:
+            passes = count / recipe.batch_size
+            monitor = Monitor(self.base, self.prompt, recipe.rate, passes, folder / MONITOR, diagnosed)
+        evaluators = None if self.evaluator is None else [self.evaluator]
+        also = [Log(folder / LOG), *callbacks]
+        return PromptTrainer(self.model, recipe, [schedule], evaluators, folder, also, progress, monitor)
 
 
 def _prepare(
