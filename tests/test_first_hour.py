@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pytest
 from softprompt import PromptLibrary, SoftPrompt, Task, predict
 from tests.conftest import make_base
 from tests.test_cli import printed, refused, run, save_base
+from tests.test_docs import DOCS, fences
 
 WORDS = ["card", "payment", "failed", "refund", "money", "login", "password", "reset", "please", "cannot", "the"]
 CATEGORIES = ["card arrival", "exchange_rate", "lost card", "top-up"]
@@ -373,3 +375,61 @@ def test_a_strangers_path_from_a_table_to_an_endpoint(folder: Path, base_folder:
     finally:
         server.send_signal(signal.SIGINT)
         server.communicate(timeout=60)
+
+
+class TestThePage:
+    """docs/first-hour.md, typed as it stands; `make test-pythons` does its installation."""
+
+    INSTALL = ("python3 -m venv venv", ". venv/bin/activate", "pip install ./softprompt")
+
+    @staticmethod
+    def type_all(base: str | None) -> Iterator[tuple[str, str]]:
+        """Each command with what it printed; a base in place of the page's makes the run short as well."""
+        more = {"init": ["--yes"]}
+        if base is not None:
+            more = {"init": ["--yes", "--base", base], "train": ["--set", "recipe.max_steps=3"]}
+        lines = [line for block in fences("first-hour.md", "sh") for line in block.splitlines()]
+        assert tuple(lines[:3]) == TestThePage.INSTALL
+        server, url = None, ""
+        try:
+            for line in lines[3:]:
+                words = shlex.split(line)
+                if words == ["softprompt", "serve"]:
+                    program = [sys.executable, "-m", "softprompt.cli", "serve", "--port", "0", "--json"]
+                    server = subprocess.Popen(program, stdout=subprocess.PIPE, text=True)
+                    assert server.stdout is not None
+                    url = json.loads(server.stdout.readline())["url"]
+                elif words[0] == "curl":
+                    words = [word.replace("http://127.0.0.1:8000", url) for word in words]
+                    yield line, subprocess.run([*words, "-sf"], capture_output=True, text=True, check=True).stdout
+                else:
+                    assert words[0] == "softprompt"
+                    done = run(*words[1:], *more.get(words[1], []))
+                    assert done.exit_code == 0, f"{line}: {done.output}"
+                    yield line, done.stdout
+        finally:
+            if server is not None:
+                server.send_signal(signal.SIGINT)
+                server.communicate(timeout=60)
+
+    @pytest.mark.parametrize("base", ["tiny", pytest.param(None, marks=[pytest.mark.real, pytest.mark.long])])
+    def test_every_command_does_what_the_page_says(
+        self, folder: Path, base_folder: Path, base: str | None, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        Path("tickets.csv").write_bytes((DOCS / "tickets.csv").read_bytes())
+        shown = dict(self.type_all(base and str(base_folder)))
+        queues = {"account", "billing", "delivery"}
+        (one,) = (text for line, text in shown.items() if line.startswith("softprompt predict") and '"' in line)
+        assert one.split("\t")[0] in queues
+        with open("answers.csv", newline="", encoding="utf-8") as file:
+            assert {row["prediction"] for row in csv.DictReader(file)} <= queues
+        (curl,) = (text for line, text in shown.items() if line.startswith("curl"))
+        (served,) = json.loads(curl)["data"]
+        assert set(served["probabilities"]) == queues
+        (snippet,) = fences("first-hour.md", "python")
+        exec(snippet, {})
+        printed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+        assert len(printed) == 2
+        assert set(printed) <= queues
+        if base is None:
+            assert (one.split("\t")[0], served["label"], printed) == ("delivery", "account", ["billing", "delivery"])
