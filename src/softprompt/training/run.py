@@ -17,7 +17,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from softprompt.bases.base import Base, dtype_name
-from softprompt.evaluation.calibration import calibrate, check_labels, worth_keeping, worth_trying
+from softprompt.evaluation.calibration import calibrate, check_labels, rows_of, worth_keeping, worth_trying
 from softprompt.evaluation.evaluate import Evaluation, Evaluator, evaluate, tell_cut
 from softprompt.files import write_file
 from softprompt.models.generation import find_way
@@ -143,7 +143,8 @@ def train(
         resume: go on from the newest checkpoint in `output`; the result is that of a run never interrupted.
         force: replace a run in `output`.
         callbacks: callbacks of the Trainer's kind.
-        progress: called in each validation, and in calibration, with the number of rows finished since the last call.
+        progress: called with the number of rows finished since the last call, in each validation, in calibration and
+            where a head is fitted.
         diagnosed: called after each log entry and validation with what looks wrong, unless the recipe's monitor is off.
 
     Raises:
@@ -179,7 +180,7 @@ def train(
         checkpoint = trainer.last_checkpoint() if resume else None
         with together():
             if checkpoint is None:
-                fit_head(prepared.model, prepared.encoded, prepared.task, recipe)
+                fit_head(prepared.model, prepared.encoded, prepared.task, recipe, progress)
         # All that can fail before a step has been tried: now a run that is there may go.
         with together():
             if output is not None and not resume and is_first():
@@ -200,6 +201,23 @@ def train(
             trainer.restore(good)
             raise _with_last_good(error, _finish(prepared, trainer, kept, progress, began)) from None
         return _finish(prepared, trainer, kept, progress, began)
+
+
+def rows_around(task: Task, recipe: Recipe, rows: int, checks: int) -> tuple[int, int]:
+    """How many rows are asked before the first step and after the last: to fit a head, to calibrate, to validate again.
+
+    Args:
+        task: with a kind of answer that is not `auto`.
+        recipe: of the run.
+        rows: the training rows.
+        checks: the validation rows.
+    """
+    if task.kind == "head":
+        fitted = len(rows_to_fit(rows, recipe))
+        return fitted, fitted + checks if checks else 0
+    if worth_trying(recipe.calibrate, task, validates=bool(checks)):
+        return 0, len(rows_of(rows, len(task.labels or []))) + checks
+    return 0, 0
 
 
 def _temporary(stack: ExitStack) -> Path:
@@ -355,7 +373,7 @@ def _refit(
     base, task = prepared.base, prepared.task
     if validated is None:  # nothing has been trained: the head as it was fitted
         return learned, evaluate(base, learned, task, prepared.checks or [], progress=progress)
-    head = fit(PromptedModel(base, [learned]), prepared.encoded, task, prepared.recipe)
+    head = fit(PromptedModel(base, [learned]), prepared.encoded, task, prepared.recipe, progress)
     again = replace(learned, head=head)
     checked = evaluate(base, again, task, prepared.checks or [], progress=progress)
     better = checked.better_than(validated, task.metric)
