@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import gc
+import itertools
 import json
 import os
 import random
@@ -17,14 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas
+import pyarrow
 import pytest
 
-from softprompt import PromptLibrary, SoftPrompt, Task, predict
+from softprompt import Prediction, PromptLibrary, SoftPrompt, Task, predict
 from tests.conftest import make_base
 from tests.test_cli import printed, refused, run, save_base
 from tests.test_docs import DOCS, fences
 
 WORDS = ["card", "payment", "failed", "refund", "money", "login", "password", "reset", "please", "cannot", "the"]
+TASK = Task(template="{text}:", labels=["negative", "positive"])
 CATEGORIES = ["card arrival", "exchange_rate", "lost card", "top-up"]
 
 
@@ -433,3 +437,55 @@ class TestThePage:
         assert set(printed) <= queues
         if base is None:
             assert (one.split("\t")[0], served["label"], printed) == ("delivery", "account", ["billing", "delivery"])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet", ".arrow"])
+def test_no_more_rows_are_held_than_are_answered_together(
+    work: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    from softprompt.evaluation import answering
+    from softprompt.tasks.delimited import Record
+
+    count, most = 1500, 0
+    frame = pandas.DataFrame({"text": [f"some text {i}" for i in range(count)], "id": range(count)})
+    if suffix in (".csv", ".tsv"):
+        frame.to_csv(f"many{suffix}", sep="\t" if suffix == ".tsv" else ",", index=False)
+    elif suffix == ".jsonl":
+        frame.to_json("many.jsonl", orient="records", lines=True)
+    elif suffix == ".parquet":
+        frame.to_parquet("many.parquet")
+    else:
+        table = pyarrow.Table.from_pandas(frame, preserve_index=False)
+        with pyarrow.OSFile("many.arrow", "wb") as file, pyarrow.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+
+    def answered(base: Any, prompt: Any, task: Task, rows: list[Any]) -> list[Prediction]:
+        nonlocal most
+        most = max(most, sum(isinstance(one, Record) for one in gc.get_objects()))
+        return [Prediction(label="lost card", probabilities={"lost card": 1.0})] * len(rows)
+
+    monkeypatch.setattr(answering, "predict", answered)
+    told = printed(
+        "predict", "runs/banking77", "-i", f"many{suffix}", "-o", f"many-out{suffix.replace('arrow', 'csv')}"
+    )
+    assert told["rows"] == count
+    assert 0 < most <= 300
+
+
+def test_answers_do_not_wait_for_rows_to_come() -> None:
+    """A source that goes on for ever is answered as it comes."""
+    from softprompt.evaluation import answering
+    from softprompt.tasks.rows import read_entries
+
+    pulled = 0
+
+    def endless() -> Iterator[Any]:
+        nonlocal pulled
+        for entry in itertools.cycle(read_entries([{"text": "a b"}], TASK, need_targets=False)):
+            pulled += 1
+            yield entry
+
+    base = make_base()
+    answers = answering.answer(base, SoftPrompt.from_vocabulary(base, 2), TASK, endless())
+    assert next(answers).error == ""
+    assert pulled <= 128

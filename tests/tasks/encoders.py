@@ -10,5 +10,6 @@ from softprompt.tasks.task import Task
 
 
 def make_encoder(tokenizer: Any, task: Task, room: int | None = None) -> Encoder:
-    base: Any = SimpleNamespace(tokenizer=tokenizer, room=lambda virtual_tokens=0: room)
+    family = SimpleNamespace(apart=False)
+    base: Any = SimpleNamespace(tokenizer=tokenizer, family=family, room=lambda virtual_tokens=0: room)
     return Encoder(base, task)

@@ -120,13 +120,13 @@ def _parse(text: str, place: str) -> Any:
 
 def _json_lines(name: str, text: str) -> Iterator[Record]:
     number = 0
-    for line, content in enumerate(text.split("\n"), 1):
+    for line, content in enumerate(io.StringIO(text), 1):  # whose lines end at "\n" alone
         if not content.strip():
             continue
         number += 1
         place = f"{name}: row {number} (line {line})"
         try:
-            record = _parse(content, place)
+            record = _parse(content.removesuffix("\n"), place)
         except json.JSONDecodeError as error:
             yield Record(place, fault=f"not JSON: {error.msg} at column {error.colno}")
         except SoftPromptError as error:
