@@ -21,6 +21,7 @@ from typing import Any
 import pandas
 import pyarrow
 import pytest
+from scripts import help_page
 
 from softprompt import Prediction, PromptLibrary, SoftPrompt, Task, predict
 from tests.conftest import make_base
@@ -465,9 +466,8 @@ def test_no_more_rows_are_held_than_are_answered_together(
         return [Prediction(label="lost card", probabilities={"lost card": 1.0})] * len(rows)
 
     monkeypatch.setattr(answering, "predict", answered)
-    told = printed(
-        "predict", "runs/banking77", "-i", f"many{suffix}", "-o", f"many-out{suffix.replace('arrow', 'csv')}"
-    )
+    output = f"many-out{suffix.replace('arrow', 'csv')}"
+    told = printed("predict", "runs/banking77", "-i", f"many{suffix}", "-o", output, "--force")
     assert told["rows"] == count
     assert 0 < most <= 300
 
@@ -489,3 +489,56 @@ def test_answers_do_not_wait_for_rows_to_come() -> None:
     answers = answering.answer(base, SoftPrompt.from_vocabulary(base, 2), TASK, endless())
     assert next(answers).error == ""
     assert pulled <= 128
+
+
+def test_many_columns_stay_readable(folder: Path, base_folder: Path) -> None:
+    header = ["text", "label", *(f"a column of some length {i}" for i in range(43))]
+    rows = [[Writer().text(), "ab"[i % 2], *map(str, range(43))] for i in range(40)]
+    Writer().table("wide.csv", header, rows)
+    shown = run("init", "wide.csv", "--yes", "--base", base_folder).stdout
+    assert "45 columns: text, label, a column of some length 0" in shown
+    assert "and 33 more" in shown
+    assert max(map(len, shown.splitlines())) < 400
+    assert len(printed("init", "wide.csv", "--yes", "--force", "--base", base_folder)["text"]) == 1
+    for refusal in (
+        refused("init", "wide.csv", "--text", "no such"),
+        refused("init", "wide.csv", "--label", "no such"),
+    ):
+        assert len(refusal) < 600
+    run("init", "wide.csv", "--yes", "--force", "--base", base_folder)
+    checked = run("check", "wide.yaml")
+    assert checked.exit_code == 0
+    assert max(map(len, checked.output.splitlines())) < 400
+    Path("wide.yaml").write_text(Path("wide.yaml").read_text().replace("{text}", "{no such}"))
+    assert "no column 'no such'" in (said := run("check", "wide.yaml").stderr.splitlines()[-1])
+    assert len(said) < 600
+
+
+def test_data_and_output_are_called_alike_in_all_commands() -> None:
+    page = help_page.PAGE.read_text("utf-8")
+    options = dict(re.findall(r"^\* `((?:-\w, )?--(?:data|input|calibrate|output)) (\S+)`:", page, re.MULTILINE))
+    assert options.pop("-o, --output") in ("DIR", "FILE")
+    assert set(options.values()) == {"DATA"}
+    outputs = re.findall(r"^\* `-o, --output (\S+)`: (.*)$", page, re.MULTILINE)
+    assert len(outputs) >= 6
+    assert all(name == ("DIR" if "folder" in text else "FILE") for name, text in outputs)
+    tables = re.findall(r"^\* `(?:\S+ )*DATA(?: <str>)?`: (.*)$", page, re.MULTILINE)
+    assert len(tables) >= 6
+    assert all("a table (CSV, TSV, JSON, Parquet, a sheet) or hub:OWNER/NAME:SPLIT" in text for text in tables)
+
+
+def test_a_terminal_is_told_that_libraries_and_base_are_loaded(work: Path) -> None:
+    mine, its = os.openpty()
+    command = [sys.executable, "-m", "softprompt.cli", "predict", "runs/banking77", "a text"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=its):
+        os.close(its)
+        said = b""
+        while True:
+            try:
+                said += os.read(mine, 4096)
+            except OSError:  # how a terminal says that nobody writes to it any more
+                break
+    os.close(mine)
+    lines = said.decode().splitlines()
+    assert "Loading PyTorch and Transformers" in lines
+    assert any(line.startswith("Loading /") for line in lines)

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from softprompt.commands.opening import load_calibrated, open_prompt
-from softprompt.commands.options import BaseName, Calibrate, Dtype, Json, PromptFolder, TaskFile
+from softprompt.commands.options import TABLE, BaseName, Calibrate, Dtype, Json, PromptFolder, TaskFile
 from softprompt.commands.tables import figures_table, labels_table
 from softprompt.commands.terminal import print_result, reporting
 from softprompt.errors import SoftPromptError
@@ -31,7 +31,7 @@ def evaluate(
         str,
         typer.Argument(
             metavar="DATA",
-            help="Labelled rows: a table (CSV, TSV, JSON, Parquet, a sheet) or hub:OWNER/NAME:SPLIT.",
+            help=f"Labelled rows: {TABLE}.",
             show_default=False,
         ),
     ],
@@ -66,8 +66,9 @@ def predict(
         typer.Option(
             "--input",
             "-i",
-            metavar="FILE",
-            help="Instead: a table with the template's columns, or - for the lines of stdin, /dev/stdin for a table.",
+            metavar="DATA",
+            help=f"Instead, rows with the template's columns: {TABLE}, or - for the lines of stdin, /dev/stdin for a "
+            "table there.",
             show_default=False,
         ),
     ] = None,

@@ -31,7 +31,11 @@ def train(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="The run's folder. Default: runs/ and the task's name.", show_default=False
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="The run's folder. Default: runs/ and the task's name.",
+            show_default=False,
         ),
     ] = None,
     ensemble: Annotated[
@@ -175,7 +179,7 @@ def report(
 
 def demo(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The folder for the data, the task file and the run.")
+        Path, typer.Option("--output", "-o", metavar="DIR", help="The folder for the data, the task file and the run.")
     ] = Path("softprompt-demo"),
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps. Default: a few minutes' worth.", show_default=False)
