@@ -1,4 +1,4 @@
-.PHONY: install quickstart test test-long test-newest test-clients test-vllm lint bench screenshots notebooks clean
+.PHONY: install quickstart test test-long test-newest test-clients test-vllm lint bench docs screenshots notebooks clean
 
 install:  ## set up .venv; does nothing where it is up to date
 	@scripts/install.sh
@@ -27,6 +27,9 @@ lint: install  ## layout, lint and types
 bench: install  ## measure the training step
 	@.venv/bin/python -m benchmarks.training_step
 
+docs:  ## the docs as a site, in site/: links checked, in an environment of their own
+	@scripts/docs.sh
+
 screenshots: install  ## the docs' pictures of the playground and of a report
 	@.venv/bin/python -m scripts.screenshots
 
@@ -34,5 +37,5 @@ notebooks: install  ## run the course notebooks and keep their outputs
 	@.venv/bin/python -m scripts.notebooks
 
 clean:  ## remove what the tools cached; .venv stays
-	rm -rf .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache dist
+	rm -rf .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache dist site
 	find benchmarks src tests -name __pycache__ -type d -prune -exec rm -rf {} +

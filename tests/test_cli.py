@@ -162,7 +162,7 @@ def test_train_prints_its_document(project, base_folder):
     assert set(found["validation"]) == set(found["test"]) == CLASSIFICATION_KEYS
     assert (found["validation"]["n"], found["test"]["n"]) == (12, 10)
     card = SoftPrompt.load(found["prompt"], load_base(base_folder, dtype="float32")).card
-    assert card.task == TASK | {"max_new_tokens": 64, "answer": "words"}
+    assert card.task == TASK | {"answer": "words", "max_new_tokens": 64}
     assert card.base.name == str(base_folder)
     assert card.metrics["validation"] == found["validation"]
 

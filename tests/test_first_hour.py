@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import gc
+import itertools
 import json
 import os
 import random
@@ -12,17 +14,22 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas
+import pyarrow
 import pytest
+from scripts import help_page
 
-from softprompt import PromptLibrary, SoftPrompt, Task, predict
+from softprompt import Prediction, PromptLibrary, SoftPrompt, Task, predict
 from tests.conftest import make_base
 from tests.test_cli import printed, refused, run, save_base
+from tests.test_docs import DOCS, fences
 
 WORDS = ["card", "payment", "failed", "refund", "money", "login", "password", "reset", "please", "cannot", "the"]
+TASK = Task(template="{text}:", labels=["negative", "positive"])
 CATEGORIES = ["card arrival", "exchange_rate", "lost card", "top-up"]
 
 
@@ -373,3 +380,165 @@ def test_a_strangers_path_from_a_table_to_an_endpoint(folder: Path, base_folder:
     finally:
         server.send_signal(signal.SIGINT)
         server.communicate(timeout=60)
+
+
+class TestThePage:
+    """docs/first-hour.md, typed as it stands; `make test-pythons` does its installation."""
+
+    INSTALL = ("python3 -m venv venv", ". venv/bin/activate", "pip install ./softprompt")
+
+    @staticmethod
+    def type_all(base: str | None) -> Iterator[tuple[str, str]]:
+        """Each command with what it printed; a base in place of the page's makes the run short as well."""
+        more = {"init": ["--yes"]}
+        if base is not None:
+            more = {"init": ["--yes", "--base", base], "train": ["--set", "recipe.max_steps=3"]}
+        lines = [line for block in fences("first-hour.md", "sh") for line in block.splitlines()]
+        assert tuple(lines[:3]) == TestThePage.INSTALL
+        server, url = None, ""
+        try:
+            for line in lines[3:]:
+                words = shlex.split(line)
+                if words == ["softprompt", "serve"]:
+                    program = [sys.executable, "-m", "softprompt.cli", "serve", "--port", "0", "--json"]
+                    server = subprocess.Popen(program, stdout=subprocess.PIPE, text=True)
+                    assert server.stdout is not None
+                    url = json.loads(server.stdout.readline())["url"]
+                elif words[0] == "curl":
+                    words = [word.replace("http://127.0.0.1:8000", url) for word in words]
+                    yield line, subprocess.run([*words, "-sf"], capture_output=True, text=True, check=True).stdout
+                else:
+                    assert words[0] == "softprompt"
+                    done = run(*words[1:], *more.get(words[1], []))
+                    assert done.exit_code == 0, f"{line}: {done.output}"
+                    yield line, done.stdout
+        finally:
+            if server is not None:
+                server.send_signal(signal.SIGINT)
+                server.communicate(timeout=60)
+
+    @pytest.mark.parametrize("base", ["tiny", pytest.param(None, marks=[pytest.mark.real, pytest.mark.long])])
+    def test_every_command_does_what_the_page_says(
+        self, folder: Path, base_folder: Path, base: str | None, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        Path("tickets.csv").write_bytes((DOCS / "tickets.csv").read_bytes())
+        shown = dict(self.type_all(base and str(base_folder)))
+        queues = {"account", "billing", "delivery"}
+        (one,) = (text for line, text in shown.items() if line.startswith("softprompt predict") and '"' in line)
+        assert one.split("\t")[0] in queues
+        with open("answers.csv", newline="", encoding="utf-8") as file:
+            assert {row["prediction"] for row in csv.DictReader(file)} <= queues
+        (curl,) = (text for line, text in shown.items() if line.startswith("curl"))
+        (served,) = json.loads(curl)["data"]
+        assert set(served["probabilities"]) == queues
+        (snippet,) = fences("first-hour.md", "python")
+        exec(snippet, {})
+        printed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+        assert len(printed) == 2
+        assert set(printed) <= queues
+        if base is None:
+            assert (one.split("\t")[0], served["label"], printed) == ("delivery", "account", ["billing", "delivery"])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet", ".arrow"])
+def test_no_more_rows_are_held_than_are_answered_together(
+    work: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    from softprompt.evaluation import answering
+    from softprompt.tasks.delimited import Record
+
+    count, most = 1500, 0
+    frame = pandas.DataFrame({"text": [f"some text {i}" for i in range(count)], "id": range(count)})
+    if suffix in (".csv", ".tsv"):
+        frame.to_csv(f"many{suffix}", sep="\t" if suffix == ".tsv" else ",", index=False)
+    elif suffix == ".jsonl":
+        frame.to_json("many.jsonl", orient="records", lines=True)
+    elif suffix == ".parquet":
+        frame.to_parquet("many.parquet")
+    else:
+        table = pyarrow.Table.from_pandas(frame, preserve_index=False)
+        with pyarrow.OSFile("many.arrow", "wb") as file, pyarrow.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+
+    def answered(base: Any, prompt: Any, task: Task, rows: list[Any]) -> list[Prediction]:
+        nonlocal most
+        most = max(most, sum(isinstance(one, Record) for one in gc.get_objects()))
+        return [Prediction(label="lost card", probabilities={"lost card": 1.0})] * len(rows)
+
+    monkeypatch.setattr(answering, "predict", answered)
+    output = f"many-out{suffix.replace('arrow', 'csv')}"
+    told = printed("predict", "runs/banking77", "-i", f"many{suffix}", "-o", output, "--force")
+    assert told["rows"] == count
+    assert 0 < most <= 300
+
+
+def test_answers_do_not_wait_for_rows_to_come() -> None:
+    """A source that goes on for ever is answered as it comes."""
+    from softprompt.evaluation import answering
+    from softprompt.tasks.rows import read_entries
+
+    pulled = 0
+
+    def endless() -> Iterator[Any]:
+        nonlocal pulled
+        for entry in itertools.cycle(read_entries([{"text": "a b"}], TASK, need_targets=False)):
+            pulled += 1
+            yield entry
+
+    base = make_base()
+    answers = answering.answer(base, SoftPrompt.from_vocabulary(base, 2), TASK, endless())
+    assert next(answers).error == ""
+    assert pulled <= 128
+
+
+def test_many_columns_stay_readable(folder: Path, base_folder: Path) -> None:
+    header = ["text", "label", *(f"a column of some length {i}" for i in range(43))]
+    rows = [[Writer().text(), "ab"[i % 2], *map(str, range(43))] for i in range(40)]
+    Writer().table("wide.csv", header, rows)
+    shown = run("init", "wide.csv", "--yes", "--base", base_folder).stdout
+    assert "45 columns: text, label, a column of some length 0" in shown
+    assert "and 33 more" in shown
+    assert max(map(len, shown.splitlines())) < 400
+    assert len(printed("init", "wide.csv", "--yes", "--force", "--base", base_folder)["text"]) == 1
+    for refusal in (
+        refused("init", "wide.csv", "--text", "no such"),
+        refused("init", "wide.csv", "--label", "no such"),
+    ):
+        assert len(refusal) < 600
+    run("init", "wide.csv", "--yes", "--force", "--base", base_folder)
+    checked = run("check", "wide.yaml")
+    assert checked.exit_code == 0
+    assert max(map(len, checked.output.splitlines())) < 400
+    Path("wide.yaml").write_text(Path("wide.yaml").read_text().replace("{text}", "{no such}"))
+    assert "no column 'no such'" in (said := run("check", "wide.yaml").stderr.splitlines()[-1])
+    assert len(said) < 600
+
+
+def test_data_and_output_are_called_alike_in_all_commands() -> None:
+    page = help_page.PAGE.read_text("utf-8")
+    options = dict(re.findall(r"^\* `((?:-\w, )?--(?:data|input|calibrate|output)) (\S+)`:", page, re.MULTILINE))
+    assert options.pop("-o, --output") in ("DIR", "FILE")
+    assert set(options.values()) == {"DATA"}
+    outputs = re.findall(r"^\* `-o, --output (\S+)`: (.*)$", page, re.MULTILINE)
+    assert len(outputs) >= 6
+    assert all(name == ("DIR" if "folder" in text else "FILE") for name, text in outputs)
+    tables = re.findall(r"^\* `(?:\S+ )*DATA(?: <str>)?`: (.*)$", page, re.MULTILINE)
+    assert len(tables) >= 6
+    assert all("a table (CSV, TSV, JSON, Parquet, a sheet) or hub:OWNER/NAME:SPLIT" in text for text in tables)
+
+
+def test_a_terminal_is_told_that_libraries_and_base_are_loaded(work: Path) -> None:
+    mine, its = os.openpty()
+    command = [sys.executable, "-m", "softprompt.cli", "predict", "runs/banking77", "a text"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=its):
+        os.close(its)
+        said = b""
+        while True:
+            try:
+                said += os.read(mine, 4096)
+            except OSError:  # how a terminal says that nobody writes to it any more
+                break
+    os.close(mine)
+    lines = said.decode().splitlines()
+    assert "Loading PyTorch and Transformers" in lines
+    assert any(line.startswith("Loading /") for line in lines)

@@ -160,12 +160,17 @@ def test_every_dependency_is_pinned_within_its_range():
         if line and not line.startswith("#"):
             pin = Requirement(line)
             pins[canonicalize_name(pin.name)] = next(iter(pin.specifier)).version
-    for requirement in [*declared("playground"), *(r for r in declared("dev") if r.name != "softprompt")]:
+    for requirement in [
+        *declared("playground"),
+        *declared("docs"),
+        *(r for r in declared("dev") if r.name != "softprompt"),
+    ]:
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
 
 
 @pytest.mark.parametrize(
-    "script", [".ci/run", "scripts/install.sh", "scripts/lint.sh", "scripts/test.sh", "scripts/chromium.sh"]
+    "script",
+    [".ci/run", "scripts/install.sh", "scripts/lint.sh", "scripts/test.sh", "scripts/chromium.sh", "scripts/docs.sh"],
 )
 def test_scripts_can_be_run(script):
     assert os.access(ROOT / script, os.X_OK)

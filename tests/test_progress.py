@@ -49,8 +49,8 @@ def train(shows: TrainingProgress, clock: Clock, steps: range, of: int) -> None:
         if state.global_step % 2 == 0:
             shows.on_log(args, state, control, logs={"loss": 1 / state.global_step, "grad_norm": 0.25})
         if state.global_step % 4 == 0:
-            shows.validated(3)
             clock.now += 2
+            shows.answered(3)
             shows.on_log(args, state, control, logs={"eval_accuracy": 0.5, "eval_n": 3})
     shows.on_log(args, state, control, logs={"train_runtime": 1.0})
 
@@ -76,6 +76,45 @@ def test_the_time_left_of_a_resumed_run_is_that_of_its_own_steps(clock):
         .splitlines()[-1]
         .endswith("step 102/110: loss 0.0098, gradient norm 0.25, tokens/s 3, time left 0:00:16")
     )
+
+
+def ended(shows: TrainingProgress) -> None:
+    shows.on_train_end(TrainingArguments(use_cpu=True), TrainerState(), TrainerControl())
+
+
+def test_what_comes_after_the_last_step_is_in_the_time_left(clock):
+    out = console(terminal=False)
+    with TrainingProgress(out, "accuracy", 3, after=30) as shows:
+        train(shows, clock, range(4), of=8)  # a validation took two seconds for three rows; a step two
+        assert shown(out).splitlines()[-1] == "step 4/8: validation accuracy 0.5000, time left 0:00:30"
+        ended(shows)
+        for _ in range(5):
+            clock.now += 4
+            shows.answered(5)
+    assert shown(out).splitlines()[3:] == [
+        "after the last step: 15 of 30 rows, time left 0:00:12",
+    ]
+
+
+def test_what_comes_before_the_first_step_is_no_silence(clock):
+    out = console(terminal=False)
+    with TrainingProgress(out, "accuracy", 3, before=100) as shows:
+        for _ in range(3):
+            clock.now += 6
+            shows.answered(20)
+        assert shown(out).splitlines() == ["before the first step: 40 of 100 rows, time left 0:00:18"]
+        train(shows, clock, range(2), of=8)
+    assert shown(out).splitlines()[1].startswith("step 2/8: loss 0.5000")
+
+
+@pytest.mark.parametrize(("seconds", "visible"), [(3, True), (0.2, False)])
+def test_rows_before_the_first_step_show_on_a_terminal_after_a_second(clock, seconds, visible):
+    out = console(terminal=True)
+    with TrainingProgress(out, "accuracy", 3, before=100) as shows:
+        clock.now += seconds
+        shows.answered(20)
+        shows.answered(20)
+    assert ("before the first step" in shown(out)) is visible
 
 
 def test_a_resumed_run_begins_at_its_step(clock):

@@ -211,7 +211,7 @@ def _tell(
             resume=resume and (folder / RECORD).exists(),
             force=force,
             callbacks=[progress],
-            progress=progress.validated,
+            progress=progress.answered,
             diagnosed=lambda found: progress.diagnosed([diagnosis.sentence for diagnosis in found]),
         )
     after, answers_after = measure(run.prompt, "With the prompt")

@@ -6,8 +6,10 @@ Owns the order of these steps. Knows nothing of what is in a file.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from softprompt.errors import SoftPromptError
 
@@ -18,12 +20,22 @@ def write_file(path: Path, content: str | bytes) -> None:
     Raises:
         SoftPromptError: the disk refuses; what was there before still is.
     """
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file to write to, which takes the place of `path` at the end, and only then.
+
+    Raises:
+        SoftPromptError: see `write_file`.
+    """
     temporary = path.with_name(f".{path.name}.new")
-    data = content.encode() if isinstance(content, str) else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

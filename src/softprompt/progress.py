@@ -21,6 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 _MOST_ROWS = 20
 _LINES_OF_DIAGNOSIS = 3  # on a narrow terminal
+_AT_ONCE, _AT_TIMES = 1, 10  # seconds without a sign: on a terminal, elsewhere
 
 
 class TrainingProgress(TrainerCallback):
@@ -32,13 +33,19 @@ class TrainingProgress(TrainerCallback):
         console: where to.
         metric: the figure of each validation that is shown, such as "accuracy".
         validation_rows: rows in each validation; 0: nothing is validated.
+        before: rows asked before the first step, such as those that a head is fitted on.
+        after: rows asked after the last step: to calibrate, to test, for the report.
 
     Attributes:
         step: optimiser steps done.
     """
 
-    def __init__(self, console: Console, metric: str, validation_rows: int) -> None:
+    def __init__(self, console: Console, metric: str, validation_rows: int, *, before: int = 0, after: int = 0) -> None:
         self.step = 0
+        self._before, self._after = before, after
+        self._phase, self._phase_rows = "before the first step", before
+        self._row_seconds, self._row_count = 0.0, 0  # what rows took until now, steps aside
+        self._mark = self._said = time.monotonic()  # when the last step or rows ended, and the last line came
         self._console, self._metric, self._validation_rows = console, metric, validation_rows
         self._rows: dict[int, dict[str, str]] = {}
         self._shows, self._running = True, False
@@ -58,9 +65,21 @@ class TrainingProgress(TrainerCallback):
         self._running = False
         self._live.stop()
 
-    def validated(self, rows: int) -> None:
-        """Take note of validation rows finished since the last call."""
+    def answered(self, rows: int) -> None:
+        """Take note of rows finished since the last call: in validation, or before the first or after the last step."""
         self._validated += rows
+        now = time.monotonic()
+        self._row_seconds, self._row_count, self._mark = (
+            self._row_seconds + now - self._mark,
+            self._row_count + rows,
+            now,
+        )
+        if self._console.is_terminal:
+            if self._shows and now - self._said > _AT_ONCE:
+                self._start()
+        elif self._shows and self._phase and now - self._said > _AT_TIMES:
+            self._said = now
+            self._console.print(self._now(), highlight=False, markup=False, soft_wrap=True)
 
     def diagnosed(self, sentences: Sequence[str]) -> None:
         """Take note of all that looks wrong at present, a sentence each."""
@@ -78,9 +97,15 @@ class TrainingProgress(TrainerCallback):
         self._rows.clear()  # of an earlier run, where several follow each other
         self._max_steps = state.max_steps
         self._tokens, self._begun = state.num_input_tokens_seen, time.monotonic()
+        self._phase, self._validated = "", 0
         if self._shows and self._console.is_terminal:
-            self._running = True
-            self._live.start()
+            self._start()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._phase, self._phase_rows, self._validated = "after the last step", self._after, 0
+        self._mark = time.monotonic()
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -89,7 +114,8 @@ class TrainingProgress(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.step = state.global_step
-        self._seconds += time.monotonic() - self._step_begun
+        self._mark = time.monotonic()
+        self._seconds += self._mark - self._step_begun
 
     def on_log(
         self,
@@ -121,13 +147,29 @@ class TrainingProgress(TrainerCallback):
             self._line(", ".join(f"{key} {value}" for key, value in found.items()))
 
     def _line(self, text: str) -> None:
+        self._said = time.monotonic()
         line = f"step {self.step}/{self._max_steps}: {text}"
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
+    def _start(self) -> None:
+        self._running = True
+        self._live.start(refresh=True)
+
     def _time_left(self) -> str:
-        done = self.step - self._first_step
-        pace = (time.monotonic() - self._begun) / max(done, 1)
-        return str(timedelta(seconds=round(pace * (self._max_steps - self.step))))
+        """Of the steps that are left at the pace of those done, and of the rows before or after them."""
+        of_row = self._row_seconds / max(self._row_count, 1)
+        if self._phase:
+            seconds = of_row * max(0, self._phase_rows - self._validated)
+        else:
+            pace = (time.monotonic() - self._begun) / max(self.step - self._first_step, 1)
+            seconds = pace * (self._max_steps - self.step) + of_row * self._after
+        return str(timedelta(seconds=round(seconds)))
+
+    def _now(self) -> str:
+        if self._phase:
+            return f"{self._phase}: {self._validated:,} of {self._phase_rows:,} rows, time left {self._time_left()}"
+        asked = f", {self._validated:,} rows answered" if self._validated else ""
+        return f"step {self.step} of {self._max_steps}{asked}"
 
     def _render(self) -> RenderableType:
         validation = [f"validation {self._metric}"] if self._validation_rows else []
@@ -140,11 +182,8 @@ class TrainingProgress(TrainerCallback):
         spare = self._console.height - 6 - _LINES_OF_DIAGNOSIS * len(self._diagnoses)
         for step in sorted(self._rows)[-min(_MOST_ROWS, max(1, spare)) :]:
             table.add_row(str(step), *(self._rows[step].get(column, "") for column in columns))
-        now = f"step {self.step} of {self._max_steps}"
-        if self._validated:
-            now += f", {self._validated} rows answered"
         faults = [Text(sentence, style="yellow") for sentence in self._diagnoses]
-        return Group(table, *faults, Text(now)) if self._running else table
+        return Group(table, *faults, Text(self._now())) if self._running else table
 
 
 @contextmanager

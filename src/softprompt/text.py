@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,6 +40,12 @@ _short.maxlist = 10
 def shown(value: object) -> str:
     """`repr(value)`, shortened to what fits an error's one line."""
     return _short.repr(value)
+
+
+def listed(names: Collection[str], most: int = 12) -> str:
+    """Names with commas between them; of many the first ones, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(list(names)[:most]) + more
 
 
 def shorten(text: str, most: int) -> str:

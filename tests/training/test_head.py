@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 import softprompt as sp
 from softprompt.models.prompted import PromptedModel
 from softprompt.training.ensemble import train_ensemble
 from softprompt.training.heads import choose_answer
+from softprompt.training.run import rows_around
 from tests.training.test_run import StopAt
 
 TASK = sp.Task(template="{text}:", labels=["yes", "no", "maybe"], answer="head")
@@ -197,3 +199,29 @@ def test_a_task_of_a_thousand_labels(tiny_base: sp.Base) -> None:
 def test_nothing_to_learn(tiny_base: sp.Base) -> None:
     with pytest.raises(sp.SoftPromptError, match="nothing to learn without virtual tokens"):
         sp.train(tiny_base, sp.SoftPrompt.none(tiny_base, 3), TASK.answered_by("words"), train=rows(12))
+
+
+@pytest.mark.parametrize("answer", ["head", "words"])
+def test_every_row_before_and_after_the_steps_is_told(tiny_base: sp.Base, answer: str) -> None:
+    """As many as `rows_around` says beforehand: fitted on, calibrated on, validated again."""
+    task, told, at = TASK.model_copy(update={"answer": answer}), 0, []
+
+    class Turns(TrainerCallback):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            at.append(told)
+
+        def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+            at.append(told)
+
+    def tell(rows: int) -> None:
+        nonlocal told
+        told += rows
+
+    recipe = sp.Recipe(max_steps=4, batch_size=4, evaluate_every=100, calibrate="auto")
+    prompt = sp.SoftPrompt.from_vocabulary(tiny_base, 4)
+    parts = {"train": rows(60), "validation": rows(18, 60)}
+    sp.train(tiny_base, prompt, task, **parts, recipe=recipe, callbacks=[Turns()], progress=tell)  # type: ignore[arg-type]
+    before, after = rows_around(task, recipe, 60, 18)
+    assert (before, after) == ((60, 78) if answer == "head" else (0, 78))
+    assert at == [before, before + 18]
+    assert told == before + 18 + after

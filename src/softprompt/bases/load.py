@@ -41,6 +41,7 @@ from softprompt.bases.base import Base, dtype_name
 from softprompt.bases.checkpoint import UnsureError, find_files, read_samples
 from softprompt.bases.decoder import reach
 from softprompt.bases.families import family_kind
+from softprompt.bases.hub import UNREACHED, hub_or_cache
 from softprompt.errors import SoftPromptError
 from softprompt.text import causes, first_line
 
@@ -82,6 +83,8 @@ def load_base(
     place = _choose_device(device)
     precision = _choose_dtype(dtype, place)
     source, options = _locate(name, trust_remote_code, revision)
+    if sys.stderr.isatty():
+        print(f"Loading {name}", file=sys.stderr)
     model, tokenizer = _read(name, source, precision, show_progress=name != EMBEDDED, **options)
     try:
         model.to(place)  # type: ignore[arg-type]  # transformers' wrapper hides the argument's type
@@ -271,7 +274,7 @@ def _read(
     """The model on the CPU and the tokenizer, as transformers reads them; `options` are for each of its calls."""
     settings: dict[str, Any] = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {}
     try:
-        with _quiet(show_progress):
+        with _quiet(show_progress), hub_or_cache() if "revision" in options else nullcontext():
             config = AutoConfig.from_pretrained(source, **options)
             check_supported(name, config)
             # Transformers' SDPA, its default, leaves soft-capped scores (Gemma 2) uncapped.
@@ -332,10 +335,7 @@ def _explain(name: str, error: BaseException) -> str:
     if is_due_to(hub_errors.RepositoryNotFoundError, hub_errors.HFValidationError):
         return f"base {name!r} is no local folder, no .gguf file, no public model on the hub, nor {EMBEDDED!r}"
     if is_due_to(hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled):
-        return (
-            f"base {name!r} is not on this machine, and the hub cannot be reached: check the name and the network "
-            f"(is HF_HUB_OFFLINE set?), or use {EMBEDDED!r}"
-        )
+        return f"base {name!r} {UNREACHED}, or use {EMBEDDED!r}"
     message = str(error)
     if "trust_remote_code" in message:
         return f"base {name!r} brings its own code: pass trust_remote_code=True if you trust its authors"

@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 
 from softprompt.commands.opening import load_calibrated, open_prompt
-from softprompt.commands.options import BaseName, Calibrate, Dtype, Json, PromptFolder, TaskFile
+from softprompt.commands.options import TABLE, BaseName, Calibrate, Dtype, Json, PromptFolder, TaskFile
 from softprompt.commands.tables import figures_table, labels_table
 from softprompt.commands.terminal import print_result, reporting
 from softprompt.errors import SoftPromptError
@@ -30,7 +31,7 @@ def evaluate(
         str,
         typer.Argument(
             metavar="DATA",
-            help="Labelled rows: a table (CSV, TSV, JSON, Parquet, a sheet) or hub:OWNER/NAME:SPLIT.",
+            help=f"Labelled rows: {TABLE}.",
             show_default=False,
         ),
     ],
@@ -65,8 +66,9 @@ def predict(
         typer.Option(
             "--input",
             "-i",
-            metavar="FILE",
-            help="Instead: a table with the template's columns, or - for the lines of stdin, /dev/stdin for a table.",
+            metavar="DATA",
+            help=f"Instead, rows with the template's columns: {TABLE}, or - for the lines of stdin, /dev/stdin for a "
+            "table there.",
             show_default=False,
         ),
     ] = None,
@@ -94,7 +96,7 @@ def predict(
     with reporting() as out:
         from softprompt.evaluation.answering import AnswerFile, answer
         from softprompt.progress import progress_bar
-        from softprompt.tasks.rows import read_entries
+        from softprompt.tasks.rows import Entries
 
         if found := next((text for text in texts or [] if _is_file(text)), None):
             raise SoftPromptError(f"{found} is a file: to answer its rows write --input {shlex.quote(found)}")
@@ -102,21 +104,20 @@ def predict(
         source: Any = file
         if texts or file == "-":
             source = _mappings(texts or _read_lines(its_task), its_task)
-        # All of them first: a file that cannot be read is not to come out after the base is loaded.
-        entries = list(read_entries(source, its_task, need_targets=False, reading=reading))
-        bad = [entry for entry in entries if entry.row is None]
-        if bad and (texts or len(bad) == len(entries)):
-            raise SoftPromptError(f"{bad[0].record.place}: {bad[0].fault}")
-        about = {"prompt": asked.sha256, "task": its_task.model_dump(), "rows": [one.record.values for one in entries]}
-        kept = None if output is None else AnswerFile(output, about | {"calibrate": calibrate}, force=force)
-        if kept is not None and kept.done:
-            typer.echo(f"{output}: {kept.done:,} rows are answered already", err=True)
+        # All of them are looked at first: a file that cannot be read is not to come out after the base is loaded.
+        entries = Entries(source, its_task, reading)
+        if texts or entries.bad == entries.count:
+            entries.refuse_bad()
+        about = {"prompt": asked.sha256, "task": its_task.model_dump(), "rows": entries.digest, "calibrate": calibrate}
+        kept = None if output is None else AnswerFile(output, about, force=force)
+        done = 0 if kept is None else kept.done
+        if done:
+            typer.echo(f"{output}: {done:,} rows are answered already", err=True)
         asked, loaded = load_calibrated(asked, its_task, load, calibrate, reading)
-        todo = entries[0 if kept is None else kept.done :]
         answers: list[Answered] = []
         failed = 0 if kept is None else kept.failed
-        with progress_bar(Console(stderr=True), "Predicting", len(todo)) as advance:
-            for one in answer(loaded, asked, its_task, todo, advance):
+        with progress_bar(Console(stderr=True), "Predicting", entries.count - done) as advance:
+            for one in answer(loaded, asked, its_task, islice(entries, done, None), advance):
                 failed += bool(one.error)
                 if kept is not None:
                     kept.add(one)
@@ -128,10 +129,10 @@ def predict(
             print_result(out, {"predictions": [_describe(one, its_task) for one in answers]})
         elif kept is not None:
             kept.finish()
-            document = {"output": str(output), "rows": len(entries), "errors": failed}
-            print_result(out, document if as_json else None, f"{len(entries):,} rows with their answers: {output}")
+            document = {"output": str(output), "rows": entries.count, "errors": failed}
+            print_result(out, document if as_json else None, f"{entries.count:,} rows with their answers: {output}")
         if failed:
-            typer.echo(f"warning: {failed:,} of {len(entries):,} rows have an error in place of an answer", err=True)
+            typer.echo(f"warning: {failed:,} of {entries.count:,} rows have an error in place of an answer", err=True)
 
 
 def _mappings(texts: list[str], task: Task) -> list[dict[str, str]]:

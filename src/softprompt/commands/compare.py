@@ -36,6 +36,7 @@ def compare(
         typer.Option(
             "--output",
             "-o",
+            metavar="DIR",
             help="The comparison's folder; what is finished in it is not repeated. Default: comparisons/ and the "
             "task's name.",
             show_default=False,

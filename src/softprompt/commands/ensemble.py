@@ -28,10 +28,11 @@ def train_members(
     with reporting() as out:
         from softprompt.bases.load import load_base
         from softprompt.evaluation import evaluate
-        from softprompt.progress import TrainingProgress, progress_bar
+        from softprompt.progress import TrainingProgress
         from softprompt.training.ensemble import train_ensemble
         from softprompt.training.folder import PROMPT
         from softprompt.training.heads import choose_answer
+        from softprompt.training.run import rows_around
         from softprompt.training.taskfile import load_task_file, make_prompt
 
         file = load_task_file(task, overrides)
@@ -49,23 +50,25 @@ def train_members(
         def with_data(prompt: SoftPrompt) -> SoftPrompt:
             return replace(prompt, card=prompt.card.replace(data=file.data.for_card()))
 
-        progress = TrainingProgress(console, file.task.metric, count * len(validation or []))
-        with progress:
+        kind = choose_answer(file.task, rows)
+        before, _ = rows_around(kind, recipe, len(rows), 0)
+        after = sum(map(len, asked.values()))
+        shown = count * len(validation or [])
+        figures: dict[str, Any] = {}
+        with TrainingProgress(console, file.task.metric, shown, before=count * before, after=after) as progress:
             ensemble = train_ensemble(
                 base,
                 [with_data(make_prompt(base, start, file.task, rows)) for start in starts],
-                choose_answer(file.task, rows),
+                kind,
                 train=rows,
                 validation=validation,
                 recipe=recipe,
                 callbacks=[progress],
-                progress=progress.validated,
+                progress=progress.answered,
             )
-        ensemble.save(folder, force=force)
-        figures: dict[str, Any] = {}
-        for name, some in asked.items():
-            with progress_bar(console, "Testing", len(some)) as advance:
-                figures[name] = evaluate(base, ensemble, file.task, some, progress=advance) if some else None
+            ensemble.save(folder, force=force)
+            for name, some in asked.items():
+                figures[name] = evaluate(base, ensemble, kind, some, progress=progress.answered) if some else None
         document = {
             "prompt": str(folder),
             "members": [prompt.card.metrics for prompt in ensemble.prompts],

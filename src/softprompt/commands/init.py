@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from softprompt.commands.options import Json
+from softprompt.commands.options import TABLE, Json
 from softprompt.commands.terminal import print_result, reporting
-from softprompt.text import shorten
+from softprompt.text import listed, shorten
 
 if TYPE_CHECKING:
     from softprompt.tasks.survey import Survey
@@ -21,7 +21,7 @@ _MOST_SHOWN = 8
 
 
 def init(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="The table: CSV, TSV, JSON, Parquet, a sheet.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help=f"The rows: {TABLE}.", show_default=False)],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="The task file. Default: the table's name and .yaml."),
@@ -81,7 +81,7 @@ def draft(found: Survey, output: Path | None, *, base: str = BASE, force: bool =
 
 
 def _describe(found: Survey) -> list[str]:
-    lines = [f"{found.source}: {found.rows:,} rows; columns: {', '.join(found.columns)}"]
+    lines = [f"{found.source}: {found.rows:,} rows; {len(found.columns)} columns: {listed(found.columns)}"]
     if found.form is not None:
         return [*lines, f"rows of the form {found.form}"]
     for name in found.texts:
@@ -89,10 +89,9 @@ def _describe(found: Survey) -> list[str]:
         lines.append(f"text: {name} (half of them have {column.words:g} words or fewer, the longest {column.longest})")
     if found.label is not None:
         counts, mapping = found.labels()
-        common = sorted(counts.items(), key=lambda pair: -pair[1])[:_MOST_SHOWN]
-        more = f" and {len(counts) - _MOST_SHOWN} more" if len(counts) > _MOST_SHOWN else ""
-        named = ", ".join(f"{shorten(value, 30)} {count:,}" for value, count in common)
-        lines.append(f"label: {found.label} ({len(counts)} labels: {named}{more})")
+        common = sorted(counts.items(), key=lambda pair: -pair[1])
+        named = listed([f"{shorten(value, 30)} {count:,}" for value, count in common], _MOST_SHOWN)
+        lines.append(f"label: {found.label} ({len(counts)} labels: {named})")
         lines += [f"label: {other!r} is taken for {label!r}" for other, label in mapping.items()]
     else:
         lines.append(f"answer: {found.answer}, to be generated; choose --label for a column of labels")
@@ -103,7 +102,7 @@ def _ask(found: Survey, *, ask_text: bool, ask_label: bool) -> Survey:
     """The survey with the columns that are chosen at the terminal."""
     from softprompt.tasks.survey import survey
 
-    typer.echo(f"columns: {', '.join(found.columns)}", err=True)
+    typer.echo(f"columns: {listed(found.columns)}", err=True)
     text, label, answer = found.texts, found.label, found.answer
     if ask_text:
         said = typer.prompt("Which columns are the text? (with commas between)", ", ".join(text), err=True)

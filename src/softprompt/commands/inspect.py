@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from softprompt.commands.opening import base_of, load_one, open_one
-from softprompt.commands.options import BaseName, Dtype, Json, PromptFolder, TaskFile
+from softprompt.commands.options import TABLE, BaseName, Dtype, Json, PromptFolder, TaskFile
 from softprompt.commands.terminal import print_result, reporting
 
 if TYPE_CHECKING:
@@ -21,8 +21,9 @@ def inspect(
     data: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE",
-            help="Labelled rows, to measure how much each virtual token matters; each row is asked P + 1 times.",
+            metavar="DATA",
+            help=f"Labelled rows, {TABLE}, to measure how much each virtual token matters; each row is asked "
+            "P + 1 times.",
             show_default=False,
         ),
     ] = None,

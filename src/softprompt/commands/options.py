@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+TABLE = "a table (CSV, TSV, JSON, Parquet, a sheet) or hub:OWNER/NAME:SPLIT"
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a run that is already in the folder.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder from its last checkpoint.")]
@@ -49,9 +50,9 @@ Calibrate = Annotated[
     str | None,
     typer.Option(
         "--calibrate",
-        metavar="FILE",
-        help="Labelled rows, best those of training, on which to measure how much each label is liked whatever a text "
-        "says; that is taken out of the answers.",
+        metavar="DATA",
+        help=f"Labelled rows, {TABLE}, best those of training, on which to measure how much each label is liked "
+        "whatever a text says; that is taken out of the answers.",
         show_default=False,
     ),
 ]

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from softprompt.commands.opening import open_one
-from softprompt.commands.options import BaseName, Dtype, Json, PromptFolder, TaskFile
+from softprompt.commands.options import TABLE, BaseName, Dtype, Json, PromptFolder, TaskFile
 from softprompt.commands.terminal import print_result, reporting
 from softprompt.errors import SoftPromptError
 
@@ -23,8 +23,8 @@ def prune(
     data: Annotated[
         str,
         typer.Option(
-            metavar="VALIDATION",
-            help="Labelled rows that decide; each is asked P + 2 times.",
+            metavar="DATA",
+            help=f"Labelled rows, {TABLE}, that decide; each is asked P + 2 times.",
             show_default=False,
         ),
     ],

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from threading import Timer
 from typing import Any, TextIO
 
 import typer
@@ -34,6 +35,10 @@ def reporting() -> Iterator[TextIO]:
         The real stdout, for the command's result. Whatever else is printed inside goes to stderr.
     """
     out = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - a closed stdout: there is nobody to print to
+    waiting = Timer(1, _tell_waiting)
+    waiting.daemon = True
+    if sys.stderr is not None and sys.stderr.isatty():
+        waiting.start()
     try:
         with redirect_stdout(sys.stderr), warnings.catch_warnings(), _own_log_lines():
             warnings.simplefilter("ignore")
@@ -46,6 +51,14 @@ def reporting() -> Iterator[TextIO]:
         typer.echo(printable(f"error: {_explain(error)}"), err=True)
         stopped = isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
         raise typer.Exit(_STOPPED if stopped else 1) from None
+    finally:
+        waiting.cancel()
+
+
+def _tell_waiting() -> None:
+    """That nothing is wrong where the libraries, which take seconds, are not there yet."""
+    if "torch" in sys.modules and not hasattr(sys.modules.get("softprompt.bases.load"), "load_base"):
+        typer.echo("Loading PyTorch and Transformers", err=True)
 
 
 @contextmanager

@@ -31,7 +31,11 @@ def train(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="The run's folder. Default: runs/ and the task's name.", show_default=False
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="The run's folder. Default: runs/ and the task's name.",
+            show_default=False,
         ),
     ] = None,
     ensemble: Annotated[
@@ -58,10 +62,12 @@ def train(
     with reporting() as out:
         from softprompt.bases.load import load_base
         from softprompt.evaluation import evaluate, predict
-        from softprompt.progress import TrainingProgress, progress_bar
+        from softprompt.progress import TrainingProgress
         from softprompt.reporting.run_report import REPORT, write_report
         from softprompt.training import grow, processes, train
         from softprompt.training.folder import RECORD, recorded_dtype
+        from softprompt.training.heads import choose_answer
+        from softprompt.training.run import rows_around
         from softprompt.training.taskfile import load_task_file, make_prompt
 
         overrides = overrides or []
@@ -78,7 +84,10 @@ def train(
                 dtype = recorded_dtype(folder) or dtype
             base = load_base(file.base, dtype=dtype)
         console = Console(stderr=True)
-        progress = TrainingProgress(console, file.task.metric, len(validation or []))
+        checks = len(validation or [])
+        before, after = rows_around(choose_answer(file.task, rows), file.recipe, len(rows), checks)
+        after += len(test_rows) + checks  # which the report looks for mistakes in
+        progress = TrainingProgress(console, file.task.metric, checks, before=before, after=after)
         common: dict[str, Any] = {
             "train": rows,
             "validation": validation,
@@ -88,7 +97,7 @@ def train(
             "resume": resume,
             "force": force,
             "callbacks": [progress],
-            "progress": progress.validated,
+            "progress": progress.answered,
             "diagnosed": lambda found: progress.diagnosed([diagnosis.sentence for diagnosis in found]),
         }
 
@@ -106,16 +115,14 @@ def train(
                     run = growth.run
                 else:
                     run = train(base, make(file.prompt.num_virtual_tokens), file.task, **common)
-            if not processes.is_first():  # the first one measures, writes and prints
-                return
-            if test_rows:
-                with progress_bar(console, "Testing", len(test_rows)) as advance:
-                    test = evaluate(base, run.prompt, file.task, test_rows, progress=advance)
-            # Of several lengths each has a run, and so a report, of its own.
-            reported = folder if growth is None or growth.folder is None else growth.folder
-            report = reported / REPORT
-            with progress_bar(console, "Writing the report", len(validation or [])) as advance:
-                write_report(reported, base=base, validation=validation, test=test, progress=advance)
+                if not processes.is_first():  # the first one measures, writes and prints
+                    return
+                if test_rows:
+                    test = evaluate(base, run.prompt, file.task, test_rows, progress=progress.answered)
+                # Of several lengths each has a run, and so a report, of its own.
+                reported = folder if growth is None or growth.folder is None else growth.folder
+                report = reported / REPORT
+                write_report(reported, base=base, validation=validation, test=test, progress=progress.answered)
         except KeyboardInterrupt:
             if not (folder / RECORD).exists():
                 raise
@@ -172,7 +179,7 @@ def report(
 
 def demo(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The folder for the data, the task file and the run.")
+        Path, typer.Option("--output", "-o", metavar="DIR", help="The folder for the data, the task file and the run.")
     ] = Path("softprompt-demo"),
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps. Default: a few minutes' worth.", show_default=False)

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from softprompt.bases.base import Base
 from softprompt.comparison.measuring import Stopwatch, peak_memory
-from softprompt.evaluation.calibration import rows_asked, worth_trying
 from softprompt.evaluation.evaluate import evaluate
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.rows import Row
 from softprompt.tasks.task import Task
+from softprompt.training.heads import choose_answer
 from softprompt.training.recipe import Recipe
-from softprompt.training.run import train
+from softprompt.training.run import rows_around, train
 
 STEPS = 2
 ROWS = 16
@@ -77,8 +77,7 @@ def measure_costs(
     asked = (checks or train_rows)[:ROWS]
     row_seconds = evaluate(base, prompt, task, asked).seconds / len(asked)
     answers = math.ceil(recipe.max_steps / recipe.evaluate_every) * len(checks)
-    if worth_trying(recipe.calibrate, task, validates=bool(checks)):
-        answers += min(rows_asked(len(task.labels or [])), len(train_rows)) + len(checks)
+    answers += sum(rows_around(choose_answer(task, train_rows, prompt), recipe, len(train_rows), len(checks)))
     with tempfile.TemporaryDirectory(prefix="softprompt-") as folder:
         files = list(prompt.save(Path(folder) / "prompt").iterdir())
         artifact_bytes = sum(file.stat().st_size for file in files)

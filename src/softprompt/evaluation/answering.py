@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
 from softprompt.evaluation.evaluate import predict
-from softprompt.files import append_to, write_file
+from softprompt.files import append_to, replacing
 from softprompt.prompts.ensemble import Ensemble
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.answers.answer import Prediction
@@ -28,6 +28,7 @@ from softprompt.tasks.task import Task
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 _CHUNK = 128
+_AT_ONCE = 8192  # rows of a Parquet file that are written together
 
 
 @dataclass(frozen=True)
@@ -115,20 +116,35 @@ class AnswerFile:
         mark = json.dumps(
             {"about": hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()}
         )
-        lines = self._lines()
-        if lines[:1] != [mark]:
-            lines = [mark]
-        write_file(self._begun, "".join(f"{line}\n" for line in lines))  # without a line that a kill cut
-        self.done = len(lines) - 1
-        self.failed = sum(json.loads(line)[0] for line in lines[1:])
+        self.done = self.failed = 0
+        with replacing(self._begun) as file:  # without a line that a kill cut
+            file.write(f"{mark}\n".encode())
+            lines = self._lines()
+            if next(lines, None) == mark:
+                for line in lines:
+                    file.write(f"{line}\n".encode())
+                    self.done += 1
+                    self.failed += json.loads(line)[0]
 
-    def _lines(self) -> list[str]:
+    def _lines(self) -> Iterator[str]:
         try:
-            return self._begun.read_text(encoding="utf-8").split("\n")[:-1]
+            with self._begun.open(encoding="utf-8", newline="\n") as file:
+                for line in file:
+                    if line.endswith("\n"):
+                        yield line[:-1]
         except FileNotFoundError:
-            return []
+            return
         except OSError as error:
             raise SoftPromptError(f"{self._begun}: cannot be read: {error.strerror}") from error
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        """The rows that have been written."""
+        whole = self.path.suffix.lower() == ".jsonl"
+        for line in islice(self._lines(), 1, None):
+            row: dict[str, Any] = json.loads(line)[1]
+            if not whole:
+                row.pop("probabilities", None)  # as many as there are labels: for JSONL
+            yield row
 
     def add(self, answered: Answered) -> None:
         """Write one more answer."""
@@ -138,17 +154,14 @@ class AnswerFile:
 
     def finish(self) -> None:
         """Give the file its format and its name."""
-        rows = [json.loads(line)[1] for line in self._lines()[1:]]
         suffix = self.path.suffix.lower()
-        if suffix == ".jsonl":
-            write_file(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        else:
-            for row in rows:
-                row.pop("probabilities", None)  # as many as there are labels: for JSONL
-            columns = list(dict.fromkeys(name for row in rows for name in row))
-            write_file(
-                self.path, _parquet(rows, columns) if suffix == ".parquet" else _delimited(rows, columns, suffix)
-            )
+        with replacing(self.path) as file:
+            if suffix == ".jsonl":
+                file.writelines((json.dumps(row, ensure_ascii=False) + "\n").encode() for row in self._rows())
+            elif suffix == ".parquet":
+                _write_parquet(file, self._rows)
+            else:
+                _write_delimited(file, self._rows, suffix)
         os.unlink(self._begun)
 
 
@@ -178,23 +191,34 @@ def _cell(value: object) -> object:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
 
 
-def _delimited(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], suffix: str) -> str:
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, delimiter="\t" if suffix == ".tsv" else ",")
+def _write_delimited(file: BinaryIO, rows: Callable[[], Iterable[Mapping[str, Any]]], suffix: str) -> None:
+    columns = list(dict.fromkeys(name for row in rows() for name in row))
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+    writer = csv.writer(text, delimiter="\t" if suffix == ".tsv" else ",")
     writer.writerow(columns)
-    writer.writerows([_cell(row.get(name)) for name in columns] for row in rows)
-    return out.getvalue()
+    writer.writerows([_cell(row.get(name)) for name in columns] for row in rows())
+    text.detach()
 
 
-def _parquet(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
+def _write_parquet(file: BinaryIO, rows: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
     import pyarrow  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
 
-    arrays = {}
-    for name in columns:
-        values = [_cell(row.get(name)) for row in rows]
-        same = {type(value) for value in values if value is not None}
-        arrays[name] = values if len(same) < 2 else [None if value is None else str(value) for value in values]
-    sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(pyarrow.table(arrays), sink)
-    return bytes(sink.getvalue().to_pybytes())
+    types: dict[str, set[type]] = {}
+    for row in rows():
+        for name, value in row.items():
+            found = types.setdefault(name, set())
+            if value is not None:
+                found.add(type(_cell(value)))
+    of = {bool: pyarrow.bool_(), int: pyarrow.int64(), float: pyarrow.float64()}
+    # A column of several types is text.
+    alike = {name: next(iter(found)) if len(found) == 1 else str for name, found in types.items()}
+    schema = pyarrow.schema([(name, of.get(kind, pyarrow.string())) for name, kind in alike.items()])
+    waiting = iter(rows())
+    with pyarrow.parquet.ParquetWriter(file, schema) as writer:
+        while some := list(islice(waiting, _AT_ONCE)):
+            columns = {
+                name: [None if (value := row.get(name)) is None else kind(_cell(value)) for row in some]
+                for name, kind in alike.items()
+            }
+            writer.write_table(pyarrow.table(columns, schema))

@@ -95,7 +95,7 @@ def measure_priors(
     counts = Counter(row.label for row in rows)
     # One more of each: a label that no row has may come all the same.
     frequencies = torch.tensor([counts[label] + 1 for label in range(len(labels))], dtype=torch.float64)
-    some = rows[:: max(1, len(rows) // rows_asked(len(labels)))]  # from all over: a file may be sorted by label
+    some = [rows[i] for i in rows_of(len(rows), len(labels))]
     likelihoods = Evaluator(model, task, some, virtual_tokens=virtual_tokens).likelihoods(progress)
     return fit_log_priors(likelihoods, frequencies / frequencies.sum())
 
@@ -120,9 +120,9 @@ def fit_log_priors(likelihoods: Tensor, frequencies: Tensor) -> list[float]:
     return [float(prior) for prior in priors]
 
 
-def rows_asked(labels: int) -> int:
-    """About how many rows calibration asks, at most, for so many labels."""
-    return max(_ROWS, _ROWS_OF_LABEL * labels)
+def rows_of(rows: int, labels: int) -> range:
+    """Which of so many rows calibration asks: some from all over, since a file may be sorted by label."""
+    return range(0, rows, max(1, rows // max(_ROWS, _ROWS_OF_LABEL * labels)))
 
 
 def check_labels(task: Task, who: str) -> None:

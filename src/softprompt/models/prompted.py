@@ -243,7 +243,8 @@ class PromptedModel(nn.Module):
 
         Args:
             leaves: K prompts and then, where there are any, their heads.
-            batch, targets: what is computed, and the right ids.
+            batch: what is computed.
+            targets: `[A]` the right ids.
             return_logits: whether they are asked for.
         """
         count = len(leaves) - len(self.heads)

@@ -16,8 +16,10 @@ from tempfile import TemporaryDirectory
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils._validators import validate_repo_id
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+from softprompt.bases.hub import hub_or_cache
 from softprompt.errors import SoftPromptError
 from softprompt.prompts.card import Card
 from softprompt.prompts.names import CONFIG, FILES, WEIGHTS
@@ -157,7 +159,9 @@ def _saying(repo_id: str, done: str) -> Iterator[None]:
     shows_bars = not are_progress_bars_disabled()
     disable_progress_bars()
     try:
-        yield
+        validate_repo_id(repo_id)
+        with hub_or_cache():
+            yield
     except SoftPromptError:
         raise
     except Exception as error:

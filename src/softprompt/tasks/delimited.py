@@ -10,9 +10,10 @@ import csv
 import io
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from typing import Literal
 
@@ -42,10 +43,52 @@ class Record:
     fault: str = ""
 
 
+class Records:
+    """The records of a delimited text, which are made whenever they are gone through: none is kept.
+
+    Args:
+        name: what messages call the file.
+        lines: gives each row's first line and values, from the first row on.
+        columns: their names.
+    """
+
+    def __init__(self, name: str, lines: Callable[[], _Lines], columns: Sequence[str]) -> None:
+        self._name, self._lines, self._columns = name, lines, columns
+        self._said = False
+
+    def __iter__(self) -> Iterator[Record]:
+        name, columns = self._name, self._columns
+        number = blank = 0
+        held: list[Record] = []  # rows of nothing but delimiters, until a row follows
+        for line, values in self._lines():
+            if not values and len(columns) > 1:
+                blank += 1
+                continue
+            number += 1
+            while len(values) > len(columns) and not values[-1].strip():
+                values.pop()
+            fault = ""
+            if len(values) != len(columns) and (values or len(columns) > 1):
+                fault = (
+                    f"{len(values)} values, but {len(columns)} columns; put a value that holds the delimiter in double "
+                    "quotes"
+                )
+            found = dict(zip(columns, values or [""], strict=False))
+            held.append(Record(f"{name}: row {number} (line {line})", dict(found), fault))
+            if any(value.strip() for value in values):
+                yield from held
+                held.clear()
+        if held and not self._said:
+            logger.info("%s: %s rows at its end have no values and are left out", name, f"{len(held):,}")
+        if blank and not self._said:
+            logger.info("%s: %s blank lines between rows are left out", name, f"{blank:,}")
+        self._said = True
+
+
 def read_delimited(
     name: str, text: str, suffix: str, reading: Reading, needed: Sequence[str]
-) -> tuple[list[str], list[Record]]:
-    """A delimited text's columns and records.
+) -> tuple[list[str], Records]:
+    """A delimited text's columns and records, all of which have been looked at once.
 
     Args:
         name: what messages call the file.
@@ -64,10 +107,10 @@ def read_delimited(
         text, first = text[marked.end() :], 2
     delimiter = reading.delimiter or (marked and marked[1]) or _find_delimiter(name, text, suffix)
     quoting = delimiter != "\t" if reading.quoting is None else reading.quoting
-    columns, records = _read(name, _split(name, text, delimiter, quoting, first), reading, needed)
+    columns, records = _read(name, partial(_split, name, text, delimiter, quoting, first), reading, needed)
     if reading.quoting is None and not quoting and any(record.fault for record in records):
         with suppress(SoftPromptError):
-            found = _read(name, _split(name, text, delimiter, True, first), reading, needed)
+            found = _read(name, partial(_split, name, text, delimiter, True, first), reading, needed)
             _look_for_glue(name, found[1], found[0], delimiter)
             if not any(record.fault for record in found[1]):
                 logger.info("%s: double quotes hold values together: only so have all rows as many values", name)
@@ -88,15 +131,13 @@ def _is_quoted(value: object) -> bool:
     return isinstance(value, str) and len(value) > 1 and value[0] == value[-1] == '"'
 
 
-def _read(name: str, lines: _Lines, reading: Reading, needed: Sequence[str]) -> tuple[list[str], list[Record]]:
-    """The columns and records in the rows that `_split` gives."""
-    header, start = reading.header, next(lines)
-    if header is None or (isinstance(header, list) and set(header) <= set(start[1])):
-        columns = _name(name, start[1], needed)
-    else:
-        columns = header if isinstance(header, list) else [f"column_{i + 1}" for i in range(len(start[1]))]
-        lines = chain([start], lines)
-    return columns, _records(name, lines, columns)
+def _read(name: str, split: Callable[[], _Lines], reading: Reading, needed: Sequence[str]) -> tuple[list[str], Records]:
+    """The columns and records in the rows that `split` gives."""
+    header, (_, start) = reading.header, next(split())
+    if header is None or (isinstance(header, list) and set(header) <= set(start)):
+        return (columns := _name(name, start, needed)), Records(name, lambda: islice(split(), 1, None), columns)
+    columns = header if isinstance(header, list) else [f"column_{i + 1}" for i in range(len(start))]
+    return columns, Records(name, split, columns)
 
 
 def _find_delimiter(name: str, text: str, suffix: str) -> str:
@@ -156,43 +197,19 @@ def _name(name: str, header: Sequence[str], needed: Sequence[str]) -> list[str]:
     return names
 
 
-def _records(name: str, lines: _Lines, columns: Sequence[str]) -> list[Record]:
-    records: list[Record] = []
-    blank = empty = 0  # `empty`: rows of nothing but delimiters, held back until a row follows
-    for line, values in lines:
-        if not values and len(columns) > 1:
-            blank += 1
-            continue
-        number = len(records) + 1
-        while len(values) > len(columns) and not values[-1].strip():
-            values.pop()
-        fault = ""
-        if len(values) != len(columns) and (values or len(columns) > 1):
-            fault = (
-                f"{len(values)} values, but {len(columns)} columns; put a value that holds the delimiter in double "
-                "quotes"
-            )
-        empty = empty + 1 if not any(value.strip() for value in values) else 0
-        found = dict(zip(columns, values or [""], strict=False))
-        records.append(Record(f"{name}: row {number} (line {line})", dict(found), fault))
-    if empty:
-        del records[-empty:]
-        logger.info("%s: %s rows at its end have no values and are left out", name, f"{empty:,}")
-    if blank:
-        logger.info("%s: %s blank lines between rows are left out", name, f"{blank:,}")
-    return records
-
-
-def _look_for_glue(name: str, records: Sequence[Record], columns: Sequence[str], delimiter: str) -> None:
+def _look_for_glue(name: str, records: Records, columns: Sequence[str], delimiter: str) -> None:
     """Say how many values hold line ends, and refuse those in which lines end or begin as rows of this table do."""
-    long = [(record, value) for record in records for value in record.values.values() if "\n" in str(value)]
+    count, long = 0, list[tuple[Record, object]]()
+    ends: tuple[set[str], set[str]] = (set(), set())
+    for record in records:
+        count += 1
+        long += [(record, value) for value in record.values.values() if "\n" in str(value)]
+        for found, i in zip(ends, (0, -1), strict=True):
+            found.add(str(record.values.get(columns[i])))
     if not long:
         return
     # Columns of few values, such as labels: a line within a text may begin as another text does.
-    firsts, lasts = (
-        found if 2 * len(found) <= len(records) + 2 else set()
-        for found in ({str(record.values.get(columns[i])) for record in records} for i in (0, -1))
-    )
+    firsts, lasts = (found if 2 * len(found) <= count + 2 else set() for found in ends)
     for record, value in long:
         lines = [line for line in str(value).splitlines() if delimiter in line]
         if any(line.rpartition(delimiter)[2] in lasts or line.partition(delimiter)[0] in firsts for line in lines):

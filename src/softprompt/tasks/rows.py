@@ -6,12 +6,14 @@ Owns what a row must hold, and what is said of those that do not. Knows no file 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import logging
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from softprompt.tasks.delimited import Record
 from softprompt.tasks.reading import Reading
 from softprompt.tasks.tables import Table, open_tables
 from softprompt.tasks.task import LABEL_COLUMN, Task
+from softprompt.tasks.unpacking import STDIN
 from softprompt.text import shown
 
 logger = logging.getLogger(__name__)
@@ -143,6 +146,50 @@ def read_entries(
             yield maker.entry(record, table.name, number)
     if not found:
         raise SoftPromptError(f"{tables[0].name if tables else 'input'}: there are no rows of data")
+
+
+class Entries:
+    """The records of a source that is to be answered, gone through once to look at them and then as often as wanted.
+
+    None is kept, unless the source gives them only once (stdin).
+
+    Args:
+        source, task, reading: see `read_entries`.
+
+    Attributes:
+        count: how many there are.
+        bad: how many of them cannot be used.
+        digest: of their values.
+
+    Raises:
+        SoftPromptError: The source cannot be read, is empty or lacks a column.
+    """
+
+    def __init__(self, source: Rows, task: Task, reading: Reading) -> None:
+        self._read = partial(read_entries, source, task, need_targets=False, reading=reading)
+        self._kept = list(self._read()) if str(source) in STDIN else None
+        self.count = self.bad = 0
+        self._first_bad: Entry | None = None
+        values = hashlib.sha256()
+        for entry in self:
+            self.count += 1
+            values.update(json.dumps(entry.record.values, sort_keys=True, default=str).encode())
+            if entry.row is None:
+                self.bad += 1
+                self._first_bad = self._first_bad or entry
+        self.digest = values.hexdigest()
+
+    def __iter__(self) -> Iterator[Entry]:
+        return self._read() if self._kept is None else iter(self._kept)
+
+    def refuse_bad(self) -> None:
+        """Refuse the first record that cannot be used, where there is one.
+
+        Raises:
+            SoftPromptError: there is.
+        """
+        if self._first_bad is not None:
+            raise SoftPromptError(f"{self._first_bad.record.place}: {self._first_bad.fault}")
 
 
 def rows_from(inputs: Iterable[Any], task: Task, *, source: str = "input", reading: Reading | None = None) -> list[Row]:

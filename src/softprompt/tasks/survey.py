@@ -17,7 +17,7 @@ from softprompt.tasks.forms import FORMS
 from softprompt.tasks.reading import Reading
 from softprompt.tasks.rows import MOST_LABELS, as_key, with_messages
 from softprompt.tasks.tables import open_tables
-from softprompt.text import shown
+from softprompt.text import listed, shown
 
 # Names that say what a column is, the surest first.
 _LABEL = (
@@ -114,7 +114,7 @@ def survey(source: str, *, texts: Sequence[str] = (), label: str | None = None, 
     columns = _columns(records)
     for name in (*texts, *filter(None, (label, answer))):
         if name not in columns:
-            raise SoftPromptError(f"{source}: no column {shown(name)}; choose one of {', '.join(map(shown, columns))}")
+            raise SoftPromptError(f"{source}: no column {shown(name)}; choose one of {listed([*map(shown, columns)])}")
     found = Survey(source, len(records), reading, columns)
     form = next((name for name, form in FORMS.items() if form.columns <= set(columns)), None)
     if form is not None and not texts and label is None and answer is None:
@@ -131,7 +131,7 @@ def survey(source: str, *, texts: Sequence[str] = (), label: str | None = None, 
         chosen = [name for name in chosen if name != answer] if answer in chosen else chosen
     if not chosen or (label is None and answer is None):
         raise SoftPromptError(
-            f"{source}: no column for what is to be learned beside {', '.join(map(shown, columns))}: add a column of "
+            f"{source}: no column for what is to be learned beside {listed([*map(shown, columns)])}: add a column of "
             "labels or answers"
         )
     return replace(found, texts=chosen, label=label, answer=answer)

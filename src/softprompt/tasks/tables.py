@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from softprompt.bases.hub import UNREACHED, hub_or_cache
 from softprompt.errors import SoftPromptError
 from softprompt.tasks.delimited import Record, read_delimited
 from softprompt.tasks.reading import Reading
@@ -120,13 +121,13 @@ def _parse(text: str, place: str) -> Any:
 
 def _json_lines(name: str, text: str) -> Iterator[Record]:
     number = 0
-    for line, content in enumerate(text.split("\n"), 1):
+    for line, content in enumerate(io.StringIO(text), 1):  # whose lines end at "\n" alone
         if not content.strip():
             continue
         number += 1
         place = f"{name}: row {number} (line {line})"
         try:
-            record = _parse(content, place)
+            record = _parse(content.removesuffix("\n"), place)
         except json.JSONDecodeError as error:
             yield Record(place, fault=f"not JSON: {error.msg} at column {error.colno}")
         except SoftPromptError as error:
@@ -256,8 +257,11 @@ def _open_hub(source: str) -> Table:
 
     subset = (match["subset"],) if match["subset"] else ()
     try:
-        dataset = datasets.load_dataset(match["name"], *subset, split=match["split"])
+        with hub_or_cache() as answers:
+            dataset = datasets.load_dataset(match["name"], *subset, split=match["split"])
     except Exception as error:  # whatever goes wrong between here and the hub, in any of its libraries' types
+        if not answers:
+            raise SoftPromptError(f"{source}: {UNREACHED}") from None
         raise SoftPromptError(f"{source}: cannot be loaded: {type(error).__name__}: {error}") from None
     return _of_dataset(dataset, source)
 

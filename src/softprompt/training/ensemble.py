@@ -38,7 +38,8 @@ def train_ensemble(
         validation: likewise; None: the last prompts are kept.
         recipe: the settings; default `Recipe()`. Member k's order is that of a run with the seed `recipe.seed + k`.
         callbacks: callbacks of the Trainer's kind.
-        progress: called in each validation with the number of rows finished since the last call.
+        progress: called with the number of rows finished since the last call, in each validation and where a head is
+            fitted.
 
     Raises:
         SoftPromptError: there is no prompt, the task has no labels, or see `train_side_by_side`.

@@ -119,7 +119,9 @@ def grow(
         output: the folder: `N-virtual-tokens` with the run of each length, and `prompt`; None: all stays in memory.
         resume: go on with what is in `output`; the result is that of a growth never interrupted.
         force: replace what is in `output`.
-        callbacks, progress, diagnosed: of each run, see `train`.
+        callbacks: of each run, see `train`.
+        progress: of each run, see `train`.
+        diagnosed: of each run, see `train`.
 
     Raises:
         SoftPromptError: the data or the lengths can't be used, or see `train`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -58,14 +58,20 @@ def with_head(prompt: SoftPrompt, task: Task) -> SoftPrompt:
 
 
 @torch.no_grad()
-def fit_head(model: PromptedModel, encoded: Encoded, task: Task, recipe: Recipe) -> None:
+def fit_head(
+    model: PromptedModel,
+    encoded: Encoded,
+    task: Task,
+    recipe: Recipe,
+    progress: Callable[[int], None] | None = None,
+) -> None:
     """Fit the model's head, where it has one, to what its prompt makes of the training rows.
 
     Raises:
         SoftPromptError: see `head.fit`.
     """
     for head in model.heads:
-        head.copy_(fit(model, encoded, task, recipe))
+        head.copy_(fit(model, encoded, task, recipe, progress))
 
 
 def label_weights(encoded: Encoded, task: Task, recipe: Recipe) -> Tensor | None:
@@ -90,8 +96,16 @@ def rows_to_fit(count: int, recipe: Recipe) -> list[int]:
     return sorted(random.Random(recipe.seed).sample(range(count), recipe.fit_rows))
 
 
-def fit(model: PromptedModel, encoded: Encoded, task: Task, recipe: Recipe) -> Tensor:
+def fit(
+    model: PromptedModel,
+    encoded: Encoded,
+    task: Task,
+    recipe: Recipe,
+    progress: Callable[[int], None] | None = None,
+) -> Tensor:
     """The head `[L, H]` that is fitted on the training rows, of many on `recipe.fit_rows` that the seed draws.
+
+    `progress` is called with the number of rows read since the last call.
 
     Raises:
         SoftPromptError: see `head.fit`.
@@ -100,6 +114,6 @@ def fit(model: PromptedModel, encoded: Encoded, task: Task, recipe: Recipe) -> T
     rows = rows_to_fit(len(gold), recipe)
     if len(rows) < len(gold):
         logger.warning("the head is fitted on %s of %s training rows", f"{len(rows):,}", f"{len(gold):,}")
-    states = final_states(model, [encoded.input_ids[row] for row in rows])
+    states = final_states(model, [encoded.input_ids[row] for row in rows], progress=progress)
     right, weights = [gold[row] for row in rows], label_weights(encoded, task, recipe)
     return fit_states(states, right, len(task.labels or []), None if weights is None else weights[right]).head

@@ -17,7 +17,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from softprompt.bases.base import Base, dtype_name
-from softprompt.evaluation.calibration import calibrate, check_labels, worth_keeping, worth_trying
+from softprompt.evaluation.calibration import calibrate, check_labels, rows_of, worth_keeping, worth_trying
 from softprompt.evaluation.evaluate import Evaluation, Evaluator, evaluate, tell_cut
 from softprompt.files import write_file
 from softprompt.models.generation import find_way
@@ -73,6 +73,7 @@ class Run:
         kernel: how the steps were computed.
         diagnoses: what looked wrong in the rows, and with the monitor at the end.
         problems: the faults of the rows and the template.
+        fit_seconds: of `seconds`, those in which a head was fitted.
         folder: the run's folder; None where none was asked for.
     """
 
@@ -86,6 +87,7 @@ class Run:
     kernel: str
     diagnoses: list[Diagnosis] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    fit_seconds: float = 0.0
     folder: Path | None = field(default=None)
 
     @property
@@ -143,7 +145,8 @@ def train(
         resume: go on from the newest checkpoint in `output`; the result is that of a run never interrupted.
         force: replace a run in `output`.
         callbacks: callbacks of the Trainer's kind.
-        progress: called in each validation, and in calibration, with the number of rows finished since the last call.
+        progress: called with the number of rows finished since the last call, in each validation, in calibration and
+            where a head is fitted.
         diagnosed: called after each log entry and validation with what looks wrong, unless the recipe's monitor is off.
 
     Raises:
@@ -169,7 +172,7 @@ def train(
         checkpoint = trainer.last_checkpoint() if resume else None
         with together():
             if checkpoint is None:
-                fit_head(prepared.model, prepared.encoded, prepared.task, recipe)
+                prepared.fit_head(progress)
         # All that can fail before a step has been tried: now a run that is there may go.
         with together():
             if output is not None and not resume and is_first():
@@ -190,6 +193,23 @@ def train(
             trainer.restore(good)
             raise _with_last_good(error, _finish(prepared, trainer, kept, progress, began)) from None
         return _finish(prepared, trainer, kept, progress, began)
+
+
+def rows_around(task: Task, recipe: Recipe, rows: int, checks: int) -> tuple[int, int]:
+    """How many rows are asked before the first step and after the last: to fit a head, to calibrate, to validate again.
+
+    Args:
+        task: with a kind of answer that is not `auto`.
+        recipe: of the run.
+        rows: the training rows.
+        checks: the validation rows.
+    """
+    if task.kind == "head":
+        fitted = len(rows_to_fit(rows, recipe))
+        return fitted, fitted + checks if checks else 0
+    if worth_trying(recipe.calibrate, task, validates=bool(checks)):
+        return 0, len(rows_of(rows, len(task.labels or []))) + checks
+    return 0, 0
 
 
 def _folder(output: str | Path | None, about: dict[str, Any], stack: ExitStack, *, resume: bool, force: bool) -> Path:
@@ -218,6 +238,7 @@ class _Prepared:
         encoded: the ids of the training rows that are learned from.
         about: all that the result depends on.
         problems: the faults of the rows and the template.
+        fits: seconds that each fit of a head took.
     """
 
     base: Base
@@ -231,6 +252,13 @@ class _Prepared:
     evaluator: Evaluator | None
     about: dict[str, Any]
     problems: list[Problem]
+    fits: list[float] = field(default_factory=list)
+
+    def fit_head(self, progress: Callable[[int], None] | None) -> None:
+        """Fit the head, where the task is answered by one."""
+        began = time.perf_counter()
+        fit_head(self.model, self.encoded, self.task, self.recipe, progress)
+        self.fits.append(time.perf_counter() - began)
 
     def trainer(
         self,
@@ -351,6 +379,7 @@ def _finish(
         kernel=prepared.model.kernel,
         diagnoses=[*special_texts(prepared.encoded.with_special, len(prepared.encoded.input_ids)), *watched],
         problems=prepared.problems,
+        fit_seconds=sum(prepared.fits),
         folder=folder,
     )
 
@@ -362,7 +391,9 @@ def _refit(
     base, task = prepared.base, prepared.task
     if validated is None:  # nothing has been trained: the head as it was fitted
         return learned, evaluate(base, learned, task, prepared.checks or [], progress=progress), "fitted"
-    head = fit(PromptedModel(base, [learned]), prepared.encoded, task, prepared.recipe)
+    began = time.perf_counter()
+    head = fit(PromptedModel(base, [learned]), prepared.encoded, task, prepared.recipe, progress)
+    prepared.fits.append(time.perf_counter() - began)
     again = replace(learned, head=head)
     checked = evaluate(base, again, task, prepared.checks or [], progress=progress)
     better = checked.better_than(validated, task.metric)

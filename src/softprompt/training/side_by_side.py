@@ -47,7 +47,8 @@ def train_side_by_side(
         validation: likewise; None: the last prompts are kept.
         recipe: the settings; `batch_size` rows for each prompt. Its monitor has no part in this.
         callbacks: callbacks of the Trainer's kind.
-        progress: called in each validation with the number of rows finished since the last call.
+        progress: called with the number of rows finished since the last call, in each validation and where a head is
+            fitted.
 
     Raises:
         SoftPromptError: the rows can't be used, the recipe asks for what only a run of one prompt has, or there are
@@ -73,7 +74,7 @@ def train_side_by_side(
         if prompt is max(prompts, key=lambda one: one.num_virtual_tokens):  # behind which the most are cut
             tell_cut(encoded, encoder.max_tokens)
         model.label_weights = label_weights(encoded, task, recipe)
-        fit_head(model.alone(k), encoded, task, recipe)
+        fit_head(model.alone(k), encoded, task, recipe, progress)
         schedules.append(Schedule(encoded, recipe.batch_size, recipe.max_steps, seed))
     evaluators = None
     if validation is not None:

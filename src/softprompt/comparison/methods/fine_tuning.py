@@ -78,7 +78,8 @@ class FineTuning(Method):
 
         rows = _encode(work, base)
         asked.label_weights = label_weights(rows, plan.task, recipe)
-        fit_head(asked, rows, plan.task, recipe)
+        with work.watch.timed():
+            fit_head(asked, rows, plan.task, recipe)
         heads = list(asked.heads)
         work.folder.parent.mkdir(parents=True, exist_ok=True)
         trainer = _Trainer(
@@ -118,7 +119,9 @@ class FineTuning(Method):
     def _refitted(self, work: Work, plain: Evaluation) -> Evaluation:
         """Fit the head again, as a prompt's training does: kept where the validation is better."""
         asked = self._loaded(work)
-        fit_head(asked, _encode(work, asked.base), work.plan.task, work.recipe)
+        rows = _encode(work, asked.base)
+        with work.watch.timed():
+            fit_head(asked, rows, work.plan.task, work.recipe)
         evaluation = work.evaluator(asked).evaluate()
         if not evaluation.better_than(plain, work.plan.task.metric):
             return plain
