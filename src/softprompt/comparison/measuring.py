@@ -1,7 +1,7 @@
 """Time and memory, measured the same way for every method.
 
-Owns what counts as training time: the steps, and the fits of a head. Loading, validating and saving differ by what a user chooses, not by
-method, and are left out. Knows the Trainer's callbacks and nothing of what is trained.
+Owns what counts as training time: the steps, and the fits of a head. Loading, validating and saving differ by what a
+user chooses, not by method, and are left out. Knows the Trainer's callbacks and nothing of what is trained.
 """
 
 from __future__ import annotations
