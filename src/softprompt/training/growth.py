@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -135,16 +136,16 @@ def grow(
     start = make(lengths[0])
     processes.start(base.device)
     replaced = None if folder is None else Replaced(folder / RECORD)
-    settings: dict[str, Any] = {"train": rows, "validation": checks, "test": test, "recipe": recipe}
-    settings |= {"progress": progress, "diagnosed": diagnosed}
-    settings["callbacks"] = [*callbacks, *([] if replaced is None else [replaced])]
+    also = [*callbacks, *([] if replaced is None else [replaced])]
+    settings: dict[str, Any] = {"train": rows, "validation": checks, "test": test, "recipe": recipe, "callbacks": also}
 
     def run_of(count: int) -> Run:
         own = None if folder is None else folder / f"{count}-virtual-tokens"
         begun = resume and own is not None and (own / RECORD).exists()
         with nullcontext() if replaced is None else replaced.put_back_on_failure(processes.is_first()):
             prompt = start if count == lengths[0] else make(count)
-            return learn(base, prompt, task, output=own, resume=begun, **settings)
+            told: dict[str, Any] = {"progress": progress, "diagnosed": diagnosed}
+            return learn(base, prompt, task, output=own, resume=begun, **settings, **told)
 
     with ExitStack() as stack:
         with processes.together():
@@ -154,9 +155,7 @@ def grow(
                 check_folder(folder, about, resume=resume, force=force)
                 if not resume:
                     open_run(folder, about)
-        kept, tried = _longest_worth_it(
-            lengths, run_of, lambda run: _scores(base, run.prompt, task, checks), task.metric
-        )
+        kept, tried = _longest_worth_it(lengths, run_of, partial(_scores, base, task, checks), task.metric)
         if folder is None:
             return Growth(kept, tried, None)
         with processes.together():
@@ -205,10 +204,10 @@ def _length(count: int, run: Run, metric: str, gain: float | None, noise: float 
     return Length(count, getattr(run.validation, metric), gain, noise, run.steps, run.seconds)
 
 
-def _scores(base: Base, prompt: SoftPrompt, task: Task, rows: Sequence[Row]) -> NDArray[np.float64]:
-    """How good the prompt's answer to each row is, `[n]` from 0 to 1."""
+def _scores(base: Base, task: Task, rows: Sequence[Row], run: Run) -> NDArray[np.float64]:
+    """How good the answer of a run's prompt to each row is, `[n]` from 0 to 1."""
     answers: list[Any] = []
-    for found in predict(base, prompt, task, rows):
+    for found in predict(base, run.prompt, task, rows):
         answers.append(found.output if task.labels is None else task.labels.index(found.label or ""))
     scores = row_scores(task.metric, rows, answers)
     assert scores is not None, "BLEU was refused"
