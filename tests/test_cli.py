@@ -167,6 +167,21 @@ def test_train_prints_its_document(project, base_folder):
     assert card.metrics["validation"] == found["validation"]
 
 
+@pytest.mark.parametrize("count", [0, 4])
+def test_a_head_is_trained_measured_and_asked(project, count):
+    found = printed("train", "task.yaml", "--set", "task.answer=head", "--set", f"prompt.num_virtual_tokens={count}")
+    assert found["steps"] == (12 if count else 0)
+    assert found["trainable_parameters"] == (count + 2) * 32
+    assert (
+        "a head (fitted" in Path(found["report"]).read_text() or "a head (trained" in Path(found["report"]).read_text()
+    )
+    assert printed("evaluate", found["prompt"], "test.csv")["accuracy"] == found["test"]["accuracy"]
+    (answer,) = printed("predict", found["prompt"], "a fine film")["predictions"]
+    assert set(answer["probabilities"]) == {"negative", "positive"}
+    if not count:
+        assert "has no virtual tokens to inspect" in refused("inspect", found["prompt"])
+
+
 def test_train_without_validation_and_test_has_nulls(project):
     found = printed("train", "colours.yaml", "--output", "here")
     assert set(found) == TRAIN_KEYS
@@ -394,7 +409,7 @@ def test_a_byte_order_mark_and_a_long_row_are_taken(project):
     [
         ("recipe.learning_rate=0", "recipe.learning_rate: a number above 0"),
         ("recipe.learning_rate=-1", "recipe.learning_rate: a number above 0"),
-        ("prompt.num_virtual_tokens=0", "prompt.num_virtual_tokens: a whole number from 1 on"),
+        ("prompt.num_virtual_tokens=-1", "prompt.num_virtual_tokens: a whole number from 1 on"),
         ("prompt.num_virtual_tokens=10000", "10000 virtual tokens leave no room for text in the 256 positions"),
         ("prompt.num_virtual_tokens=256", "256 virtual tokens leave no room"),
         ("prompt.num_virtual_tokens=250", "shorten the template or use fewer virtual tokens"),

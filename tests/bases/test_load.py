@@ -31,8 +31,6 @@ from transformers import (
     LlamaTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 from softprompt.bases import load as base_module
@@ -381,20 +379,11 @@ class TestRefusals:
             (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": stated}))
         assert "has no tokenizer that can be read: put its tokenizer.json" in refusal(folder)
 
-    @pytest.mark.parametrize(
-        "model",
-        [
-            T5ForConditionalGeneration(T5Config(vocab_size=258, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)),
-            BertForMaskedLM(
-                BertConfig(
-                    vocab_size=258, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
-                )
-            ),
-        ],
-        ids=["t5", "bert"],
-    )
-    def test_encoders(self, save, model):
-        assert f"({model.config.model_type}) has an encoder, which is not supported yet" in refusal(save(model))
+    def test_an_encoder(self, save):
+        config = BertConfig(
+            vocab_size=258, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
+        )
+        assert "(bert) is an encoder, which is not supported yet" in refusal(save(BertForMaskedLM(config)))
 
     def test_a_model_that_writes_nothing(self, folder):
         config = json.loads((folder / "config.json").read_text())

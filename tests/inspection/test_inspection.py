@@ -8,6 +8,8 @@ import torch
 
 from softprompt import Base, PromptLibrary, SoftPrompt, SoftPromptError, WrongBaseError, inspect
 from softprompt.bases.words import word_norms
+from softprompt.evaluation import Evaluation
+from softprompt.inspection.importance import Importance
 from softprompt.inspection.inspection import continue_alone
 from tests.conftest import make_base
 from tests.training.runs import TASK, rows
@@ -77,3 +79,15 @@ def test_what_cannot_be_inspected_is_refused(tiny_base: Base, tmp_path: Path) ->
         inspect(tiny_base, prompt, task=TASK, data=tmp_path / "none.csv")
     with pytest.raises(SoftPromptError, match="holds no prompts"):
         inspect(tiny_base, prompt, library=PromptLibrary(tmp_path / "none"))
+
+
+def test_what_a_virtual_token_pushes() -> None:
+    def figures(counts: list[list[int]]) -> Evaluation:
+        labels = {"yes": {"f1": 0.0}, "no": {"f1": 0.0}}
+        return Evaluation(n=4, log_loss=1.0, per_label=labels, confusion=counts, seconds=0)
+
+    whole = figures([[2, 0], [1, 1]])  # three times yes, once no
+    without = [figures([[1, 1], [0, 2]]), figures([[2, 0], [2, 0]]), whole]
+    assert Importance("log_loss", whole, without).pushed == ["yes", "no", None]
+    text = Evaluation(n=1, exact_match=1.0, seconds=0)
+    assert Importance("exact_match", text, [text]).pushed == [None]

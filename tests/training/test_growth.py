@@ -67,7 +67,7 @@ def test_what_is_not_above_the_noise_ends_it(
 
 def test_scores_are_the_answers_right_or_wrong(tiny_base: Base) -> None:
     found = grown(tiny_base, lengths=(3,), recipe=recipe(max_steps=20, learning_rate=0.1))
-    scores = growth._scores(tiny_base, found.run.prompt, TASK, CHECKS)
+    scores = growth._scores(tiny_base, TASK, CHECKS, found.run)
     assert set(scores.tolist()) <= {0.0, 1.0}
     assert found.run.validation is not None
     assert scores.mean() == pytest.approx(found.run.validation.accuracy)

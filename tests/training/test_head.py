@@ -66,10 +66,12 @@ def test_the_head_has_a_rate_of_its_own(tiny_base: sp.Base) -> None:
     assert not torch.allclose(still.prompt.head, moved.prompt.head, atol=1e-4)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("weights", ["none", "balanced"])
 @pytest.mark.parametrize("step", [3, 8, 17])
-def test_a_resumed_run_is_the_same_run(tiny_base: sp.Base, tmp_path: Path, step: int) -> None:
-    whole = learn(tiny_base, tmp_path / "whole")
-    recipe = sp.Recipe(max_steps=24, batch_size=4, evaluate_every=6, save_every=4, warmup_steps=2)
+def test_a_resumed_run_is_the_same_run(tiny_base: sp.Base, tmp_path: Path, step: int, weights: str) -> None:
+    whole = learn(tiny_base, tmp_path / "whole", class_weights=weights)
+    settings: dict[str, Any] = {"max_steps": 24, "batch_size": 4, "evaluate_every": 6, "save_every": 4}
+    recipe = sp.Recipe(**settings, warmup_steps=2, class_weights=weights)
     prompt = sp.SoftPrompt.from_vocabulary(tiny_base, 4)
     common: dict[str, Any] = {"train": rows(60), "validation": rows(18, 60), "recipe": recipe}
     with pytest.raises(KeyboardInterrupt):
@@ -137,6 +139,66 @@ def test_heads_in_turns(tiny_base: sp.Base) -> None:
         model(ids, labels=labels).loss.backward()
         grads.append((model.prompts[0].grad, model.heads[0].grad))
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-6)
+
+
+def test_balanced_labels_are_not_crowded_out(tiny_base: sp.Base) -> None:
+    many = [row for row in rows(240) if row.label == 0 or row.number <= 12]
+    found = {}
+    for weights in ("none", "balanced"):
+        recipe = sp.Recipe(max_steps=2, batch_size=4, warmup_steps=0, class_weights=weights)
+        run = sp.train(tiny_base, sp.SoftPrompt.none(tiny_base, 3), TASK, train=many, recipe=recipe)
+        figures = sp.evaluate(tiny_base, run.prompt, TASK, rows(60, 300))
+        found[weights] = figures.macro_f1
+    assert found["balanced"] is not None
+    assert found["none"] is not None
+    assert found["balanced"] > found["none"]
+
+
+def test_the_loss_weighs_labels(tiny_base: sp.Base) -> None:
+    prompt = sp.SoftPrompt(torch.randn(3, tiny_base.hidden_size), head=torch.randn(3, tiny_base.hidden_size))
+    ids, labels = torch.randint(2, 60, (3, 4)), torch.full((3, 4), -100)
+    labels[:, -1] = torch.tensor([0, 1, 2])
+    model = PromptedModel(tiny_base, [prompt])
+    plain = model(ids, labels=labels).row_loss
+    model.label_weights = torch.tensor([1.0, 0.0, 2.5])
+    torch.testing.assert_close(model(ids, labels=labels).row_loss, plain * model.label_weights)
+
+
+def test_weights_without_a_head(tiny_base: sp.Base) -> None:
+    recipe = sp.Recipe(max_steps=2, class_weights="balanced")
+    start = sp.SoftPrompt.from_vocabulary(tiny_base, 2)
+    with pytest.raises(sp.SoftPromptError, match="class_weights is for answers by a head"):
+        sp.train(tiny_base, start, TASK.answered_by("words"), train=rows(12), recipe=recipe)
+
+
+def test_labels_in_another_order_are_the_same_answers(tiny_base: sp.Base) -> None:
+    prompt = learn(tiny_base).prompt
+    turned = sp.Task(template="{text}:", labels=["maybe", "yes", "no"], answer="head")
+    (one,), (other,) = (sp.predict(tiny_base, prompt, task, ["m37"]) for task in (TASK, turned))
+    assert one.label == other.label
+    assert one.probabilities == pytest.approx(other.probabilities)
+    other_labels = sp.Task(template="{text}:", labels=["yes", "no", "never"], answer="head")
+    with pytest.raises(sp.SoftPromptError, match="learned for other labels: 'maybe' is not in both"):
+        sp.predict(tiny_base, prompt, other_labels, ["m37"])
+    bare = sp.SoftPrompt(prompt.embeddings, head=prompt.head)
+    with pytest.raises(sp.SoftPromptError, match="head has 3 rows, but the task has 2 labels"):
+        sp.predict(tiny_base, bare, sp.Task(template="{text}", labels=["a", "b"], answer="head"), ["m37"])
+
+
+def test_a_task_of_a_thousand_labels(tiny_base: sp.Base) -> None:
+    labels = [f"label {i}" for i in range(1000)]
+    task = sp.Task(template="{text}:", labels=labels)
+    many = [sp.Row({"text": f"text {i}"}, i % 1000, f" {labels[i % 1000]}", number=i + 1) for i in range(2000)]
+    recipe = sp.Recipe(max_steps=2, batch_size=4, warmup_steps=0)
+    run = sp.train(tiny_base, sp.SoftPrompt.from_vocabulary(tiny_base, 2), task, train=many, recipe=recipe)
+    assert run.prompt.head is not None
+    assert run.prompt.head.shape == (1000, tiny_base.hidden_size)
+    assert len(sp.predict(tiny_base, run.prompt, task, ["text 7"])[0].probabilities or {}) == 1000
+
+
+def test_nothing_to_learn(tiny_base: sp.Base) -> None:
+    with pytest.raises(sp.SoftPromptError, match="nothing to learn without virtual tokens"):
+        sp.train(tiny_base, sp.SoftPrompt.none(tiny_base, 3), TASK.answered_by("words"), train=rows(12))
 
 
 @pytest.mark.parametrize("answer", ["head", "words"])

@@ -20,7 +20,7 @@ def compare(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="The methods, with commas between them: of zero-shot, few-shot, prompt, lora, full.",
+            help="The methods, with commas between them: of zero-shot, few-shot, probe, prompt, lora, full.",
             show_default="all",
         ),
     ] = None,

@@ -1,14 +1,15 @@
 """Time and memory, measured the same way for every method.
 
-Owns what counts as training time: the steps alone. Loading, validating and saving differ by what a user chooses, not by
-method, and are left out. Knows the Trainer's callbacks and nothing of what is trained.
+Owns what counts as training time: the steps, and the fits of a head. Loading, validating and saving differ by what a
+user chooses, not by method, and are left out. Knows the Trainer's callbacks and nothing of what is trained.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -55,6 +56,13 @@ class Stopwatch(TrainerCallback):
         self.curve: list[dict[str, float]] = []
         self.losses: list[dict[str, float]] = []
         self._tell, self._begun = tell, 0.0
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Within it time is training's too."""
+        begun = _now()
+        yield
+        self.seconds += _now() - begun
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         self._begun = _now()

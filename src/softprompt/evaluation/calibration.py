@@ -61,6 +61,7 @@ def calibrate(
     """
     check_labels(task, "calibration")
     prompt.check_base(base)
+    prompt = prompt.for_labels(task.labels)
     rows = as_rows(data, task)
     model = PromptedModel(base, [prompt])
     priors = measure_priors(model, task, rows, progress=progress)

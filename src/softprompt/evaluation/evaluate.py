@@ -196,7 +196,7 @@ class _Vote(Evaluator):
     def __init__(self, base: Base, ensemble: Ensemble, task: Task, rows: Sequence[Row]) -> None:
         if task.labels is None:
             raise SoftPromptError("an ensemble votes on labels: this task generates free text")
-        model = PromptedModel(base, list(ensemble.prompts))
+        model = PromptedModel(base, [prompt.for_labels(task.labels) for prompt in ensemble.prompts])
         super().__init__(model, task, rows, virtual_tokens=ensemble.num_virtual_tokens)
         self._priors = [prompt.card.log_priors(task.labels) for prompt in ensemble.prompts]
 
@@ -268,6 +268,6 @@ def _evaluator(base: Base, prompt: SoftPrompt | Ensemble | None, task: Task, row
         prompt.check_base(base)
     if isinstance(prompt, Ensemble):
         return _Vote(base, prompt, task, rows)
-    model = PromptedModel(base, [] if prompt is None else [prompt])
+    model = PromptedModel(base, [] if prompt is None else [prompt.for_labels(task.labels)])
     log_priors = None if prompt is None else prompt.card.log_priors(task.labels)
     return Evaluator(model, task, rows, log_priors=log_priors)

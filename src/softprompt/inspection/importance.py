@@ -40,6 +40,24 @@ class Importance:
         sign = 1 if self.measure == "log_loss" else -1
         return [sign * (getattr(one, self.measure) - whole) for one in self.without]
 
+    @property
+    def pushed(self) -> list[str | None]:
+        """`[P]` the label that each virtual token adds the most answers to; None where it adds none."""
+        whole = _answered(self.whole)
+        found: list[str | None] = []
+        for one in self.without:
+            left = _answered(one)
+            more = {label: count - left[label] for label, count in whole.items()}
+            most = max(more, key=more.__getitem__, default=None)
+            found.append(most if most is not None and more[most] > 0 else None)
+        return found
+
+
+def _answered(found: Evaluation) -> dict[str, int]:
+    """How often each label was the answer."""
+    columns = zip(*(found.confusion or []), strict=True)
+    return {label: sum(column) for label, column in zip(found.per_label or (), columns, strict=True)}
+
 
 def measure_importance(
     base: Base, prompt: SoftPrompt, task: Task, rows: Sequence[Row], progress: Callable[[int], None] | None = None
@@ -71,6 +89,7 @@ def _evaluate_kept(
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """The figures of a prompt of which only some virtual tokens are left, possibly none; its calibration stays."""
+    prompt = prompt.for_labels(task.labels)
     rest = prompt.embeddings[torch.tensor(kept, dtype=torch.long)]
     left = [replace(prompt, embeddings=rest)] if kept or prompt.head is not None else []
     priors = prompt.card.log_priors(task.labels)

@@ -5,7 +5,7 @@ Owns what is asked and the document's keys. Each answer has a module of its own;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from softprompt.models.generation import generate
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.library import PromptLibrary
 from softprompt.prompts.prompt import SoftPrompt
-from softprompt.tasks.rows import Row, Rows, as_rows
+from softprompt.tasks.rows import Rows, as_rows
 from softprompt.tasks.task import Task
 
 CAPTION = (
@@ -45,6 +45,7 @@ class TokenFindings:
         start: the word that it started nearest to, by cosine; likewise.
         around: the words nearest to it now.
         importance: how much worse the prompt is without it; None where it was not measured.
+        pushes: the label that it adds the most answers to; None where that was not measured, or it adds none.
     """
 
     index: int
@@ -55,6 +56,7 @@ class TokenFindings:
     start: str | None
     around: Neighbourhood
     importance: float | None
+    pushes: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The token in `--json`."""
@@ -137,12 +139,14 @@ def inspect(
         WrongBaseError: the prompt was made for another base.
     """
     prompt.check_base(base)
-    rows: Sequence[Row] | None = None
+    if not prompt.num_virtual_tokens:
+        raise SoftPromptError("the prompt is a head alone: it has no virtual tokens to inspect")
+    found = None
     if data is not None:
         if task is None and prompt.card.task is None:
             raise SoftPromptError("the prompt's card doesn't say what its task is: give the task")
         task = task or Task.from_dict(prompt.card.task, "the card's task")
-        rows = as_rows(data, task)
+        found = measure_importance(base, prompt, task, as_rows(data, task), progress)
     where = None if library is None else map_tasks(prompt, base.identity, library)
     now = prompt.embeddings
     drift: list[float | None] = [None] * len(now)
@@ -157,9 +161,6 @@ def inspect(
         drift = (now - start).norm(dim=1).tolist()
         cosine = torch.cosine_similarity(now, start, dim=1).tolist()
         words = [around.by_cosine[0].token for around in find_neighbours(base, start, 1)]
-    found = None
-    if rows is not None and task is not None:
-        found = measure_importance(base, prompt, task, rows, progress)
     scores = [None] * len(now) if found is None else found.scores
     norms = word_norms(base)
     mean, deviation = float(norms.mean()), float(norms.std())
@@ -179,6 +180,7 @@ def inspect(
                 start=words[index],
                 around=around,
                 importance=scores[index],
+                pushes=None if found is None else found.pushed[index],
             )
             for index, (norm, around) in enumerate(
                 zip(now.norm(dim=1).tolist(), find_neighbours(base, now, nearest), strict=True)

@@ -83,6 +83,8 @@ def objection(model: PreTrainedModel, route: str, *, gradient: bool = True) -> s
         plainest = family_of(model).routes[-1]
         _found[model] = _Found({plainest: ""}, {plainest: ""})
     found = _found[model]
+    if route not in family_of(model).routes:
+        return "bases of its kind have no such route"
     if route not in found.with_gradient:
         found.logits_only[route], found.with_gradient[route] = _compare(model, route)
         if reason := found.with_gradient[route]:

@@ -98,6 +98,7 @@ class PromptedModel(nn.Module):
         if heads and len(heads) != len(prompts):
             raise SoftPromptError("some of the prompts have a head and some have not: ask them apart")
         self.heads = nn.ParameterList(head.to(base.device, copy=True) for head in heads)
+        self.label_weights: Tensor | None = None  # `[L]` how much each label counts in a head's loss
         if max_tokens is not None and max_tokens < 1:
             raise SoftPromptError(f"max_tokens is {max_tokens}: at least 1, or None for no bound")
         self.max_tokens = max_tokens
@@ -251,7 +252,9 @@ class PromptedModel(nn.Module):
         hidden = self.hidden(vectors, batch)
         if heads:
             scores = read_heads(hidden, heads, [batch.prompt_of_text[row] for row in batch.rows.tolist()])
-            return functional.cross_entropy(scores, targets, reduction="none"), scores if return_logits else None
+            weights = None if self.label_weights is None else self.label_weights.to(scores)
+            losses = functional.cross_entropy(scores, targets, weights, reduction="none")
+            return losses, scores if return_logits else None
         if return_logits:
             scores = logits(self.base.model, hidden)
             return functional.cross_entropy(scores, targets, reduction="none"), scores

@@ -222,6 +222,30 @@ class SoftPrompt:
             for doubt in _doubts(self, base):
                 logger.warning("%s %s", what, doubt)
 
+    def for_labels(self, labels: Sequence[str] | None) -> SoftPrompt:
+        """The prompt as it answers a task with these labels, in their order; one without a head is returned as it is.
+
+        Raises:
+            SoftPromptError: its head was learned for other labels.
+        """
+        known = (self.card.task or {}).get("labels")
+        if self.head is None or labels is None or known == list(labels):
+            return self
+        if not isinstance(known, list):
+            if len(labels) != len(self.head):
+                raise SoftPromptError(
+                    f"the prompt's head has {len(self.head)} rows, but the task has {len(labels)} labels"
+                )
+            return self
+        if set(known) != set(labels):
+            other = sorted(set(labels) ^ {str(label) for label in known})
+            raise SoftPromptError(
+                f"the prompt's head was learned for other labels: {other[0]!r} is not in both; ask it its own task, or "
+                "train it anew"
+            )
+        card = self.card.replace(task={**(self.card.task or {}), "labels": list(labels)})
+        return replace(self, head=self.head[[known.index(label) for label in labels]], card=card)
+
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the prompt's folder at `path` and return it; see `files.save`, also for what it raises."""
         current = replace(self)  # the tensors may have been changed in place since

@@ -82,7 +82,8 @@ def _look(
     prompt = SoftPrompt.load(folder / PROMPT, base=base)
     found: dict[str, Any] = {} if test is None else {"test": test}
     if base is not None:
-        found["inspection"] = InspectionSummary.model_validate(inspect(base, prompt).to_json())
+        if prompt.num_virtual_tokens:
+            found["inspection"] = InspectionSummary.model_validate(inspect(base, prompt).to_json())
         if validation is not None:
             task = Task.from_dict(prompt.card.task, f"{folder / PROMPT}: the card's task")
             rows = as_rows(validation, task)
@@ -207,6 +208,8 @@ def _summary(
         labels = task.get("labels")
         if isinstance(labels, list):
             rows.append(("labels", shorten(", ".join(map(str, labels)), LONGEST_TEXT)))
+            how = "a head" if task.get("answer") == "head" else "the labels' words"
+            rows.append(("answers are read by", how + (f" ({made})" if (made := card.metrics.get("head")) else "")))
         for name, key in (
             ("optimiser steps", "steps"),
             ("the prompt is from step", "best_step"),

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -129,28 +130,22 @@ def grow(
         DivergedError: the training of the first length diverged; a later one that diverges is not worth it.
     """
     recipe = recipe or Recipe()
-    if not lengths or any(one >= other for one, other in pairwise(lengths)):
-        raise SoftPromptError(f"lengths are {list(lengths)}: at least one is needed, each greater than the one before")
-    if task.metric == "bleu":
-        raise SoftPromptError("the length is chosen by a metric that each row has, which bleu is not: take another")
-    rows, checks = with_validation(train, validation, task, recipe.seed)
-    if checks is None or len(checks) < 2:
-        count = len(checks or [])
-        raise SoftPromptError(f"the length is chosen by validation, which has a noise from 2 rows on, not {count}")
+    rows, found = with_validation(train, validation, task, recipe.seed)
+    checks = _check(lengths, task, found)
     folder = None if output is None else Path(output)
     start = make(lengths[0])
     processes.start(base.device)
     replaced = None if folder is None else Replaced(folder / RECORD)
-    settings: dict[str, Any] = {"train": rows, "validation": checks, "test": test, "recipe": recipe}
-    settings |= {"progress": progress, "diagnosed": diagnosed}
-    settings["callbacks"] = [*callbacks, *([] if replaced is None else [replaced])]
+    also = [*callbacks, *([] if replaced is None else [replaced])]
+    settings: dict[str, Any] = {"train": rows, "validation": checks, "test": test, "recipe": recipe, "callbacks": also}
 
     def run_of(count: int) -> Run:
         own = None if folder is None else folder / f"{count}-virtual-tokens"
         begun = resume and own is not None and (own / RECORD).exists()
         with nullcontext() if replaced is None else replaced.put_back_on_failure(processes.is_first()):
             prompt = start if count == lengths[0] else make(count)
-            return learn(base, prompt, task, output=own, resume=begun, **settings)
+            told: dict[str, Any] = {"progress": progress, "diagnosed": diagnosed}
+            return learn(base, prompt, task, output=own, resume=begun, **settings, **told)
 
     with ExitStack() as stack:
         with processes.together():
@@ -160,15 +155,25 @@ def grow(
                 check_folder(folder, about, resume=resume, force=force)
                 if not resume:
                     open_run(folder, about)
-        kept, tried = _longest_worth_it(
-            lengths, run_of, lambda run: _scores(base, run.prompt, task, checks), task.metric
-        )
+        kept, tried = _longest_worth_it(lengths, run_of, partial(_scores, base, task, checks), task.metric)
         if folder is None:
             return Growth(kept, tried, None)
         with processes.together():
             if processes.is_first():
                 kept.prompt.save(folder / PROMPT, force=(folder / PROMPT).exists())
         return Growth(replace(kept, folder=folder), tried, kept.folder)
+
+
+def _check(lengths: Sequence[int], task: Task, checks: Sequence[Row] | None) -> Sequence[Row]:
+    """The validation rows, once it is known that a length can be chosen by them."""
+    if not lengths or any(one >= other for one, other in pairwise(lengths)):
+        raise SoftPromptError(f"lengths are {list(lengths)}: at least one is needed, each greater than the one before")
+    if task.metric == "bleu":
+        raise SoftPromptError("the length is chosen by a metric that each row has, which bleu is not: take another")
+    if checks is None or len(checks) < 2:
+        count = len(checks or [])
+        raise SoftPromptError(f"the length is chosen by validation, which has a noise from 2 rows on, not {count}")
+    return checks
 
 
 def _longest_worth_it(
@@ -199,10 +204,10 @@ def _length(count: int, run: Run, metric: str, gain: float | None, noise: float 
     return Length(count, getattr(run.validation, metric), gain, noise, run.steps, run.seconds)
 
 
-def _scores(base: Base, prompt: SoftPrompt, task: Task, rows: Sequence[Row]) -> NDArray[np.float64]:
-    """How good the prompt's answer to each row is, `[n]` from 0 to 1."""
+def _scores(base: Base, task: Task, rows: Sequence[Row], run: Run) -> NDArray[np.float64]:
+    """How good the answer of a run's prompt to each row is, `[n]` from 0 to 1."""
     answers: list[Any] = []
-    for found in predict(base, prompt, task, rows):
+    for found in predict(base, run.prompt, task, rows):
         answers.append(found.output if task.labels is None else task.labels.index(found.label or ""))
     scores = row_scores(task.metric, rows, answers)
     assert scores is not None, "BLEU was refused"

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from softprompt.errors import SoftPromptError
 from softprompt.models.prompted import PromptedModel
 from softprompt.models.scoring import final_states
 from softprompt.prompts.prompt import SoftPrompt
@@ -42,9 +43,17 @@ def choose_answer(task: Task, rows: Sequence[Row], prompt: SoftPrompt | None = N
 
 
 def with_head(prompt: SoftPrompt, task: Task) -> SoftPrompt:
-    """The prompt, where its task is answered by a head with one: of zeros where it has none yet."""
-    if task.kind != "head" or prompt.head is not None:
-        return prompt
+    """The prompt, where its task is answered by a head with one: of zeros where it has none yet.
+
+    Raises:
+        SoftPromptError: there is nothing to learn, or its head was learned for other labels.
+    """
+    if task.kind != "head":
+        if not prompt.num_virtual_tokens:
+            raise SoftPromptError("there is nothing to learn without virtual tokens and without a head")
+        return replace(prompt, head=None)
+    if prompt.head is not None:
+        return prompt.for_labels(task.labels)
     return replace(prompt, head=torch.zeros(len(task.labels or []), prompt.hidden_size))
 
 
@@ -56,9 +65,28 @@ def fit_head(
     recipe: Recipe,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Fit the model's head, where it has one, to what its prompt makes of the training rows."""
+    """Fit the model's head, where it has one, to what its prompt makes of the training rows.
+
+    Raises:
+        SoftPromptError: see `head.fit`.
+    """
     for head in model.heads:
         head.copy_(fit(model, encoded, task, recipe, progress))
+
+
+def label_weights(encoded: Encoded, task: Task, recipe: Recipe) -> Tensor | None:
+    """`[L]` how much each label's rows count, their mean 1 over the rows; None: all alike.
+
+    Raises:
+        SoftPromptError: labels are to be weighed where there is no head.
+    """
+    if recipe.class_weights == "none":
+        return None
+    if task.kind != "head":
+        raise SoftPromptError("recipe.class_weights is for answers by a head: set task.answer: head")
+    gold = torch.tensor(encoded.gold or [], dtype=torch.long)
+    counts = gold.bincount(minlength=len(task.labels or [])).float()
+    return torch.where(counts > 0, len(gold) / (counts.clamp(min=1) * (counts > 0).sum()), 0.0)
 
 
 def rows_to_fit(count: int, recipe: Recipe) -> list[int]:
@@ -87,4 +115,5 @@ def fit(
     if len(rows) < len(gold):
         logger.warning("the head is fitted on %s of %s training rows", f"{len(rows):,}", f"{len(gold):,}")
     states = final_states(model, [encoded.input_ids[row] for row in rows], progress=progress)
-    return fit_states(states, [gold[row] for row in rows], len(task.labels or [])).head
+    right, weights = [gold[row] for row in rows], label_weights(encoded, task, recipe)
+    return fit_states(states, right, len(task.labels or []), None if weights is None else weights[right]).head

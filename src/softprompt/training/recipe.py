@@ -44,6 +44,7 @@ class Recipe(BaseModel):
         learning_rate: peak rate; "auto": the rate that was measured best for the optimizer.
         head_learning_rate: peak rate of a head, where the answers are read by one.
         fit_rows: the most training rows that a head is fitted on; of more, so many are drawn by the seed.
+        class_weights: "none", or "balanced": of a head each label counts alike, however many rows it has.
         optimizer: "adamw" or "adafactor" (no relative step, no parameter scaling, as in Lester et al.).
         schedule: "cosine" (to 0), "linear" (to 0) or "constant", after the warm-up.
         warmup_steps: steps in which the rate rises from 0.
@@ -78,6 +79,7 @@ class Recipe(BaseModel):
     learning_rate: Literal["auto"] | float = "auto"
     head_learning_rate: float = Field(default=0.003, gt=0)
     fit_rows: int = Field(default=16384, ge=2)
+    class_weights: Literal["none", "balanced"] = "none"
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: int = Field(default=20, ge=0)

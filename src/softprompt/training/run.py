@@ -44,7 +44,7 @@ from softprompt.training.folder import (
     open_run,
     write_problems,
 )
-from softprompt.training.heads import choose_answer, fit, fit_head, rows_to_fit, with_head
+from softprompt.training.heads import choose_answer, fit, fit_head, label_weights, rows_to_fit, with_head
 from softprompt.training.interruption import Interruption
 from softprompt.training.loop import DivergedError, PromptTrainer
 from softprompt.training.monitor import Monitor
@@ -72,6 +72,7 @@ class Run:
         kernel: how the steps were computed.
         diagnoses: what looked wrong in the rows, and with the monitor at the end.
         problems: the faults of the rows and the template.
+        fit_seconds: of `seconds`, those in which a head was fitted.
         folder: the run's folder; None where none was asked for.
     """
 
@@ -85,6 +86,7 @@ class Run:
     kernel: str
     diagnoses: list[Diagnosis] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    fit_seconds: float = 0.0
     folder: Path | None = field(default=None)
 
     @property
@@ -161,25 +163,15 @@ def train(
         prepared = _prepare(base, prompt, choose_answer(task, rows, prompt), recipe, parts)
     check_same(prepared.about)
     with ExitStack() as stack:
-        if output is None:
-            folder = _temporary(stack)
-        else:
-            folder = Path(output)
-            with together():
-                if is_first():
-                    stack.enter_context(locked(folder))
-                    check_folder(folder, prepared.about, resume=resume, force=force)
-        monitor = prepared.monitor(folder / MONITOR, diagnosed) if recipe.monitor else None
+        folder = _folder(output, prepared.about, stack, resume=resume, force=force)
         interruption, replaced = Interruption(), Replaced(folder / RECORD)
         with together():
-            also = [*callbacks, Log(folder / LOG), interruption, replaced]
-            evaluators = None if prepared.evaluator is None else [prepared.evaluator]
-            schedules = [prepared.schedule()]
-            trainer = PromptTrainer(prepared.model, recipe, schedules, evaluators, folder, also, progress, monitor)
+            also = [*callbacks, interruption, replaced]
+            trainer = prepared.trainer(folder, also, progress, diagnosed)
         checkpoint = trainer.last_checkpoint() if resume else None
         with together():
             if checkpoint is None:
-                fit_head(prepared.model, prepared.encoded, prepared.task, recipe, progress)
+                prepared.fit_head(progress)
         # All that can fail before a step has been tried: now a run that is there may go.
         with together():
             if output is not None and not resume and is_first():
@@ -219,10 +211,16 @@ def rows_around(task: Task, recipe: Recipe, rows: int, checks: int) -> tuple[int
     return 0, 0
 
 
-def _temporary(stack: ExitStack) -> Path:
-    """A folder that goes with the stack, one for all processes, as a run's checkpoints are."""
-    own = stack.enter_context(tempfile.TemporaryDirectory(prefix="softprompt-")) if is_first() else ""
-    return Path(gather(own)[0])
+def _folder(output: str | Path | None, about: dict[str, Any], stack: ExitStack, *, resume: bool, force: bool) -> Path:
+    """The run's folder, checked, and locked until the stack ends; without an output one that goes with the stack."""
+    if output is None:  # one for all processes, as the checkpoints are
+        own = stack.enter_context(tempfile.TemporaryDirectory(prefix="softprompt-")) if is_first() else ""
+        return Path(gather(own)[0])
+    with together():
+        if is_first():
+            stack.enter_context(locked(Path(output)))
+            check_folder(Path(output), about, resume=resume, force=force)
+    return Path(output)
 
 
 def _with_last_good(error: DivergedError, run: Run) -> DivergedError:
@@ -239,6 +237,7 @@ class _Prepared:
         encoded: the ids of the training rows that are learned from.
         about: all that the result depends on.
         problems: the faults of the rows and the template.
+        fits: seconds that each fit of a head took.
     """
 
     base: Base
@@ -252,17 +251,31 @@ class _Prepared:
     evaluator: Evaluator | None
     about: dict[str, Any]
     problems: list[Problem]
+    fits: list[float] = field(default_factory=list)
 
-    def schedule(self) -> Schedule:
-        """The rows in the order in which they are learned."""
-        recipe, count = self.recipe, len(self.rows)
+    def fit_head(self, progress: Callable[[int], None] | None) -> None:
+        """Fit the head, where the task is answered by one."""
+        began = time.perf_counter()
+        fit_head(self.model, self.encoded, self.task, self.recipe, progress)
+        self.fits.append(time.perf_counter() - began)
+
+    def trainer(
+        self,
+        folder: Path,
+        callbacks: Sequence[TrainerCallback],
+        progress: Callable[[int], None] | None,
+        diagnosed: Callable[[Sequence[Diagnosis]], None] | None,
+    ) -> PromptTrainer:
+        """The loop over the rows in the order in which they are learned, watched where the recipe asks for it."""
+        recipe, count, monitor = self.recipe, len(self.rows), None
         learned = _learned(recipe, count, self.task)
-        return Schedule(self.encoded, recipe.batch_size, recipe.max_steps, recipe.seed, learned, count)
-
-    def monitor(self, file: Path, diagnosed: Callable[[Sequence[Diagnosis]], None] | None) -> Monitor:
-        """What measures the prompt, and writes to `file`."""
-        passes = len(self.rows) / self.recipe.batch_size
-        return Monitor(self.base, self.prompt, self.recipe.rate, passes, file, diagnosed)
+        schedule = Schedule(self.encoded, recipe.batch_size, recipe.max_steps, recipe.seed, learned, count)
+        if recipe.monitor:
+            passes = count / recipe.batch_size
+            monitor = Monitor(self.base, self.prompt, recipe.rate, passes, folder / MONITOR, diagnosed)
+        evaluators = None if self.evaluator is None else [self.evaluator]
+        also = [Log(folder / LOG), *callbacks]
+        return PromptTrainer(self.model, recipe, [schedule], evaluators, folder, also, progress, monitor)
 
 
 def _prepare(
@@ -289,6 +302,7 @@ def _prepare(
     learned = _learned(recipe, len(rows), task)
     encoded = encoder.encode_rows([rows[i] for i in learned])
     tell_cut(encoded, encoder.max_tokens)
+    model.label_weights = label_weights(encoded, task, recipe)
     evaluator = None if checks is None else Evaluator(model, task, checks)
     about = describe(base, prompt, task, recipe, encoded, checks)
     return _Prepared(base, prompt, task, recipe, rows, checks, model, encoded, evaluator, about, problems)
@@ -330,8 +344,9 @@ def _finish(
         calibration=None,
     )
     learned = SoftPrompt(member.learned.embeddings, card, member.learned.head)
+    made = None if learned.head is None else "trained" if steps else "fitted"
     if learned.head is not None and checks is not None:
-        learned, validated = _refit(prepared, learned, validated, progress)
+        learned, validated, made = _refit(prepared, learned, validated, progress)
     if worth_trying(recipe.calibrate, task, validates=checks is not None):
         calibrated = calibrate(base, learned, task, prepared.rows, progress=progress)
         checked = None if checks is None else evaluate(base, calibrated, task, checks, progress=progress)
@@ -339,6 +354,8 @@ def _finish(
             learned, validated = calibrated, checked
     seconds = time.perf_counter() - began
     metrics: dict[str, Any] = {"steps": steps, "best_step": best_step, "seconds": round(seconds, 3)}
+    if made is not None:
+        metrics["head"] = made
     if validated is not None:
         metrics["validation"] = validated.for_card()
     learned = replace(learned, card=learned.card.replace(metrics=metrics))
@@ -359,20 +376,23 @@ def _finish(
         kernel=prepared.model.kernel,
         diagnoses=[*special_texts(prepared.encoded.with_special, len(prepared.encoded.input_ids)), *watched],
         problems=prepared.problems,
+        fit_seconds=sum(prepared.fits),
         folder=folder,
     )
 
 
 def _refit(
     prepared: _Prepared, learned: SoftPrompt, validated: Evaluation | None, progress: Callable[[int], None] | None
-) -> tuple[SoftPrompt, Evaluation | None]:
-    """The head fitted again behind the prompt that has been learned, and its validation, where that is better."""
+) -> tuple[SoftPrompt, Evaluation, str]:
+    """The head fitted again behind the prompt that has been learned, where that is better; its validation, and how."""
     base, task = prepared.base, prepared.task
     if validated is None:  # nothing has been trained: the head as it was fitted
-        return learned, evaluate(base, learned, task, prepared.checks or [], progress=progress)
+        return learned, evaluate(base, learned, task, prepared.checks or [], progress=progress), "fitted"
+    began = time.perf_counter()
     head = fit(PromptedModel(base, [learned]), prepared.encoded, task, prepared.recipe, progress)
+    prepared.fits.append(time.perf_counter() - began)
     again = replace(learned, head=head)
     checked = evaluate(base, again, task, prepared.checks or [], progress=progress)
     better = checked.better_than(validated, task.metric)
     logger.info("the head fitted again is %s", "kept" if better else "no better: the trained one is kept")
-    return (again, checked) if better else (learned, validated)
+    return (again, checked, "fitted again") if better else (learned, validated, "trained")

@@ -20,7 +20,7 @@ from softprompt.tasks.encode import Encoder
 from softprompt.tasks.rows import Row
 from softprompt.tasks.splits import check_trainable
 from softprompt.tasks.task import Task
-from softprompt.training.heads import fit_head, with_head
+from softprompt.training.heads import fit_head, label_weights, with_head
 from softprompt.training.loop import Member, PromptTrainer
 from softprompt.training.recipe import Recipe
 from softprompt.training.schedule import Schedule
@@ -73,6 +73,7 @@ def train_side_by_side(
         encoded = encoder.encode_rows(train)
         if prompt is max(prompts, key=lambda one: one.num_virtual_tokens):  # behind which the most are cut
             tell_cut(encoded, encoder.max_tokens)
+        model.label_weights = label_weights(encoded, task, recipe)
         fit_head(model.alone(k), encoded, task, recipe, progress)
         schedules.append(Schedule(encoded, recipe.batch_size, recipe.max_steps, seed))
     evaluators = None

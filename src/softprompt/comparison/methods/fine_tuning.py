@@ -34,7 +34,7 @@ from softprompt.models.readout import read_head
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.encode import Encoded, Encoder
 from softprompt.tasks.task import Task
-from softprompt.training.heads import fit_head
+from softprompt.training.heads import fit_head, label_weights
 from softprompt.training.loop import DivergedError, arguments, set_rate
 from softprompt.training.recipe import Recipe
 from softprompt.training.schedule import Schedule
@@ -77,7 +77,9 @@ class FineTuning(Method):
             _keep_head(asked, work.folder)
 
         rows = _encode(work, base)
-        fit_head(asked, rows, plan.task, recipe)
+        asked.label_weights = label_weights(rows, plan.task, recipe)
+        with work.watch.timed():
+            fit_head(asked, rows, plan.task, recipe)
         heads = list(asked.heads)
         work.folder.parent.mkdir(parents=True, exist_ok=True)
         trainer = _Trainer(
@@ -85,7 +87,7 @@ class FineTuning(Method):
             keep,
             heads,
             recipe.head_learning_rate,
-            model=_WithHead(model, base, heads[0]) if heads else model,
+            model=_WithHead(model, asked) if heads else model,
             args=arguments(
                 recipe, work.folder.parent, base.device, validates=True, **_options(recipe, work.base, base)
             ),
@@ -117,7 +119,9 @@ class FineTuning(Method):
     def _refitted(self, work: Work, plain: Evaluation) -> Evaluation:
         """Fit the head again, as a prompt's training does: kept where the validation is better."""
         asked = self._loaded(work)
-        fit_head(asked, _encode(work, asked.base), work.plan.task, work.recipe)
+        rows = _encode(work, asked.base)
+        with work.watch.timed():
+            fit_head(asked, rows, work.plan.task, work.recipe)
         evaluation = work.evaluator(asked).evaluate()
         if not evaluation.better_than(plain, work.plan.task.metric):
             return plain
@@ -143,15 +147,15 @@ class _WithHead(nn.Module):
 
     Args:
         model: what is trained.
-        base: the base in it.
-        head: `[L, H]`, trained along.
+        asked: the base in it, with the head, which is trained along.
     """
 
     accepts_loss_kwargs = True
 
-    def __init__(self, model: nn.Module, base: Base, head: nn.Parameter) -> None:
+    def __init__(self, model: nn.Module, asked: PromptedModel) -> None:
         super().__init__()
-        self.model, self.head, self._base = model, head, base
+        self.model, self.head, self._base = model, asked.heads[0], asked.base
+        self._weights = asked.label_weights
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -170,7 +174,10 @@ class _WithHead(nn.Module):
         words = self._base.model.get_input_embeddings()(input_ids)
         hidden = Decoder.of(self._base.model)(words, input_ids, attention_mask=attention_mask)
         asked = labels != -100
-        total = functional.cross_entropy(read_head(hidden[asked], self.head), labels[asked], reduction="sum")
+        losses = functional.cross_entropy(
+            read_head(hidden[asked], self.head), labels[asked], self._weights, reduction="none"
+        )
+        total = losses.sum()
         return {"loss": total / (asked.sum() if num_items_in_batch is None else num_items_in_batch)}
 
 

@@ -39,6 +39,7 @@ class PromptTuning(Method):
             recipe=recipe,
             callbacks=[work.watch],
         )
+        work.watch.seconds += run.fit_seconds
         run.prompt.save(work.folder, force=work.folder.exists())
         assert run.validation is not None, "there are validation rows"
         return work.trained(run.validation, run.prompt.trainable_parameters, run.best_step)

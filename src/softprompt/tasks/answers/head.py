@@ -8,10 +8,12 @@ nothing is computed after it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from softprompt.errors import SoftPromptError
@@ -20,7 +22,7 @@ from softprompt.tasks.rows import Row
 
 # Strengths of the ridge that are tried, as shares of the mean square of the states.
 _STRENGTHS = torch.logspace(-4, 2, 25, dtype=torch.float64)
-_SCALES = torch.logspace(-1, 2.5, 71, dtype=torch.float64)
+_LOG_SCALES = (-2.0, 6.0)  # natural logarithms, between which the scale lies
 
 
 class Head(Labels):
@@ -84,8 +86,11 @@ def fit(states: Tensor, gold: Sequence[int], labels: int, weights: Tensor | None
             best = error, float(strength), vectors @ (shrunk[:, None] * onto), left_out / root
     assert best is not None, "there are strengths"
     _, alpha, columns, left_out = best
-    cost = [float((root[:, 0] ** 2 * _cross_entropy(left_out * scale, truth)).sum()) for scale in _SCALES]
-    scale = float(_SCALES[cost.index(min(cost))])
+
+    def cost(log_scale: float) -> float:
+        return float((root[:, 0] ** 2 * _cross_entropy(left_out * math.exp(log_scale), truth)).sum())
+
+    scale = math.exp(minimize_scalar(cost, bounds=_LOG_SCALES, method="bounded").x)
     return Fitted((columns.T * scale).float().contiguous(), alpha, scale)
 
 
