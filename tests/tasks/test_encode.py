@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +14,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from softprompt.errors import SoftPromptError
-from softprompt.tasks import Row, Task
+from softprompt.tasks import Row, Task, encode
+from softprompt.tasks.tokens import TaskTokenizer
 from tests.conftest import make_tokenizer
 from tests.tasks.encoders import make_encoder
 
@@ -298,3 +300,33 @@ class TestCutting:
 def uncut_ids(tokenizer: Any, task: Task, columns: Mapping[str, str], left: int) -> list[list[int]]:
     cuts = [{"a": columns["a"][:left], "b": columns["b"][:right]} for right in range(len(columns["b"]) + 1)]
     return make_encoder(tokenizer, task).encode_rows([Row(cut) for cut in cuts]).input_ids
+
+
+def test_many_rows_are_encoded_in_chunks_four_bytes_an_id(
+    tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "softprompt")
+    encoder = make_encoder(tiny_tokenizer, CLASSES, 200)
+    rows = [Row({"text": f"{i} " * (150 if i == 5 else 1 + i % 3)}, i % 2) for i in range(10)]
+    whole = encoder.encode_rows(rows)
+    calls: list[int] = []
+    texts = TaskTokenizer.texts
+
+    def counted(self: TaskTokenizer, parts: Any) -> Any:
+        calls.append(len(parts))
+        return texts(self, parts)
+
+    monkeypatch.setattr(TaskTokenizer, "texts", counted)
+    monkeypatch.setattr(encode, "_AT_ONCE", 4)
+    monkeypatch.setattr(encode, "_SILENCE", -1)
+    found = make_encoder(tiny_tokenizer, CLASSES, 200).encode_rows(rows)
+    assert max(calls) == 4
+    assert (found.input_ids, found.target_ids, found.gold) == (whole.input_ids, whole.target_ids, whole.gold)
+    assert (found.cut, found.truncated, found.with_special) == (whole.cut, 1, whole.with_special)
+    assert "encoded 8 of 10 rows" in caplog.text
+    assert found.input_ids._flat.itemsize == 4
+    assert found.input_ids[-1] == found.input_ids[9] == list(found.input_ids)[9]
+    assert found.input_ids[7:] == list(found.input_ids)[7:]
+    with pytest.raises(IndexError):
+        found.input_ids[10]
+    assert make_encoder(tiny_tokenizer, CLASSES).encode_rows([Row({"text": "a"})] * 9).target_ids is None

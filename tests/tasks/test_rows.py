@@ -332,7 +332,7 @@ class TestHub:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path))
-        assert line_of("hub:some/reviews:train").startswith("cannot be loaded: ")
+        assert "the hub cannot be reached" in line_of("hub:some/reviews:train")
 
     @pytest.mark.parametrize("source", ["hub:reviews:train", "hub:some/reviews", "hub:", "hub:a/b/c/d:train"])
     def test_spelling(self, source: str) -> None:

@@ -166,7 +166,8 @@ class _Texts:
 
     @property
     def _every(self) -> Sequence[Sequence[int]]:
-        return [*self.ids] * max(1, len(self.model.prompts))
+        count = len(self.model.prompts)
+        return self.ids if count < 2 else [*self.ids] * count
 
     def _told(self) -> Progress | None:
         """Tells of rows: with K prompts K texts are one."""

@@ -6,10 +6,13 @@ models.
 
 from __future__ import annotations
 
+import logging
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import time
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, overload
 
 from softprompt.errors import SoftPromptError
 from softprompt.tasks.answers import KINDS
@@ -21,6 +24,43 @@ from softprompt.text import shown
 
 if TYPE_CHECKING:
     from softprompt.bases.base import Base
+
+
+logger = logging.getLogger(__name__)
+_AT_ONCE = 4096  # rows
+_SILENCE = 5  # seconds without a line
+
+
+class Ids(Sequence[list[int]]):
+    """Token ids of many texts, four bytes for each, that are lists when they are looked at."""
+
+    def __init__(self, texts: Iterable[Sequence[int]] = ()) -> None:
+        self._flat, self._ends = array("i"), array("q", [0])
+        self.extend(texts)
+
+    def extend(self, texts: Iterable[Sequence[int]]) -> None:
+        """Add texts at the end."""
+        for ids in texts:
+            self._flat.extend(ids)
+            self._ends.append(len(self._flat))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, place: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[list[int]]: ...
+    def __getitem__(self, place: int | slice) -> list[int] | list[list[int]]:
+        found = range(len(self))[place]
+        if isinstance(found, range):
+            return [self[i] for i in found]
+        return self._flat[self._ends[found] : self._ends[found + 1]].tolist()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # texts can be added
 
 
 @dataclass(frozen=True)
@@ -35,8 +75,8 @@ class Encoded:
         with_special: How many rows have the text of a special token in a value, where it is text.
     """
 
-    input_ids: list[list[int]]
-    target_ids: list[list[int]] | None
+    input_ids: Ids
+    target_ids: Ids | None
     gold: list[Any] | None
     cut: list[bool]
     with_special: int = 0
@@ -100,8 +140,18 @@ class Encoder:
         Raises:
             SoftPromptError: A text has no tokens, or does not fit with its values cut to nothing.
         """
+        found = Encoded(Ids(), Ids(), None, [])
+        said = time.monotonic()
+        for start in range(0, max(1, len(rows)), _AT_ONCE):  # what a tokenizer gives is large
+            found = self._with_more(found, rows[start : start + _AT_ONCE], max(reserve, self.answer.reserve))
+            if time.monotonic() - said > _SILENCE:
+                said = time.monotonic()
+                logger.info("encoded %s of %s rows", f"{len(found.input_ids):,}", f"{len(rows):,}")
+        return found if found.target_ids is None else replace(found, gold=self.answer.gold(rows))
+
+    def _with_more(self, found: Encoded, rows: Sequence[Row], reserve: int) -> Encoded:
+        """What was encoded before, with more rows."""
         targets = self.answer.targets(rows)
-        reserve = max(reserve, self.answer.reserve)
         parts = [self.task.parts(row.columns) for row in rows]
         input_ids = self._tokens.texts(parts)
         answers = [[] if row.target is None else self.task.target_parts(row.target) for row in rows]
@@ -116,8 +166,13 @@ class Encoder:
                     cut[i] = True
             if not input_ids[i]:
                 raise SoftPromptError(f"{row.place}: the tokenizer finds no tokens in {shown(row.columns)}")
-        gold = None if targets is None else self.answer.gold(rows)
-        return Encoded(input_ids, targets, gold, cut, with_special, self.answer.learned)
+        found.input_ids.extend(input_ids)
+        found.cut.extend(cut)
+        of_all = None if targets is None else found.target_ids
+        if of_all is not None:
+            of_all.extend(targets or [])
+        with_special += found.with_special
+        return replace(found, target_ids=of_all, with_special=with_special, learned=self.answer.learned)
 
     def _cut(self, row: Row, ids: list[int], room: int) -> list[int]:
         values = {name: row.columns[name] for name in self.task.columns}

@@ -65,7 +65,7 @@ def describe(
     """All that the result of a run depends on."""
 
     def digest(content: object) -> str:
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(content, default=list).encode()).hexdigest()
 
     return {
         "base": base.identity.model_dump(exclude={"name"}) | {"dtype": dtype_name(base.dtype)},  # a folder may be moved

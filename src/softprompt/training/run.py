@@ -53,7 +53,6 @@ from softprompt.training.recipe import Recipe
 from softprompt.training.schedule import Schedule, learned_rows
 
 logger = logging.getLogger(__name__)
-_MANY_ROWS = 20_000  # take seconds to encode
 
 logger = logging.getLogger(__name__)
 
@@ -301,8 +300,6 @@ def _prepare(
         check_labels(task, "recipe.calibrate")
     encoder = Encoder(base, task, virtual_tokens=prompt.num_virtual_tokens, max_length=recipe.max_length)
     learned = _learned(recipe, len(rows), task)
-    if len(learned) >= _MANY_ROWS:
-        logger.info("encoding %s rows", f"{len(learned):,}")
     encoded = encoder.encode_rows([rows[i] for i in learned])
     tell_cut(encoded, encoder.max_tokens)
     model.label_weights = label_weights(encoded, task, recipe)

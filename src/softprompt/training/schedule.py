@@ -55,7 +55,7 @@ class Schedule(Dataset[dict[str, Any]]):
         count: int | None = None,
     ) -> None:
         self._encoded = encoded
-        targets = encoded.target_ids or [[]] * len(encoded.input_ids)
+        targets: Sequence[list[int]] = encoded.target_ids or [[]] * len(encoded.input_ids)
         lengths = torch.tensor([len(x) + len(y) for x, y in zip(encoded.input_ids, targets, strict=True)])
         rows, generator = _drawn(len(lengths) if count is None else count, batches * batch_size, seed)
         if learned is not None:  # where each stands in `encoded`
