@@ -166,13 +166,6 @@ class _Grouped(Way):
         """`[len(going), H]` after one more token each for some of the texts; the others are over for good."""
 
 
-@dataclass(eq=False)
-class _Text(Work):
-    """A text, and which of those asked about it is."""
-
-    row: int = 0
-
-
 class _Pooled(Way):
     """As the server decodes, by the same `Scheduler`: whoever is through makes room for the next text at once."""
 
@@ -181,8 +174,8 @@ class _Pooled(Way):
         base = job.model.base
         prompts = [_Vectors(vectors.detach()) for vectors in job.model.vectors()]
         works = [
-            _Text(prompts[k] if len(prompts[k].embeddings) else None, list(text), job.max_new_tokens - 1, row=row)
-            for row, (k, text) in enumerate(zip(job.prompt_of_text, job.texts, strict=True))
+            Work(prompts[k] if len(prompts[k].embeddings) else None, list(text), job.max_new_tokens - 1)
+            for k, text in zip(job.prompt_of_text, job.texts, strict=True)
         ]
         needs = [work.need for work in works]
         places = min(sum(needs), max(_STEP_TOKENS, *needs)) + sum(

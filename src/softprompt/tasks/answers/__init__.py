@@ -16,17 +16,15 @@ class Kind:
         where: its subclass of `Answer`, which is imported where it is used.
         labels: whether the task needs labels; else it must have none.
         metrics: what measures it; the first one by default.
-        task_type: PEFT's name for a model that gives such answers.
     """
 
     where: str
     labels: bool
     metrics: tuple[str, ...]
-    task_type: str = "CAUSAL_LM"
 
 
 KINDS = {
     "words": Kind("softprompt.tasks.answers.words:Words", True, CLASSIFICATION_METRICS),
-    "head": Kind("softprompt.tasks.answers.head:Head", True, CLASSIFICATION_METRICS, "SEQ_CLS"),
+    "head": Kind("softprompt.tasks.answers.head:Head", True, CLASSIFICATION_METRICS),
     "text": Kind("softprompt.tasks.answers.text:FreeText", False, TEXT_METRICS),
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -115,8 +115,6 @@ class Answer(ABC):
 
 class Labels(Answer):
     """One of the task's labels; `found` is `[n, L]` float64, their probabilities."""
-
-    kind: ClassVar[str]
 
     @property
     def labels(self) -> list[str]:
