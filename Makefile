@@ -1,4 +1,4 @@
-.PHONY: install quickstart test test-long test-newest test-clients test-vllm lint bench docs screenshots notebooks clean
+.PHONY: install quickstart test test-long test-newest test-pythons test-clients test-vllm lint bench docs screenshots notebooks clean
 
 install:  ## set up .venv; does nothing where it is up to date
 	@scripts/install.sh
@@ -14,6 +14,9 @@ test-long: install  ## the tests that take longer than a minute
 
 test-newest:  ## the tests against today's releases of what softprompt requires, in an environment of their own
 	@scripts/test_newest.sh
+
+test-pythons:  ## the packages and the fast tests on Python 3.10 and 3.13, in environments of their own
+	@scripts/test_pythons.sh
 
 test-clients:  ## the server asked by the clients that people have, in an environment of their own
 	@scripts/test_clients.sh

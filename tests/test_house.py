@@ -170,7 +170,7 @@ def test_every_dependency_is_pinned_within_its_range():
 
 @pytest.mark.parametrize(
     "script",
-    [".ci/run", "scripts/install.sh", "scripts/lint.sh", "scripts/test.sh", "scripts/chromium.sh", "scripts/docs.sh"],
+    [".ci/run", *(f"scripts/{one}.sh" for one in ("install", "lint", "test", "chromium", "docs", "test_pythons"))],
 )
 def test_scripts_can_be_run(script):
     assert os.access(ROOT / script, os.X_OK)
