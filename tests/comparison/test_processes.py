@@ -89,7 +89,7 @@ def test_an_interruption_ends_all(project: Path) -> None:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     out, err = process.communicate(timeout=30)
-    assert (process.returncode, out) == (1, "")
+    assert (process.returncode, out) == (130, "")
     assert err.splitlines()[1:] == [
         "sleeps 1 (0% done)",
         "error: interrupted; the same command goes on where it stopped, in out",

@@ -32,7 +32,7 @@ def test_macro_f1_is_that_of_the_rows_drawn(monkeypatch: pytest.MonkeyPatch) -> 
             return np.arange(size)
 
     monkeypatch.setattr(np.random, "default_rng", lambda seed: EveryRow())
-    expected = f1_score(GOLD, ANSWERS, labels=range(4), average="macro", zero_division=0)
+    expected = f1_score(GOLD, ANSWERS, average="macro")
     whole = classification_metrics(GOLD, np.eye(4)[ANSWERS], ["a", "b", "c", "never"])["macro_f1"]
     assert whole == pytest.approx(expected)
     task = Task(template="{text}:", labels=["a", "b", "c", "never"], metric="macro_f1")

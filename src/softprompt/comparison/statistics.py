@@ -79,7 +79,7 @@ def _figure(task: Task, rows: Sequence[Row], answers: Sequence[Sequence[Any]]) -
 
 
 def _macro_f1(pairs: NDArray[Any], labels: int) -> float:
-    """Macro F1 of pairs `gold * L + predicted`; a label that occurs in neither counts 0, as in the metric itself."""
+    """Macro F1 of pairs `gold * L + predicted`, over the labels that occur in either, as in the metric itself."""
     table = np.bincount(pairs, minlength=labels * labels).reshape(labels, labels)
     total = table.sum(0) + table.sum(1)
-    return float(np.mean(2 * table.diagonal() / np.maximum(total, 1)))
+    return float(np.mean((2 * table.diagonal() / np.maximum(total, 1))[total > 0]))
