@@ -1,4 +1,4 @@
-"""The frozen base: a causal language model with its tokenizer; how it is found, loaded and recognised.
+"""The frozen base: a language model with its tokenizer; how it is found, loaded and recognised.
 
 Owns loading, the choice of device and dtype, the word embeddings and the identity. Does not know how a prompt
 meets the base (`prompted`), nor where the embedded base's file comes from (`sources`).
@@ -64,7 +64,7 @@ def load_base(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> Base:
-    """Load a causal language model and its tokenizer, frozen.
+    """Load a language model, causal or an encoder-decoder, and its tokenizer, frozen.
 
     Args:
         name: "smollm2-135m" (SmolLM2-135M-Instruct, downloaded once without the hub), a local folder, a GGUF
@@ -76,7 +76,7 @@ def load_base(
         revision: the branch, tag or commit of a model on the hub (default: its main branch).
 
     Raises:
-        SoftPromptError: there is no such base, or it is damaged, not a causal language model, stored as pickles
+        SoftPromptError: there is no such base, or it is damaged, of no family that is known, stored as pickles
             only, or in need of `trust_remote_code`; the hub cannot be reached; a dtype or device that isn't one.
     """
     name = os.fspath(name)

@@ -70,20 +70,26 @@ def find_prompt(path: Path) -> Path:
 
 def load_one(path: Path) -> SoftPrompt:
     """The prompt in a folder, which is no ensemble's."""
-    from softprompt.prompts import SoftPrompt
-    from softprompt.prompts.ensemble import is_ensemble
+    from softprompt.prompts.ensemble import load
 
     path = find_prompt(path)
-    if is_ensemble(path):
+    return _alone(load(path), path)
+
+
+def _alone(prompt: SoftPrompt | Ensemble, path: Path) -> SoftPrompt:
+    from softprompt.prompts.ensemble import Ensemble
+
+    if isinstance(prompt, Ensemble):
         raise SoftPromptError(f"{path} is an ensemble: name one of its members, such as {path / '0'}")
-    return SoftPrompt.load(path)
+    return prompt
 
 
 def open_one(
     path: Path, base: str | None, dtype: str | None, task_file: Path | None
 ) -> tuple[SoftPrompt, Task, Callable[[], Base], Reading]:
     """`open_prompt` of a prompt alone."""
-    return load_one(path), *open_prompt(path, base, dtype, task_file)[1:]
+    prompt, task, load, reading = open_prompt(path, base, dtype, task_file)
+    return _alone(prompt, path), task, load, reading
 
 
 def open_for_library(path: Path, name: str, task_file: Path | None) -> Mapping[str, Path | SoftPrompt]:

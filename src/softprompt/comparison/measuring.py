@@ -46,7 +46,7 @@ class Stopwatch(TrainerCallback):
     """Times a training run's steps; `tell` is called with the number of those done.
 
     Attributes:
-        seconds: spent in steps so far.
+        seconds: spent in steps, and in fits of a head, so far.
         curve: of each validation its step, the seconds until then and its figures.
         losses: of each log entry its step and the training loss.
     """
