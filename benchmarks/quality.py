@@ -46,6 +46,11 @@ VARIANTS: dict[str, dict[str, list[str]]] = {
         "random, like the table": ["prompt.init=random", *_NO_TEXT],
         "random, N(0, 1)": _PEFT,
     },
+    "answer": {
+        "label words": ["task.answer=words"],
+        "head": ["task.answer=head"],
+        "linear probe": ["task.answer=head", "prompt.num_virtual_tokens=0", "prompt.init=random", *_NO_TEXT],
+    },
     "rate": {f"rate {rate}": [f"recipe.learning_rate={rate}"] for rate in (0.003, 0.01, 0.03, 0.1)},
     "recipe": {
         "softprompt's": [],
@@ -270,7 +275,7 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
 
     tasks = options.tasks or [movie_task(options.work / "films")]
     for path in tasks:
-        name = load_task_file(path).name
+        name = load_task_file(path, options.overrides).name
         if "methods" in options.parts:
             file = load_task_file(path, options.overrides)
             found = compare(

@@ -436,6 +436,52 @@ def test_a_trainer_of_it_keeps_and_resumes_the_prompts_alone(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
 
 
+def test_without_labels_each_logit_predicts_the_token_at_its_place():
+    with_labels, without = (with_prompts(make_model("llama"), MIXED.parameters(torch.float32)) for _ in range(2))
+    labelled = with_labels(**MIXED.batch, return_logits=True)
+    every = without(**{name: value for name, value in MIXED.batch.items() if name != "labels"})
+    assert every.loss is None
+    assert every.logits.shape[:2] == MIXED.input_ids.shape
+    assert distance([every.logits[tuple(labelled.places.T)]], [labelled.logits]) < 1e-5
+    assert not every.logits[MIXED.attention_mask == 0].any()
+
+
+@pytest.mark.parametrize("tokens_at_once", [None, 7])
+def test_label_smoothing_factor_of_a_trainer(tmp_path, tokens_at_once):
+    """One step of plain gradient descent is the smoothed cross-entropy's own."""
+    model = make_model("llama")
+    rows = [{name: value[k] for name, value in MIXED.batch.items()} for k in range(len(MIXED.input_ids))]
+    arguments = TrainingArguments(
+        tmp_path,
+        max_steps=1,
+        per_device_train_batch_size=len(rows),
+        report_to="none",
+        use_cpu=True,
+        optim="sgd",
+        learning_rate=1.0,
+        max_grad_norm=0.0,
+        label_smoothing_factor=0.1,
+    )
+    trained = with_prompts(model, MIXED.parameters(torch.float32), max_tokens=tokens_at_once)
+    Trainer(trained, arguments, train_dataset=rows).train()
+    expected = with_prompts(model, MIXED.parameters(torch.float32))
+    found = expected(**MIXED.batch, return_logits=True)
+    targets = MIXED.labels[tuple(found.places.T)]
+    nn.functional.cross_entropy(found.logits, targets, label_smoothing=0.1).backward()
+    for after, before in zip(trained.prompts, expected.prompts, strict=True):
+        assert distance([before.detach() - after.detach()], [before.grad]) < 1e-3
+
+
+def test_without_labels_heads_and_lengths_say_what_is_needed():
+    model = with_prompts(shared_model("llama"), GOOD.parameters(torch.float32)[:1])
+    with pytest.raises(SoftPromptError, match="labels are needed"):
+        model(torch.tensor([2, 3, 4]), lengths=torch.tensor([3]))
+    with pytest.raises(SoftPromptError, match="labels are needed"):
+        with_prompts(shared_model("llama"), [SoftPrompt(torch.zeros(2, WIDTH), head=torch.zeros(3, WIDTH))])(
+            torch.tensor([[2, 3, 4]])
+        )
+
+
 # Numbers that are not finite
 
 
@@ -584,7 +630,7 @@ def changed(name: str, *changes: tuple[tuple[int, ...], int]) -> dict[str, Tenso
         ({"input_ids": torch.arange(5)}, r"\[B, T\].*not \(5,\)"),
         ({"attention_mask": torch.ones(2, 4)}, r"attention_mask is \(2, 4\), input_ids \(2, 5\)"),
         ({"labels": torch.ones(1, 5)}, r"labels are \(1, 5\), input_ids \(2, 5\)"),
-        ({"labels": None}, "labels are needed"),
+        ({"labels": None, "prompt_index": None}, "prompt_index is needed"),
         ({"labels": torch.full((2, 5), -100)}, "no label to predict"),
         (changed("labels", ((1, 3), 4)), "label at row 1, column 3 stands on padding"),
         (changed("labels", ((1, 2), VOCABULARY)), f"label {VOCABULARY} at row 1, column 2: .* {VOCABULARY} ids"),

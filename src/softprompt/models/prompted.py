@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+from transformers import PretrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput
 
@@ -41,7 +43,7 @@ class PromptedOutput(ModelOutput):
         loss: mean cross-entropy over all label places of the batch (or their sum over `num_items_in_batch`).
         row_loss: `[B]` sum of the cross-entropy over each row's label places, without gradient.
         logits: `[A, V]`, or with heads `[A, L]`, float32 logits at the A label places, when asked for; without
-            gradient where `max_tokens` has split the batch.
+            gradient where `max_tokens` has split the batch. Without labels `[B, T, V]`.
         places: `[A, 2]` row and column of the label that each logit predicts, when logits are asked for.
     """
 
@@ -63,7 +65,7 @@ class PromptedModel(nn.Module):
         base: the frozen base, from `load_base`. It is put in eval mode and its parameters stay without gradient.
         prompts: K prompts, of any lengths; all with a head, or none. None at all gives the bare base (zero-shot).
         max_tokens: the most text tokens in one packed row; a longer batch is split, its gradients added up exactly,
-            and at most one part's activations are held at a time. None: no bound.
+            and at most one part's activations are held at a time (without labels it is not split). None: no bound.
         gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations. A cache
             cannot be recomputed, so that "concatenated" then takes the place of "shared_prefix".
         route: "packed", "shared_prefix" or "concatenated" instead of the fastest exact one.
@@ -140,7 +142,8 @@ class PromptedModel(nn.Module):
             attention_mask: `[B, T]`, 0 where padding stands; None: no padding.
             labels: shaped as `input_ids`: token ids at the places to learn, -100 elsewhere. A label at a row's first
                 token is predicted by the prompt's last virtual token. With heads a label is an index of the head's
-                rows, and stands at the token whose final hidden state is read.
+                rows, and stands at the token whose final hidden state is read. None: no loss; the logits are
+                `[B, T, V]`, each predicting the token at its own place, as the Trainer's `label_smoothing_factor` asks.
             prompt_index: `[B]` which prompt stands before each row; may be left out with one prompt.
             num_items_in_batch: divide the summed loss by this instead of the number of label places (as the
                 Trainer asks with gradient accumulation).
@@ -153,7 +156,7 @@ class PromptedModel(nn.Module):
                 the context.
         """
         if labels is None:
-            raise SoftPromptError("labels are needed: the ids to predict, -100 at every other place")
+            return PromptedOutput(logits=self._predictions(input_ids, attention_mask, prompt_index))
         texts = _texts(input_ids, attention_mask, labels, lengths)
         batch, targets, places = self._read(texts, prompt_index)
         count = len(targets) if num_items_in_batch is None else num_items_in_batch
@@ -179,6 +182,11 @@ class PromptedModel(nn.Module):
             logits=scores if return_logits else None,
             places=places if return_logits else None,
         )
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """A copy of the base's configuration: Transformers' Trainer asks for one, and writes into it."""
+        return copy(self.base.model.config)
 
     @property
     def room(self) -> int | None:
@@ -263,6 +271,16 @@ class PromptedModel(nn.Module):
             return self.nll(hidden, targets), None
         turns = zip(hidden.split(at_once), targets.split(at_once), strict=True)
         return torch.cat([checkpoint(self.nll, h, t, use_reentrant=False) for h, t in turns]), None
+
+    def _predictions(self, ids: Tensor, mask: Tensor | None, prompt_index: Tensor | None) -> Tensor:
+        """`[B, T, V]` the logits that predict each token; zero at padding and where nothing stands before."""
+        # An encoder-decoder's target begins at the first label: without labels nothing says where.
+        if self.heads or ids.ndim != 2 or self.base.model.config.is_encoder_decoder:
+            raise SoftPromptError("labels are needed: the ids to predict, -100 at every other place")
+        labels = ids if mask is None else ids.masked_fill(mask == 0, -100)
+        batch, _, places = self._read(_texts(ids, mask, labels, None), prompt_index)
+        scores = logits(self.base.model, self.hidden(self.vectors(), batch))
+        return scores.new_zeros(*ids.shape, scores.shape[-1]).index_put(tuple(places.T), scores)
 
     def _read(self, texts: _Texts, prompt_index: Tensor | None) -> tuple[Batch, Tensor, Tensor]:
         """What is computed, the ids to predict `[A]` and where they stand in the input `[A, 2]`."""
