@@ -12,7 +12,7 @@ import pytest
 
 from softprompt import Ensemble, SoftPrompt, calibrate, evaluate, load_base, predict
 from softprompt.tasks import Task, load_rows
-from softprompt.training.folder import Replaced
+from softprompt.training.folder import Replaced, locked
 from softprompt.training.growth import LENGTHS
 from softprompt.training.loop import PromptTrainer
 from tests.conftest import make_base
@@ -192,6 +192,9 @@ def test_an_ensemble_from_the_command_line_to_the_library(project: Path, base_fo
     added = printed("library", "add", "mood", "runs/mood", "--library", "kept")["members"]
     assert [entry["name"] for entry in added] == ["mood.0", "mood.1", "mood.2"]
     assert "exists: choose another" in refused("train", "task.yaml", "--ensemble", "3", *steps)
+    with locked(Path("runs/mood")):
+        assert "another process trains there" in refused("train", "task.yaml", "--ensemble", "2", *steps, "--force")
+    assert len(Ensemble.load(found["prompt"]).prompts) == 3
     printed("train", "task.yaml", "--ensemble", "2", *steps, "--force")
     assert len(Ensemble.load(found["prompt"]).prompts) == 2
     assert "name one of its members" in refused("inspect", found["prompt"])
