@@ -151,7 +151,7 @@ def test_all_but_adding_needs_no_pytorch(library):
     [
         (["show", "nobody"], "there is no prompt 'nobody' in library: see `softprompt library list`"),
         (["show", "mood@7"], "there is no version 7 of 'mood' in library: the current one is 2"),
-        (["show", "../../etc/passwd"], "'../../etc/passwd' is not a prompt's name: it takes 1 to 64 of a-z"),
+        (["show", "../../etc/passwd"], "'../../etc/passwd' is not a prompt's name: a name is 1 to 64 of a-z"),
         (["show", "mood@0"], "'mood@0' names no version: write NAME@3"),
         (["remove", "nobody"], "there is no prompt 'nobody'"),
         (["rollback", "taste"], "there is no version of 'taste' before the current one, 1: say which one"),

@@ -26,7 +26,7 @@ from scripts import help_page
 from softprompt import Prediction, PromptLibrary, SoftPrompt, Task, predict
 from tests.conftest import make_base
 from tests.test_cli import printed, refused, run, save_base
-from tests.test_docs import DOCS, fences
+from tests.test_docs import DOCS, play
 
 WORDS = ["card", "payment", "failed", "refund", "money", "login", "password", "reset", "please", "cannot", "the"]
 TASK = Task(template="{text}:", labels=["negative", "positive"])
@@ -387,42 +387,13 @@ class TestThePage:
 
     INSTALL = ("python3 -m venv venv", ". venv/bin/activate", "pip install ./softprompt")
 
-    @staticmethod
-    def type_all(base: str | None) -> Iterator[tuple[str, str]]:
-        """Each command with what it printed; a base in place of the page's makes the run short as well."""
-        more = {"init": ["--yes"]}
-        if base is not None:
-            more = {"init": ["--yes", "--base", base], "train": ["--set", "recipe.max_steps=3"]}
-        lines = [line for block in fences("first-hour.md", "sh") for line in block.splitlines()]
-        assert tuple(lines[:3]) == TestThePage.INSTALL
-        server, url = None, ""
-        try:
-            for line in lines[3:]:
-                words = shlex.split(line)
-                if words == ["softprompt", "serve"]:
-                    program = [sys.executable, "-m", "softprompt.cli", "serve", "--port", "0", "--json"]
-                    server = subprocess.Popen(program, stdout=subprocess.PIPE, text=True)
-                    assert server.stdout is not None
-                    url = json.loads(server.stdout.readline())["url"]
-                elif words[0] == "curl":
-                    words = [word.replace("http://127.0.0.1:8000", url) for word in words]
-                    yield line, subprocess.run([*words, "-sf"], capture_output=True, text=True, check=True).stdout
-                else:
-                    assert words[0] == "softprompt"
-                    done = run(*words[1:], *more.get(words[1], []))
-                    assert done.exit_code == 0, f"{line}: {done.output}"
-                    yield line, done.stdout
-        finally:
-            if server is not None:
-                server.send_signal(signal.SIGINT)
-                server.communicate(timeout=60)
-
     @pytest.mark.parametrize("base", ["tiny", pytest.param(None, marks=[pytest.mark.real, pytest.mark.long])])
-    def test_every_command_does_what_the_page_says(
-        self, folder: Path, base_folder: Path, base: str | None, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_every_command_does_what_the_page_says(self, folder: Path, base_folder: Path, base: str | None) -> None:
         Path("tickets.csv").write_bytes((DOCS / "tickets.csv").read_bytes())
-        shown = dict(self.type_all(base and str(base_folder)))
+        more: dict[str, list[str]] = {"init": ["--yes"]}
+        if base is not None:  # in place of the page's, and a short run
+            more = {"init": ["--yes", "--base", str(base_folder)], "train": ["--set", "recipe.max_steps=3"]}
+        shown = dict(play("first-hour.md", more, after=self.INSTALL))
         queues = {"account", "billing", "delivery"}
         (one,) = (text for line, text in shown.items() if line.startswith("softprompt predict") and '"' in line)
         assert one.split("\t")[0] in queues
@@ -431,9 +402,7 @@ class TestThePage:
         (curl,) = (text for line, text in shown.items() if line.startswith("curl"))
         (served,) = json.loads(curl)["data"]
         assert set(served["probabilities"]) == queues
-        (snippet,) = fences("first-hour.md", "python")
-        exec(snippet, {})
-        printed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+        printed = [line.split()[0] for line in shown["python"].splitlines()]
         assert len(printed) == 2
         assert set(printed) <= queues
         if base is None:

@@ -12,7 +12,7 @@ import pytest
 
 from softprompt import Ensemble, SoftPrompt, calibrate, evaluate, load_base, predict
 from softprompt.tasks import Task, load_rows
-from softprompt.training.folder import Replaced
+from softprompt.training.folder import Replaced, locked
 from softprompt.training.growth import LENGTHS
 from softprompt.training.loop import PromptTrainer
 from tests.conftest import make_base
@@ -187,9 +187,14 @@ def test_an_ensemble_from_the_command_line_to_the_library(project: Path, base_fo
     answer = printed("predict", found["prompt"], "a joy", "--dtype", "float32", "--calibrate", "train.csv")
     calibrated = Ensemble([calibrate(base, prompt, task, "train.csv") for prompt in ensemble.prompts])
     assert answer["predictions"][0]["probabilities"] == predict(base, calibrated, task, ["a joy"])[0].probabilities
-    added = printed("library", "add", "mood", found["prompt"], "--library", "kept")["members"]
+    answers = [printed("predict", one, "a joy")["predictions"] for one in ("runs/mood", found["prompt"])]
+    assert answers[0] == answers[1]
+    added = printed("library", "add", "mood", "runs/mood", "--library", "kept")["members"]
     assert [entry["name"] for entry in added] == ["mood.0", "mood.1", "mood.2"]
     assert "exists: choose another" in refused("train", "task.yaml", "--ensemble", "3", *steps)
+    with locked(Path("runs/mood")):
+        assert "another process trains there" in refused("train", "task.yaml", "--ensemble", "2", *steps, "--force")
+    assert len(Ensemble.load(found["prompt"]).prompts) == 3
     printed("train", "task.yaml", "--ensemble", "2", *steps, "--force")
     assert len(Ensemble.load(found["prompt"]).prompts) == 2
     assert "name one of its members" in refused("inspect", found["prompt"])

@@ -48,6 +48,11 @@ def listed(names: Collection[str], most: int = 12) -> str:
     return ", ".join(list(names)[:most]) + more
 
 
+def counted(count: int, one: str, many: str) -> str:
+    """A number with the words for one or for several: "1 row", "2,000 rows"."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
 def shorten(text: str, most: int) -> str:
     """A text on one line, cut where it is longer than `most` characters."""
     text = " ".join(text.split())

@@ -155,8 +155,8 @@ def test_unusable_input_is_refused(tiny_base: Base) -> None:
     free = Task(template="{text}:", target=" {answer}")
     with pytest.raises(SoftPromptError, match="generates free text"):
         calibrate(tiny_base, prompt, free, ROWS)
-    for unlabelled in ([], [Row({"text": "x"})]):
-        with pytest.raises(SoftPromptError, match="needs labelled rows"):
+    for unlabelled, says in (([], "needs labelled rows"), ([Row({"text": "x"})], "its label is None: give an index")):
+        with pytest.raises(SoftPromptError, match=says):
             calibrate(tiny_base, prompt, TASK, unlabelled)
     with pytest.raises(WrongBaseError):
         calibrate(make_base(seed=1), prompt, TASK, ROWS)

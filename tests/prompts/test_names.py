@@ -20,7 +20,7 @@ def test_names(name):
 def test_no_names(name):
     assert not is_name(name)
     for call in (check_name, split_name, lambda name: split_name(f"{name}@1")):
-        with pytest.raises(SoftPromptError, match=r"is not a prompt's name: it takes 1 to 64 of a-z, 0-9") as caught:
+        with pytest.raises(SoftPromptError, match=r"is not a prompt's name: a name is 1 to 64 of a-z, 0-9") as caught:
             call(name)
         assert "\n" not in str(caught.value)
 

@@ -325,7 +325,7 @@ def test_a_disk_that_fills_up(library, monkeypatch, undisturbed, change):
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for module, name in [(os, "mkdir"), (os, "fsync"), (os, "replace")]:
+    for module, name in [(Path, "mkdir"), (os, "fsync"), (os, "replace")]:
         if name == "fsync" and change.startswith("add"):
             words = "cannot save the prompt to .*: No space left on device"
         else:

@@ -23,7 +23,7 @@ IMAGE = "<img src=http://example.com/x onerror=alert(2)>"
 WORDS = {
     "Loss": ("training step", "loss (nats)", "training (mean since the entry before)", "validation"),
     "Validation": ("training step", "share (0 to 1)", "validation accuracy"),
-    "How strongly each virtual token is pulled": (
+    "How strongly the loss pulls at each virtual token": (
         "training step",
         "virtual token, from 0",
         "norm of the loss's gradient (logarithmic)",

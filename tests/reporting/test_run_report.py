@@ -29,7 +29,7 @@ from tests.training.test_monitor import StopAt
 FIGURES = [
     "Loss",
     "Validation",
-    "How strongly each virtual token is pulled",
+    "How strongly the loss pulls at each virtual token",
     "Norms of the virtual tokens against those of the words",
     "Confusion matrix of the validation rows",
     "Likeness between the virtual tokens",

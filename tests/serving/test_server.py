@@ -240,7 +240,7 @@ class TestCommand:
     def test_what_it_says(self, library, called):
         words = ("--base", "base", "--library", library.folder)
         assert self.run(*words).stdout == (
-            "Serving tiny-llama and 1 prompts at http://127.0.0.1:1 (Ctrl-C stops)\nRefused: topic: it is damaged\n"
+            "Serving tiny-llama and 1 prompt at http://127.0.0.1:1 (Ctrl-C stops)\nRefused: topic: it is damaged\n"
         )
         document = json.loads(self.run(*words, "--json").stdout)
         assert document == {

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -18,8 +19,10 @@ from hypothesis import strategies as st
 from softprompt.errors import SoftPromptError
 from softprompt.tasks import Row, Task, check_trainable, load_rows, rows_from, split_rows, with_validation
 from softprompt.tasks.reading import Reading
+from softprompt.tasks.rows import as_rows
 
 TASK = Task(template="{text} =>", labels=["negative", "positive"])
+MANY = Task(template="{text} =>", labels=[f"label {i}" for i in range(30)])
 ANSWER = Task(template="{question}", target=" {answer}")
 # What a tokenizer can read, what is not empty, and what Python 3.10's csv knows.
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(lambda text: text.strip())
@@ -415,23 +418,23 @@ class TestSetAside:
     def test_a_tenth_of_all_labels_alike_and_said(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level("INFO", "softprompt")
         given = labelled(*[0] * 60, *[1] * 40)
-        train, held = with_validation(given, "auto", TASK, 0)
+        train, held = with_validation(given, "auto", MANY, 0)
         assert [sum(row.label == label for row in held or []) for label in (0, 1)] == [6, 4]
         assert sorted([*train, *(held or [])], key=lambda row: row.number) == given
         assert "10 of the 100 training rows are set aside, of all labels alike" in caplog.text
 
     def test_a_label_of_one_row_is_learned(self) -> None:
-        train, held = with_validation(labelled(*[0] * 20, *[1] * 20, 2), "auto", TASK, 0)
+        train, held = with_validation(labelled(*[0] * 20, *[1] * 20, 2), "auto", MANY, 0)
         assert 2 in {row.label for row in train}
         assert 2 not in {row.label for row in held or []}
 
     def test_one_of_each_of_many_labels(self) -> None:
-        _, held = with_validation(labelled(*range(20), *range(20), *range(20)), "auto", TASK, 0)
+        _, held = with_validation(labelled(*range(20), *range(20), *range(20)), "auto", MANY, 0)
         assert sorted(row.label for row in held or []) == list(range(20))
 
     @pytest.mark.parametrize("rows", [labelled(0, 1, 0, 1), labelled(*range(30))])
     def test_too_few_are_all_learned(self, rows: list[Row], caplog: pytest.LogCaptureFixture) -> None:
-        assert with_validation(rows, "auto", TASK, 0) == (rows, None)
+        assert with_validation(rows, "auto", MANY, 0) == (rows, None)
         assert "too few to set some aside: nothing is validated" in caplog.text
 
 
@@ -448,3 +451,30 @@ class TestUnusable:
         path = write(tmp_path / "a.csv", "text,label\n,positive\n,negative\n")
         with pytest.raises(SoftPromptError, match="2 of 2 rows cannot be used"):
             load_rows(path, TASK, reading=Reading(unusable="skip"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"label": "positive"}, "a Row has columns, not {}: write Row({'text': '...'})"),
+        ({"columns": "a joy"}, "a Row has columns, not 'a joy'"),
+        ({"columns": {"text": 3}}, "input: row 1: column 'text' is 3, which is not text"),
+        ({"columns": {"text": "a joy"}, "label": "positive"}, "an index into the task's labels, not 'positive'"),
+    ],
+)
+def test_a_row_of_ones_own_says_what_it_takes(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(SoftPromptError) as caught:
+        Row(**arguments)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("label", [-1, 2, None])
+def test_a_row_of_ones_own_has_one_of_the_labels(label: int | None) -> None:
+    rows = [Row({"text": "a joy"}, 0), Row({"text": "bad"}, label, number=2)]
+    with pytest.raises(SoftPromptError, match=f"input: row 2: its label is {label}: give an index .* from 0 to 1"):
+        as_rows(rows, TASK)
+    assert as_rows(rows, TASK, need_targets=False) is rows
+
+
+def test_a_row_takes_the_labels_of_other_libraries() -> None:
+    assert Row({"text": "a joy"}, numpy.int64(1)).label == 1

@@ -36,6 +36,11 @@ def test_a_first_line_that_is_a_row_is_one(tmp_path: Path, first: bool) -> None:
     assert (found.label, found.texts, found.rows) == ("label", ["text"], 20)
 
 
+def test_a_column_without_values_is_no_answer(tmp_path: Path) -> None:
+    found = survey(write(tmp_path / "a.csv", [",text,label,,", "0,a joy,positive,,"]))
+    assert (found.texts, found.answer) == (["text"], "label")
+
+
 def test_spellings_of_a_label_are_put_together(tmp_path: Path) -> None:
     lines = ["text,label", *(f"{TEXTS[i % 4]} {i},{('good', 'Good', 'good ', 'bad')[i % 4]}" for i in range(40))]
     counts, mapping = survey(write(tmp_path / "a.csv", lines)).labels()

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import datasets
 import pandas
 import pyarrow
+import pyarrow.parquet
 import pytest
 
 from softprompt import SoftPromptError, Task, load_rows
@@ -64,8 +66,8 @@ PLAIN = {
     "pipes.csv": (CSV.replace(",", "|"), "delimited by '|'"),
     "tabs.csv": (CSV.replace(",", "\t"), "delimited by tabs"),
     "commas.tsv": (CSV, "delimited by ','"),
-    "sep.csv": ("sep=;\n" + CSV.replace(",", ";"), ""),
-    "quoted sep.csv": ('"sep=;"\r\n' + CSV.replace(",", ";"), ""),
+    "sep.csv": ("sep=;\n" + CSV.replace(",", ";"), "delimited by ';'"),
+    "quoted sep.csv": ('"sep=;"\r\n' + CSV.replace(",", ";"), "delimited by ';'"),
     "utf16.tsv": (CSV.replace(",", "\t").encode("utf-16"), "is UTF-16"),
     "big utf16.csv": (b"\xfe\xff" + CSV.encode("utf-16-be"), "is UTF-16"),
     "utf32.csv": (CSV.encode("utf-32"), "is UTF-32"),
@@ -100,7 +102,7 @@ def test_what_is_plain_is_read_and_said(tmp_path: Path, caplog: pytest.LogCaptur
 def test_windows_1252_is_read_with_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str) -> None:
     path = write(tmp_path / "a.csv", f"text,label\nplain,negative\n{text},positive\n".encode("cp1252"))
     assert pairs(path)[1] == (text, "positive")
-    assert "read as Windows-1252, which 1 lines need (the first is line 3)" in caplog.text
+    assert "read as Windows-1252, which 1 line needs (the first is line 3)" in caplog.text
 
 
 def test_an_encoding_can_be_given(tmp_path: Path) -> None:
@@ -127,13 +129,13 @@ def test_quotes_do_not_glue_the_rows_of_a_tsv(tmp_path: Path, caplog: pytest.Log
     labels_first = "".join(",".join(reversed(line.split("\t"))) + "\n" for line in GLUED[name].splitlines())
     turned = write(tmp_path / "turned.csv", labels_first)
     load_rows(turned, TASK)  # no line of it shows that "negative" is a label: at least it is said
-    assert "1 values hold line ends, 1 of them the delimiter too" in caplog.text
+    assert "1 value holds line ends, 1 of them the delimiter too" in caplog.text
 
 
 def test_quotes_in_a_tsv_are_text_unless_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path / "q.tsv", 'text\tlabel\n"a joy" to watch\tpositive\n"all of it"\tnegative\n')
     assert [text for text, _ in pairs(path)] == ['"a joy" to watch', '"all of it"']
-    assert "1 values stand in double quotes" in caplog.text
+    assert "1 value stands in double quotes" in caplog.text
     told = write(tmp_path / "told.tsv", 'text\tlabel\n"a ""joy"""\tpositive\nb\tnegative\n')
     assert pairs(told, reading=Reading(quoting=True))[0] == ('a "joy"', "positive")
     held = write(tmp_path / "held.tsv", 'text\tlabel\n"a\nb\tc"\tpositive\nd\tnegative\n')
@@ -156,7 +158,7 @@ def test_an_empty_line_of_one_column_is_a_row(tmp_path: Path) -> None:
 
 def test_blank_lines_of_several_columns_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert pairs(write(tmp_path / "a.csv", "text,label\na joy,positive\n\nbad,negative\n\n")) == PAIRS
-    assert "1 blank lines between rows are left out" in caplog.text
+    assert "1 blank line between rows is left out" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["#1 String", "a/b", "Der Text", "text.1", "{x}", "Was: sonst?"])
@@ -349,7 +351,8 @@ def test_missing_values_are_not_text(missing: object) -> None:
 
 
 def test_nan_in_parquet_is_not_text(tmp_path: Path) -> None:
-    pandas.DataFrame({"text": [1.5, float("nan")], "label": ["positive"] * 2}).to_parquet(tmp_path / "a.parquet")
+    table = pyarrow.table({"text": [1.5, float("nan")], "label": ["positive"] * 2})  # pandas would write a null
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     assert line_of(tmp_path / "a.parquet").startswith(f"{tmp_path / 'a.parquet'}: row 2: column 'text' is empty")
 
 
@@ -390,3 +393,23 @@ def test_inputs_from_a_file(tmp_path: Path) -> None:
 def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"needed|no encoding|more than once|Extra"):
         Reading(**options)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_memory_does_not_grow_with_a_file(tmp_path: Path, suffix: str) -> None:
+    texts = [f"{i} {'a joy ' * 150}" for i in range(4000)]
+    if suffix == ".jsonl":
+        content = "".join(json.dumps({"text": text, "label": "positive"}) + "\n" for text in texts)
+    else:
+        content = "".join(
+            f"{label}{',' if suffix == '.csv' else chr(9)}{text}\n"
+            for label, text in [("label", "text"), *(("positive", text) for text in texts)]
+        )
+    path = write(tmp_path / f"a{suffix}", content)
+    tracemalloc.start()
+    try:
+        assert sum(entry.row is not None for entry in read_entries(path, TASK)) == len(texts)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < len(content) / 2

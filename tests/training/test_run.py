@@ -349,6 +349,15 @@ def test_faults_of_the_data_are_said_kept_and_reported(
     assert sentence in write_report(tmp_path / "run").read_text()
 
 
+def test_a_label_without_rows_is_said(tiny_base: Base, caplog: pytest.LogCaptureFixture) -> None:
+    task = Task(template="Text: {text}\nMood:", labels=["yes", "no", "maybe"])
+    prompt = SoftPrompt.from_vocabulary(tiny_base, 3)
+    run = train(tiny_base, prompt, task, train=rows(8), recipe=recipe(max_steps=2))
+    said = "No training row has the label ['maybe']"
+    assert any(said in problem.text for problem in run.problems)
+    assert said in caplog.text
+
+
 def test_a_sound_run_says_nothing(tiny_base: Base, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = learn(tiny_base, tmp_path / "run", test=rows(10, 60))
     assert run.problems == []

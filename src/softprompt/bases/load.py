@@ -112,18 +112,23 @@ def load_outline(name: str | os.PathLike[str], *, trust_remote_code: bool = Fals
     """
     name = os.fspath(name)
     source, options = _locate(name, trust_remote_code, revision)
-    try:
-        if "gguf_file" in options:
-            raise UnsureError("a GGUF file's weights are known when they are dequantised")
-        model, tokenizer = _read(name, source, torch.bfloat16, show_progress=True, device_map="meta", **options)
-        with _quiet(show_progress=True):
-            samples = read_samples(model, find_files(source, options.get("revision")))
-    except Exception as error:  # Transformers' rules of names are its own affair, and may fail in any way
-        # The identity rounds weights to bfloat16, so that this halves the memory and changes nothing.
-        base = load_base(name, dtype="bfloat16", device="cpu", trust_remote_code=trust_remote_code, revision=revision)
-        why = str(error) if isinstance(error, UnsureError) else f"{type(error).__name__}: {first_line(error)}"
-        logger.warning("base %r was loaded only for its identity, which its files do not surely give: %s", name, why)
-        return base
+    with hub_or_cache() if "revision" in options else nullcontext():
+        try:
+            if "gguf_file" in options:
+                raise UnsureError("a GGUF file's weights are known when they are dequantised")
+            model, tokenizer = _read(name, source, torch.bfloat16, show_progress=True, device_map="meta", **options)
+            with _quiet(show_progress=True):
+                samples = read_samples(model, find_files(source, options.get("revision")))
+        except Exception as error:  # Transformers' rules of names are its own affair, and may fail in any way
+            # The identity rounds weights to bfloat16, so that this halves the memory and changes nothing.
+            base = load_base(
+                name, dtype="bfloat16", device="cpu", trust_remote_code=trust_remote_code, revision=revision
+            )
+            why = str(error) if isinstance(error, UnsureError) else f"{type(error).__name__}: {first_line(error)}"
+            logger.warning(
+                "base %r was loaded only for its identity, which its files do not surely give: %s", name, why
+            )
+            return base
     return _tell_reach(Base(model.requires_grad_(False), tokenizer, name, samples))
 
 

@@ -18,7 +18,7 @@ from softprompt.commands.options import TABLE, BaseName, Calibrate, Dtype, Json,
 from softprompt.commands.tables import figures_table, labels_table
 from softprompt.commands.terminal import print_result, reporting
 from softprompt.errors import SoftPromptError
-from softprompt.text import shown
+from softprompt.text import counted, shown
 
 if TYPE_CHECKING:
     from softprompt.evaluation.answering import Answered
@@ -112,7 +112,7 @@ def predict(
         kept = None if output is None else AnswerFile(output, about, force=force)
         done = 0 if kept is None else kept.done
         if done:
-            typer.echo(f"{output}: {done:,} rows are answered already", err=True)
+            typer.echo(f"{output}: {counted(done, 'row is', 'rows are')} answered already", err=True)
         asked, loaded = load_calibrated(asked, its_task, load, calibrate, reading)
         answers: list[Answered] = []
         failed = 0 if kept is None else kept.failed
@@ -130,9 +130,15 @@ def predict(
         elif kept is not None:
             kept.finish()
             document = {"output": str(output), "rows": entries.count, "errors": failed}
-            print_result(out, document if as_json else None, f"{entries.count:,} rows with their answers: {output}")
+            print_result(
+                out,
+                document if as_json else None,
+                f"{counted(entries.count, 'row with its answer', 'rows with their answers')}: {output}",
+            )
         if failed:
-            typer.echo(f"warning: {failed:,} of {entries.count:,} rows have an error in place of an answer", err=True)
+            of = f"of {counted(entries.count, 'row', 'rows')}"
+            have = counted(failed, f"{of} has an error", f"{of} have an error")
+            typer.echo(f"warning: {have} in place of an answer", err=True)
 
 
 def _mappings(texts: list[str], task: Task) -> list[dict[str, str]]:

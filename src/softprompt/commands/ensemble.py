@@ -30,7 +30,7 @@ def train_members(
         from softprompt.evaluation import evaluate
         from softprompt.progress import TrainingProgress
         from softprompt.training.ensemble import train_ensemble
-        from softprompt.training.folder import PROMPT
+        from softprompt.training.folder import PROMPT, locked
         from softprompt.training.heads import choose_answer
         from softprompt.training.run import rows_around
         from softprompt.training.taskfile import load_task_file, make_prompt
@@ -55,7 +55,8 @@ def train_members(
         after = sum(map(len, asked.values()))
         shown = count * len(validation or [])
         figures: dict[str, Any] = {}
-        with TrainingProgress(console, file.task.metric, shown, before=count * before, after=after) as progress:
+        progress = TrainingProgress(console, file.task.metric, shown, before=count * before, after=after)
+        with locked(folder.parent), progress:
             ensemble = train_ensemble(
                 base,
                 [with_data(make_prompt(base, start, file.task, rows)) for start in starts],

@@ -11,7 +11,7 @@ import typer
 
 from softprompt.commands.options import TABLE, Json
 from softprompt.commands.terminal import print_result, reporting
-from softprompt.text import listed, shorten
+from softprompt.text import counted, listed, shorten
 
 if TYPE_CHECKING:
     from softprompt.tasks.survey import Survey
@@ -81,7 +81,8 @@ def draft(found: Survey, output: Path | None, *, base: str = BASE, force: bool =
 
 
 def _describe(found: Survey) -> list[str]:
-    lines = [f"{found.source}: {found.rows:,} rows; {len(found.columns)} columns: {listed(found.columns)}"]
+    size = f"{counted(found.rows, 'row', 'rows')}; {counted(len(found.columns), 'column', 'columns')}"
+    lines = [f"{found.source}: {size}: {listed(found.columns)}"]
     if found.form is not None:
         return [*lines, f"rows of the form {found.form}"]
     for name in found.texts:

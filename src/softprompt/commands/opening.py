@@ -50,14 +50,14 @@ def open_prompt(
 
 
 def find_prompt(path: Path) -> Path:
-    """A prompt's folder: `path`, the prompt in it where it is a run's folder, or what the library has of that name."""
+    """A prompt's or an ensemble's folder: `path`, "prompt" in a run's, or what the library has of that name."""
+    from softprompt.prompts.ensemble import is_ensemble
     from softprompt.prompts.library import PromptLibrary
     from softprompt.prompts.names import CONFIG
 
-    if (path / CONFIG).exists():
-        return path
-    if (path / "prompt" / CONFIG).exists():
-        return path / "prompt"
+    for folder in (path, path / "prompt"):
+        if (folder / CONFIG).exists() or is_ensemble(folder):
+            return folder
     if path.exists() or len(path.parts) != 1 or not LIBRARY.is_dir():
         return path
     try:

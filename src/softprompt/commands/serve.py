@@ -13,6 +13,7 @@ import typer
 from softprompt.commands.options import LIBRARY, Json, LibraryFolder
 from softprompt.commands.terminal import print_result, reporting
 from softprompt.errors import SoftPromptError
+from softprompt.text import counted
 
 if TYPE_CHECKING:
     from softprompt.prompts.library import PromptLibrary
@@ -152,7 +153,8 @@ def serve(
                 "prompts": [served.id for served in service.catalogue.prompts],
                 "refused": refused,
             }
-            line = f"Serving {document['base']} and {len(document['prompts'])} prompts at {url} (Ctrl-C stops)"
+            prompts = counted(len(document["prompts"]), "prompt", "prompts")
+            line = f"Serving {document['base']} and {prompts} at {url} (Ctrl-C stops)"
             more = [f"Refused: {name}: {reason}" for name, reason in sorted(refused.items())]
             print_result(out, document if as_json else None, line, *more)
 

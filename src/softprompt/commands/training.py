@@ -16,7 +16,7 @@ from softprompt.commands.options import Force, Json, Overrides, Resume, TaskOrTa
 from softprompt.commands.tables import answers_table, figures_table, labels_table, lengths_table
 from softprompt.commands.terminal import print_result, reporting
 from softprompt.errors import SoftPromptError
-from softprompt.text import printable
+from softprompt.text import counted, printable
 
 if TYPE_CHECKING:
     from softprompt.evaluation import Evaluation
@@ -135,7 +135,11 @@ def train(
         answers = predict(base, run.prompt, file.task, some)
         document = (run if growth is None else growth).to_json()
         document |= {"test": None if test is None else test.to_json(), "report": str(report)}
-        cut = f"; {run.truncated} training texts were cut to fit the context" if run.truncated else ""
+        cut = (
+            f"; {counted(run.truncated, 'training text was', 'training texts were')} cut to fit the context"
+            if run.truncated
+            else ""
+        )
         calibrated = "" if run.prompt.card.calibration is None else " and calibrated"
         print_result(
             out,
@@ -146,7 +150,8 @@ def train(
             *([answers_table(file.task, some, answers)] if some else []),
             *(f"{problem.about}: {problem.text}" for problem in run.problems),
             *(f"{diagnosis.name}: {diagnosis.sentence}" for diagnosis in run.diagnoses),
-            f"{run.steps} steps in {run.seconds:.0f} s; the prompt is from step {run.best_step}{calibrated}{cut}",
+            f"{counted(run.steps, 'step', 'steps')} in {run.seconds:.0f} s; the prompt is from step {run.best_step}"
+            f"{calibrated}{cut}",
             f"{document['trainable_parameters']:,} parameters, {document['artifact_bytes']:,} bytes in {run.path}",
             f"The whole run, for a browser: {report}",
             f"Next: softprompt predict {shlex.quote(str(run.path))} TEXT",

@@ -9,7 +9,7 @@ import re
 
 from softprompt.errors import SoftPromptError
 
-RULE = '1 to 64 of a-z, 0-9, ".", "_" and "-", not first a dot'
+RULE = '1 to 64 of a-z, 0-9, ".", "_" and "-", the first of them no dot'
 
 # The files of a prompt's folder: the first two are PEFT's.
 CONFIG = "adapter_config.json"
@@ -33,7 +33,7 @@ def check_name(name: str) -> str:
         SoftPromptError: it doesn't.
     """
     if not isinstance(name, str) or not is_name(name):
-        raise SoftPromptError(f"{_quoted(name)} is not a prompt's name: it takes {RULE}")
+        raise SoftPromptError(f"{_quoted(name)} is not a prompt's name: a name is {RULE}")
     return name
 
 

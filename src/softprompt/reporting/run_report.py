@@ -289,7 +289,7 @@ def _gradients(trajectory: Trajectory, reason: str | None) -> Markup:
     measured = [one for one in measured if len(one.gradient) == length]
     return figure(
         figures.gradient_map([one.step for one in measured], [one.gradient for one in measured]),
-        "How strongly each virtual token is pulled",
+        "How strongly the loss pulls at each virtual token",
         "Each row is a virtual token, each column a logged step. Bright: the loss pulls at this token; dark: it hardly "
         "does; grey: not at all. A row that stays dark or grey is a token that learns nothing.",
     )

@@ -7,7 +7,6 @@ guesses no types ("007" stays, "NA" is text) and knows its line numbers.
 from __future__ import annotations
 
 import csv
-import io
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +18,15 @@ from typing import Literal
 
 from softprompt.errors import SoftPromptError
 from softprompt.tasks.reading import Reading
-from softprompt.text import shown
+from softprompt.tasks.unpacking import Text
+from softprompt.text import counted, shown
 
 logger = logging.getLogger(__name__)
 
 _DELIMITERS = (",", ";", "\t", "|")
 _LINES_LOOKED_AT = 50
+_MOST_ALIKE = 1000  # different values that a column of few has
+_LONGEST_VALUE = 2**31 - 1  # what the csv module can be told on all systems
 _Lines = Iterator[tuple[int, list[str]]]
 
 
@@ -79,20 +81,22 @@ class Records:
                 yield from held
                 held.clear()
         if held and not self._said:
-            logger.info("%s: %s rows at its end have no values and are left out", name, f"{len(held):,}")
+            rows = counted(len(held), "row at its end has no values and is", "rows at its end have no values and are")
+            logger.info("%s: %s left out", name, rows)
         if blank and not self._said:
-            logger.info("%s: %s blank lines between rows are left out", name, f"{blank:,}")
+            lines = counted(blank, "blank line between rows is", "blank lines between rows are")
+            logger.info("%s: %s left out", name, lines)
         self._said = True
 
 
 def read_delimited(
-    name: str, text: str, suffix: str, reading: Reading, needed: Sequence[str]
+    name: str, text: Text, suffix: str, reading: Reading, needed: Sequence[str]
 ) -> tuple[list[str], Records]:
     """A delimited text's columns and records, all of which have been looked at once.
 
     Args:
         name: what messages call the file.
-        text: its whole text.
+        text: its text.
         suffix: ".tsv" delimits by tabs unless the file does not.
         reading: what is not to be found out.
         needed: the columns that must not stand there twice.
@@ -101,10 +105,11 @@ def read_delimited(
         SoftPromptError: quotes do not close or glue rows together, or a needed column is there twice.
     """
     # The limit on a value's length belongs to the whole csv module: raised for long texts, never lowered.
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    first, marked = 1, re.match(r'"?sep=(.)"?\r?\n', text)
-    if marked:
-        text, first = text[marked.end() :], 2
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_VALUE))
+    marked = re.match(r'"?sep=(.)"?\r?\n', next(text.lines()))
+    first = 2 if marked else 1
+    if marked and reading.delimiter is None:
+        _tell_delimiter(name, marked[1])
     delimiter = reading.delimiter or (marked and marked[1]) or _find_delimiter(name, text, suffix)
     quoting = delimiter != "\t" if reading.quoting is None else reading.quoting
     columns, records = _read(name, partial(_split, name, text, delimiter, quoting, first), reading, needed)
@@ -119,10 +124,10 @@ def read_delimited(
         _look_for_glue(name, records, columns, delimiter)
     elif quoted := sum(map(_is_quoted, chain.from_iterable(record.values.values() for record in records))):
         logger.info(
-            "%s: %s values stand in double quotes, which are taken as text; if they only hold a value together, set "
+            "%s: %s in double quotes, which are taken as text; if they only hold a value together, set "
             "data.quoting: true",
             name,
-            f"{quoted:,}",
+            counted(quoted, "value stands", "values stand"),
         )
     return columns, records
 
@@ -140,12 +145,10 @@ def _read(name: str, split: Callable[[], _Lines], reading: Reading, needed: Sequ
     return columns, Records(name, split, columns)
 
 
-def _find_delimiter(name: str, text: str, suffix: str) -> str:
+def _find_delimiter(name: str, text: Text, suffix: str) -> str:
     """The delimiter by which the first line has several values and most lines have as many."""
     usual = "\t" if suffix == ".tsv" else ","
-    lines = [line for line in islice(io.StringIO(text, newline=""), 4 * _LINES_LOOKED_AT) if line.strip()][
-        :_LINES_LOOKED_AT
-    ]
+    lines = [line for line in islice(text.lines(), 4 * _LINES_LOOKED_AT) if line.strip()][:_LINES_LOOKED_AT]
     best, chosen = (0.0, False), usual
     for delimiter in _DELIMITERS:
         widths = [len(row) for row in csv.reader(lines, delimiter=delimiter, quoting=_mode(delimiter != "\t"))]
@@ -153,19 +156,24 @@ def _find_delimiter(name: str, text: str, suffix: str) -> str:
         if widths[0] > 1 and merit > best:
             best, chosen = merit, delimiter
     if chosen != usual:
-        logger.info("%s: values are delimited by %s", name, "tabs" if chosen == "\t" else repr(chosen))
+        _tell_delimiter(name, chosen)
     return chosen
+
+
+def _tell_delimiter(name: str, delimiter: str) -> None:
+    logger.info("%s: values are delimited by %s", name, "tabs" if delimiter == "\t" else repr(delimiter))
 
 
 def _mode(quoting: bool) -> Literal[0, 3]:
     return csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
 
 
-def _split(name: str, text: str, delimiter: str, quoting: bool, first: int) -> _Lines:
-    """Each row's first line and values; the blank lines at the end are left out."""
+def _split(name: str, text: Text, delimiter: str, quoting: bool, first: int) -> _Lines:
+    """Each row's line and values, from the line `first` on; the blank lines at the end are left out."""
     # Strict: a stray quote is an error, where csv would otherwise glue rows together in silence.
-    lines = io.StringIO(text.rstrip("\r\n"), newline="")
-    reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=_mode(quoting))
+    reader = csv.reader(
+        _without_end(islice(text.lines(), first - 1, None)), delimiter=delimiter, strict=True, quoting=_mode(quoting)
+    )
     number, is_header = 0, True
     while True:
         line = reader.line_num + first
@@ -184,6 +192,18 @@ def _split(name: str, text: str, delimiter: str, quoting: bool, first: int) -> _
             yield line, values
 
 
+def _without_end(lines: Iterator[str]) -> Iterator[str]:
+    """The lines without the blank ones at the end."""
+    blank: list[str] = []
+    for line in lines:
+        if line.strip("\r\n"):
+            yield from blank
+            blank.clear()
+            yield line
+        else:
+            blank.append(line)
+
+
 def _name(name: str, header: Sequence[str], needed: Sequence[str]) -> list[str]:
     """Names for all columns: those without one are numbered, and so are those that stand there again unless needed."""
     names: list[str] = []
@@ -199,30 +219,35 @@ def _name(name: str, header: Sequence[str], needed: Sequence[str]) -> list[str]:
 
 def _look_for_glue(name: str, records: Records, columns: Sequence[str], delimiter: str) -> None:
     """Say how many values hold line ends, and refuse those in which lines end or begin as rows of this table do."""
-    count, long = 0, list[tuple[Record, object]]()
+    count = long = both = 0
+    first = ""
     ends: tuple[set[str], set[str]] = (set(), set())
     for record in records:
         count += 1
-        long += [(record, value) for value in record.values.values() if "\n" in str(value)]
+        for value in map(str, record.values.values()):
+            if "\n" in value:
+                long += 1
+                if delimiter in value:
+                    both += 1
+                    first = first or record.place.removeprefix(f"{name}: ")
         for found, i in zip(ends, (0, -1), strict=True):
-            found.add(str(record.values.get(columns[i])))
+            if len(found) <= _MOST_ALIKE:
+                found.add(str(record.values.get(columns[i])))
     if not long:
         return
     # Columns of few values, such as labels: a line within a text may begin as another text does.
-    firsts, lasts = (found if 2 * len(found) <= count + 2 else set() for found in ends)
-    for record, value in long:
-        lines = [line for line in str(value).splitlines() if delimiter in line]
-        if any(line.rpartition(delimiter)[2] in lasts or line.partition(delimiter)[0] in firsts for line in lines):
-            raise SoftPromptError(
-                f"{record.place}: between two double quotes stand what look like whole rows, {shown(value)}: double "
-                "the quotes within values, or set data.quoting: false to take them as text"
-            )
-    both = [record for record, value in long if delimiter in str(value)]
+    firsts, lasts = (found if len(found) <= min(_MOST_ALIKE, count // 2 + 1) else set() for found in ends)
+    for record in records if both else ():
+        for value in map(str, record.values.values()):
+            lines = [line for line in value.splitlines() if delimiter in line] if "\n" in value else []
+            if any(line.rpartition(delimiter)[2] in lasts or line.partition(delimiter)[0] in firsts for line in lines):
+                raise SoftPromptError(
+                    f"{record.place}: between two double quotes stand what look like whole rows, {shown(value)}: "
+                    "double the quotes within values, or set data.quoting: false to take them as text"
+                )
     logger.info(
-        "%s: %s values hold line ends%s",
+        "%s: %s%s",
         name,
-        f"{len(long):,}",
-        f", {len(both):,} of them the delimiter too (the first in {both[0].place.removeprefix(name + ': ')})"
-        if both
-        else "",
+        counted(long, "value holds line ends", "values hold line ends"),
+        f", {both:,} of them the delimiter too (the first in {first})" if both else "",
     )

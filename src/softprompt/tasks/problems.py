@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from softprompt.tasks.rows import Row
 from softprompt.tasks.task import LABEL_COLUMN, Task
-from softprompt.text import shown
+from softprompt.text import counted, shown
 
 FEW_ROWS = 100  # of validation or test: below, the standard error of a share is 5% and more
 RARE = 10  # training rows of a label
@@ -49,8 +49,9 @@ def in_rows(parts: Mapping[str, Sequence[Row]], task: Task) -> Iterator[Problem]
             if shared := len(set(texts[one]) & set(texts[other])):
                 yield Problem(
                     "data",
-                    f"{shared:,} texts of the {other} rows are among the {one} rows too: take them out of one of the "
-                    "two, else figures on them are of texts whose answers were learned.",
+                    f"{counted(shared, f'text of the {other} rows is', f'texts of the {other} rows are')} among the "
+                    f"{one} rows too: take what is in both out of one of them, else figures are of texts whose answers "
+                    "were learned.",
                 )
     answers: dict[str, set[str | int | None]] = {}
     repeated = 0
@@ -59,9 +60,11 @@ def in_rows(parts: Mapping[str, Sequence[Row]], task: Task) -> Iterator[Problem]
         repeated += answer in answers.setdefault(text, set())
         answers[text].add(answer)
     if contradictory := sum(len(found) > 1 for found in answers.values()):
-        yield Problem("data", f"{contradictory:,} training texts stand there with more than one answer: decide on one.")
+        texts_with = counted(contradictory, "training text stands", "training texts stand")
+        yield Problem("data", f"{texts_with} there with more than one answer: decide on one.")
     if repeated:
-        yield Problem("data", f"{repeated:,} training rows repeat an earlier one: drop them.")
+        rows_that = counted(repeated, "training row repeats", "training rows repeat")
+        yield Problem("data", f"{rows_that} an earlier one: drop what is repeated.")
     yield from _in_labels(parts["training"], task)
     if "validation" not in parts:
         yield Problem(
@@ -78,9 +81,10 @@ def in_rows(parts: Mapping[str, Sequence[Row]], task: Task) -> Iterator[Problem]
         )
     for part in names[1:]:
         if len(parts[part]) < FEW_ROWS:
+            rows_measure = counted(len(parts[part]), f"{part} row measures", f"{part} rows measure")
             yield Problem(
                 "data",
-                f"{len(parts[part])} {part} rows measure a share of right answers with a standard error of up to "
+                f"{rows_measure} a share of right answers with a standard error of up to "
                 f"{0.5 / math.sqrt(len(parts[part])):.1%}: smaller differences tell nothing.",
                 is_fault=False,
             )
@@ -89,8 +93,8 @@ def in_rows(parts: Mapping[str, Sequence[Row]], task: Task) -> Iterator[Problem]
 def _in_labels(rows: Sequence[Row], task: Task) -> Iterator[Problem]:
     if task.labels is None:
         return
-    counted = Counter(row.label for row in rows)
-    counts = {label: counted[i] for i, label in enumerate(task.labels)}
+    found = Counter(row.label for row in rows)
+    counts = {label: found[i] for i, label in enumerate(task.labels)}
     if missing := [label for label, count in counts.items() if not count]:
         yield Problem("data", f"No training row has the label {shown(missing)}: add rows, or drop it.")
     if rare := [label for label, count in counts.items() if 0 < count < RARE]:
@@ -112,8 +116,8 @@ def unseen(rows: int, steps: int, batch_size: int) -> Iterator[Problem]:
     if (seen := steps * batch_size) < rows:
         yield Problem(
             "data",
-            f"{steps:,} steps of {batch_size} rows see {seen:,} of the {rows:,} training rows ({seen / rows:.0%}): set "
-            "recipe.epochs to 1, or raise recipe.max_steps.",
+            f"{counted(steps, f'step of {batch_size} rows sees', f'steps of {batch_size} rows see')} {seen:,} of the "
+            f"{rows:,} training rows ({seen / rows:.0%}): set recipe.epochs to 1, or raise recipe.max_steps.",
         )
 
 

@@ -12,9 +12,10 @@ import logging
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import chain
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,32 @@ class Row:
         target: The rendered target; None where targets were not asked for.
         source: File or hub data set that it comes from.
         number: Its number there, from 1, the header not counted.
+
+    Raises:
+        SoftPromptError: There are no columns, one of them is not text, or the label is no number.
     """
 
-    columns: dict[str, str]
+    columns: dict[str, str] = field(default_factory=dict)
     label: int | None = None
     target: str | None = None
     source: str = "input"
     number: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.columns, Mapping) or not self.columns:
+            raise SoftPromptError(
+                f"a Row has columns, not {shown(self.columns)}: write Row({{'text': '...'}}), or give mappings in "
+                "place of rows"
+            )
+        if other := next((name for name, text in self.columns.items() if not isinstance(text, str)), None):
+            raise SoftPromptError(
+                f"{self.place}: column {shown(other)} is {shown(self.columns[other])}, which is not text: give a str"
+            )
+        if not isinstance(self.label, Integral | None):
+            raise SoftPromptError(
+                f"{self.place}: the label of a Row is an index into the task's labels, not {shown(self.label)}: to "
+                "give labels as text, give mappings in place of rows"
+            )
 
     @property
     def place(self) -> str:
@@ -238,8 +258,17 @@ def rows_from(inputs: Iterable[Any], task: Task, *, source: str = "input", readi
 
 
 def as_rows(data: Rows, task: Task, *, need_targets: bool = True, reading: Reading | None = None) -> Sequence[Row]:
-    """`data` itself where it is rows, else what `load_rows` reads, also for what it raises."""
+    """`data` itself where it is rows, else what `load_rows` reads.
+
+    Raises:
+        SoftPromptError: A row's label is none of the task's, or as `load_rows`.
+    """
     if isinstance(data, Sequence) and all(isinstance(row, Row) for row in data):
+        known = range(len(task.labels or ()))
+        for row in data if need_targets and known else ():
+            if row.label not in known:
+                place = f"an index into the task's labels, from 0 to {known[-1]}"
+                raise SoftPromptError(f"{row.place}: its label is {row.label}: give {place}")
         return data
     return load_rows(data, task, need_targets=need_targets, reading=reading)
 

@@ -14,7 +14,7 @@ from softprompt.errors import SoftPromptError
 from softprompt.tasks.reading import Reading
 from softprompt.tasks.rows import Row, Rows, as_rows
 from softprompt.tasks.task import Task
-from softprompt.text import shown
+from softprompt.text import counted, shown
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +73,12 @@ def _set_aside(rows: Sequence[Row], seed: int) -> tuple[Sequence[Row], Sequence[
     try:
         _, held = split_rows(pool if len(rows) >= _FEWEST_TO_SPLIT else [], fraction, seed)
     except SoftPromptError:  # they are too few
-        logger.warning("data.validation: %s rows are too few to set some aside: nothing is validated", len(rows))
+        found = counted(len(rows), "row is", "rows are")
+        logger.warning("data.validation: %s too few to set some aside: nothing is validated", found)
         return rows, None
     logger.info(
-        "data.validation: %s of the %s training rows are set aside, of all labels alike; give data.validation to "
-        "choose",
-        f"{len(held):,}",
-        f"{len(rows):,}",
+        "data.validation: %s aside, of all labels alike; give data.validation to choose",
+        counted(len(held), f"of the {len(rows):,} training rows is set", f"of the {len(rows):,} training rows are set"),
     )
     aside = {id(row) for row in held}
     return [row for row in rows if id(row) not in aside], held

@@ -125,8 +125,9 @@ def survey(source: str, *, texts: Sequence[str] = (), label: str | None = None, 
         raise SoftPromptError(f"{source}: column {shown(label)} has one value only; choose another with --label")
     chosen = list(texts) or _texts(columns, [label, answer])
     if label is None and answer is None:
-        answer = next(iter(_named(columns, _ANSWER, [*chosen])), None) or next(
-            (name for name in reversed(columns) if name not in chosen), None
+        filled = {name: column for name, column in columns.items() if column.filled}
+        answer = next(iter(_named(filled, _ANSWER, [*chosen])), None) or next(
+            (name for name in reversed(filled) if name not in chosen), None
         )
         chosen = [name for name in chosen if name != answer] if answer in chosen else chosen
     if not chosen or (label is None and answer is None):

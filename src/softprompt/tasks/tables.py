@@ -20,7 +20,7 @@ from softprompt.bases.hub import UNREACHED, hub_or_cache
 from softprompt.errors import SoftPromptError
 from softprompt.tasks.delimited import Record, read_delimited
 from softprompt.tasks.reading import Reading
-from softprompt.tasks.unpacking import Content, decode, find, load
+from softprompt.tasks.unpacking import Content, Text, decode, find, load
 from softprompt.text import shown
 
 if TYPE_CHECKING:
@@ -93,10 +93,11 @@ def _open(source: str, reading: Reading, needed: Sequence[str]) -> Table:
     if content.suffix in (".parquet", ".arrow"):
         return _open_arrow(content)
     name = content.name
-    text = decode(name, content.data, reading.encoding)
+    text = decode(content, reading.encoding)
     if content.suffix in (".jsonl", ".ndjson"):
         return Table(name, None, _json_lines(name, text))
-    if content.suffix == ".json" or (content.suffix == "" and reading.delimiter is None and text.lstrip()[0] in "[{"):
+    first = next(line for line in text.lines() if line.strip()).lstrip()[0]
+    if content.suffix == ".json" or (content.suffix == "" and reading.delimiter is None and first in "[{"):
         return _open_json(name, text, content.part, reading)
     columns, records = read_delimited(name, text, content.suffix, reading, needed)
     return Table(name, columns, records)
@@ -119,9 +120,9 @@ def _parse(text: str, place: str) -> Any:
         raise SoftPromptError(f"{place}: nested too deeply") from None
 
 
-def _json_lines(name: str, text: str) -> Iterator[Record]:
+def _json_lines(name: str, text: Text) -> Iterator[Record]:
     number = 0
-    for line, content in enumerate(io.StringIO(text), 1):  # whose lines end at "\n" alone
+    for line, content in enumerate(text.lines("\n"), 1):
         if not content.strip():
             continue
         number += 1
@@ -142,10 +143,10 @@ def _of_json(record: Any, place: str) -> Record:
     return Record(place, fault=f'not an object such as {{"text": "..."}} but {shown(record)}')
 
 
-def _open_json(name: str, text: str, part: str | None, reading: Reading) -> Table:
+def _open_json(name: str, text: Text, part: str | None, reading: Reading) -> Table:
     """A JSON array of rows, an object that holds such arrays, or lines of objects."""
     try:
-        found = _parse(text, name)
+        found = _parse(text.whole(), name)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
             return Table(name, None, _json_lines(name, text))
@@ -214,11 +215,12 @@ def _open_arrow(content: Content) -> Table:
     from datasets import Dataset
 
     kind = "Parquet" if content.suffix == ".parquet" else "Arrow"
-    buffer = pyarrow.BufferReader(content.data)
+    data = content.data
+    buffer = pyarrow.BufferReader(data)
     try:
         if kind == "Parquet":
             table = pyarrow.parquet.ParquetFile(buffer).read()
-        elif content.data[:6] == b"ARROW1":
+        elif data[:6] == b"ARROW1":
             table = pyarrow.ipc.open_file(buffer).read_all()
         else:
             table = pyarrow.ipc.open_stream(buffer).read_all()

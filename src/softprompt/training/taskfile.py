@@ -179,7 +179,7 @@ class TaskFile(BaseModel):
     @classmethod
     def _check_name(cls, name: str) -> str:
         if not names.is_name(name):
-            raise ValueError(f"{names.RULE}, are needed, not {shown(name)}")
+            raise ValueError(f"a name is {names.RULE}, not {shown(name)}")
         return name
 
     @field_validator("base")

@@ -96,7 +96,10 @@ _BOTH = {
     "shares": ("Validation", "Validación"),
     "shares_unit": ("share (0 to 1)", "proporción (0 a 1)"),
     "shares_help": ("Higher is better.", "Cuanto más alta, mejor."),
-    "gradients": ("How strongly each virtual token is pulled", "Con qué fuerza se tira de cada token virtual"),
+    "gradients": (
+        "How strongly the loss pulls at each virtual token",
+        "Con qué fuerza tira la pérdida de cada token virtual",
+    ),
     "gradients_unit": ("norm of the loss's gradient (logarithmic)", "norma del gradiente de la pérdida (logarítmica)"),
     "gradients_help": (
         "Each row is a virtual token, each column a logged step. Bright: pulled strongly; dark: hardly; grey: not.",
