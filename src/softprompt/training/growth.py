@@ -130,8 +130,7 @@ def grow(
         WrongBaseError: a prompt was made for another base.
         DivergedError: the training of the first length diverged; a later one that diverges is not worth it.
     """
-    recipe = recipe or Recipe()
-    refuse_private(recipe, "prompt.num_virtual_tokens: auto, which trains several times")
+    refuse_private(recipe := recipe or Recipe(), "prompt.num_virtual_tokens: auto, which trains several times")
     rows, found = with_validation(train, validation, task, recipe.seed)
     checks = _check(lengths, task, found)
     folder = None if output is None else Path(output)
