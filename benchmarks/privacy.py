@@ -95,7 +95,7 @@ class _Found:
     def write(self) -> str:
         rows = self.document["rows"]
         tables = [_epsilon_table(rows), _start_table(rows), _canary_table(rows), _cost_table(rows)]
-        text = "\n".join(tables) + footing(self.document)
+        text = "\n".join(table for table in tables if table.count("\n") > 2) + footing(self.document)
         write_results(self._folder, NAME, self.document, text)
         _plot(rows, self._folder / f"{NAME}.svg")
         return text
