@@ -164,6 +164,7 @@ def test_every_dependency_is_pinned_within_its_range():
             pins[canonicalize_name(pin.name)] = next(iter(pin.specifier)).version
     for requirement in [
         *declared("playground"),
+        *declared("private"),
         *declared("docs"),
         *(r for r in declared("dev") if r.name != "softprompt"),
     ]:

@@ -64,6 +64,20 @@ def test_report_is_written_again(project: Path) -> None:
     assert "is not a run's folder" in refused("report", "run/prompt")
 
 
+def test_inspect_looks_for_leaks(project: Path) -> None:
+    found = printed("inspect", PROMPT, "--leak", "train.csv", "--unseen", "dev.csv")
+    assert set(found) == {"recovery", "membership", "canaries", "private", "caption"}
+    assert 0 <= found["membership"]["auc_interval"][0] <= found["membership"]["auc"] <= 1
+    assert found["canaries"] is None
+    shown = run("inspect", PROMPT, "--leak", "train.csv").stdout
+    assert "virtual tokens that read as a training text" in shown
+    assert "give rows that the prompt has not learned with --unseen" in shown
+    assert "not a proof" in shown
+    assert run("inspect", PROMPT, "--leak", "train.csv", "--data", "dev.csv").exit_code == 2
+    assert run("inspect", PROMPT, "--unseen", "dev.csv").exit_code == 2
+    assert "no such file" in refused("inspect", PROMPT, "--leak", "none.csv")
+
+
 def test_inspect_prints_its_document(project: Path) -> None:
     PromptLibrary("library").add("mood", PROMPT)
     found = printed("inspect", PROMPT, "--data", "dev.csv", "--library", "library")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from softprompt.bases.load import load_base
     from softprompt.errors import SoftPromptError, UnknownPromptError, WrongBaseError
     from softprompt.evaluation import Evaluation, Prediction, calibrate, evaluate, predict
-    from softprompt.inspection import Inspection, Pruned, inspect, prune
+    from softprompt.inspection import Inspection, Leakage, Pruned, inspect, leakage, plant_canaries, prune
     from softprompt.models.peft import LabelSmoothing, accelerate_peft
     from softprompt.models.prompted import PromptedModel, PromptedOutput
     from softprompt.prompts import Card, PromptLibrary, SoftPrompt
@@ -34,6 +34,7 @@ __all__ = [
     "Growth",
     "Inspection",
     "LabelSmoothing",
+    "Leakage",
     "Prediction",
     "PromptLibrary",
     "PromptedModel",
@@ -52,8 +53,10 @@ __all__ = [
     "evaluate",
     "grow",
     "inspect",
+    "leakage",
     "load_base",
     "load_rows",
+    "plant_canaries",
     "predict",
     "prune",
     "train",
@@ -69,7 +72,7 @@ _HOMES = {
     "bases.load": ("load_base",),
     "errors": ("SoftPromptError", "UnknownPromptError", "WrongBaseError"),
     "evaluation": ("Evaluation", "Prediction", "calibrate", "evaluate", "predict"),
-    "inspection": ("Inspection", "Pruned", "inspect", "prune"),
+    "inspection": ("Inspection", "Leakage", "Pruned", "inspect", "leakage", "plant_canaries", "prune"),
     "models.peft": ("LabelSmoothing", "accelerate_peft"),
     "models.prompted": ("PromptedModel", "PromptedOutput"),
     "prompts": ("Card", "PromptLibrary", "SoftPrompt"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 from rich.console import Console
@@ -13,7 +13,12 @@ from softprompt.commands.options import TABLE, BaseName, Dtype, Json, PromptFold
 from softprompt.commands.terminal import print_result, reporting
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from softprompt.bases.base import Base
+    from softprompt.prompts import SoftPrompt
     from softprompt.tasks import Row, Task
+    from softprompt.tasks.reading import Reading
 
 
 def inspect(
@@ -30,6 +35,22 @@ def inspect(
     library: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A library, to compare with its prompts.", show_default=False)
     ] = None,
+    leak: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help=f"Instead: what the prompt gives away of the rows that it has learned, {TABLE}.",
+            show_default=False,
+        ),
+    ] = None,
+    unseen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="With --leak: rows of the same kind that it has not learned, to tell the learned ones from.",
+            show_default=False,
+        ),
+    ] = None,
     base: BaseName = None,
     dtype: Dtype = None,
     task: TaskFile = None,
@@ -43,8 +64,15 @@ def inspect(
         from softprompt.prompts import PromptLibrary
         from softprompt.tasks import load_rows
 
-        if task is not None and data is None:
-            raise typer.BadParameter("--task is for --data")
+        if unseen is not None and leak is None:
+            raise typer.BadParameter("--unseen is for --leak")
+        if leak is not None and (data is not None or library is not None):
+            raise typer.BadParameter("--leak is not asked together with --data or --library")
+        if task is not None and data is None and leak is None:
+            raise typer.BadParameter("--task is for --data and --leak")
+        if leak is not None:
+            _look_for_leaks(out, open_one(prompt, base, dtype, task), leak, unseen, as_json)
+            return
         its_task: Task | None = None
         rows: list[Row] | None = None
         if data is None:
@@ -65,3 +93,24 @@ def inspect(
                 progress=advance,
             )
         print_result(out, found.to_json() if as_json else None, *describe_inspection(found))
+
+
+def _look_for_leaks(
+    out: TextIO,
+    opened: tuple[SoftPrompt, Task, Callable[[], Base], Reading],
+    seen: str,
+    unseen: str | None,
+    as_json: bool,
+) -> None:
+    from softprompt.commands.inspection_tables import describe_leakage
+    from softprompt.inspection.leakage import leakage, rows_asked
+    from softprompt.progress import progress_bar
+    from softprompt.tasks import load_rows
+
+    prompt, task, load, reading = opened
+    rows = load_rows(seen, task, reading=reading)
+    others = None if unseen is None else load_rows(unseen, task, reading=reading)
+    base = load()
+    with progress_bar(Console(stderr=True), "Looking for leaks", rows_asked(task, rows, others)) as advance:
+        found = leakage(base, prompt, rows, unseen=others, task=task, progress=advance)
+    print_result(out, found.to_json() if as_json else None, *describe_leakage(found))

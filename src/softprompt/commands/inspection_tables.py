@@ -10,10 +10,13 @@ import json
 from rich.table import Table
 
 from softprompt.inspection.inspection import CAPTION, Inspection
+from softprompt.inspection.leakage import CAPTION as LEAKAGE_CAPTION
+from softprompt.inspection.leakage import CHANCE_EXPOSURE, Leakage
 from softprompt.inspection.pruning import Pruned
 from softprompt.inspection.similarity import TaskMap
 
 _WORDS = 3  # nearest words of each kind that fit a terminal's width
+_TEXTS = 3  # read off a prompt, that are shown
 _PAIRS = 3  # most alike virtual tokens that are named
 
 
@@ -52,6 +55,45 @@ def describe_pruning(found: Pruned, path: str) -> list[str | Table]:
         table.add_row(name, str(count), str(found.before.n), *(f"{value:.4f}" for value in figures.values()))
     places = ", ".join(map(str, found.kept))
     return [table, f"Kept the virtual tokens {places}. The new prompt is in {path}"]
+
+
+def describe_leakage(found: Leakage) -> list[str | Table]:
+    """What a prompt gives away, and what is not known of it."""
+    table = Table("what is looked for", "found [95% interval]", "chance")
+    parts: list[str | Table] = [table]
+    words, told, planted = found.recovery, found.membership, found.canaries
+    if words is not None:
+        chance = "" if words.by_chance is None else f"{words.by_chance}"
+        table.add_row("virtual tokens that read as a training text", f"{words.by_cosine} of {words.tokens}", chance)
+        table.add_row("likewise by distance, norms made equal", f"{words.by_distance} of {words.tokens}", "")
+        if words.kept is not None:
+            table.add_row("nearest to the word they started at", f"{words.kept} of {words.tokens}", "")
+        if words.texts:
+            parts.append(f"read off: {' '.join(quoted(text) for text in words.texts[:_TEXTS])}")
+    if told is not None:
+        for name, value, (low, high), chance in (
+            ("membership by loss: ROC AUC", told.auc, told.auc_interval, "0.500"),
+            ("members found at 1% false alarms", told.tpr, told.tpr_interval, "0.010"),
+        ):
+            table.add_row(name, f"{value:.3f} [{low:.3f}, {high:.3f}]", chance)
+        parts.append(f"Membership: {told.seen:,} rows learned against {told.unseen:,} that were not.")
+    else:
+        parts.append("Membership is not measured: give rows that the prompt has not learned with --unseen.")
+    if planted is not None:
+        mean = sum(planted.exposures) / len(planted.exposures)
+        table.add_row(
+            f"exposure of {len(planted.exposures)} canaries, mean (most {planted.most:.1f} bits)",
+            f"{mean:.2f} (p = {planted.p_value:.2g})",
+            f"{CHANCE_EXPOSURE:.2f}",
+        )
+    else:
+        parts.append("There are no canaries among the rows: sp.plant_canaries puts some there before training.")
+    if found.private is not None:
+        parts.append(
+            f"Trained with differential privacy: epsilon {found.private['epsilon']:.3g} at delta "
+            f"{found.private['delta']:.3g} for its training rows."
+        )
+    return [*parts, LEAKAGE_CAPTION]
 
 
 def quoted(text: str) -> str:

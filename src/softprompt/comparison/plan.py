@@ -11,6 +11,7 @@ from softprompt.errors import SoftPromptError
 from softprompt.tasks.rows import Row
 from softprompt.tasks.task import Task
 from softprompt.training.heads import choose_answer
+from softprompt.training.privacy import refuse_private
 from softprompt.training.recipe import Recipe
 from softprompt.training.taskfile import PromptStart, TaskFile
 
@@ -56,6 +57,7 @@ def make_plan(file: TaskFile, *, quick: bool, one_setting: bool = False) -> Plan
             "prompt.num_virtual_tokens: auto is for `softprompt train`: a comparison gives each method the same steps; "
             "give a number"
         )
+    refuse_private(recipe, "a comparison, whose other methods are not private")
     notes = []
     if file.data.validation is None:
         file = file.model_copy(update={"data": file.data.model_copy(update={"validation": _SET_ASIDE})})

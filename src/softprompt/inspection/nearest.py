@@ -44,16 +44,12 @@ class Neighbourhood:
 
 
 @torch.no_grad()
-def find_neighbours(base: Base, vectors: Tensor, count: int = 5) -> list[Neighbourhood]:
-    """The words around each of the vectors `[N, H]`; special, added and untrained tokens are not among them.
+def nearest_ids(base: Base, vectors: Tensor, count: int = 1) -> dict[str, tuple[Tensor, Tensor]]:
+    """The words around each of the vectors `[N, H]`, by "cosine" and by "distance": ids, and what they are ranked by.
 
-    Args:
-        base: whose words.
-        vectors: float32 `[N, H]`.
-        count: words of each kind, or as many as there are.
+    Both are `[N, count]`, or as many as there are words, the nearest first; the greatest rank is the nearest.
     """
     length = len(vectors)
-    # The best so far: ids, and what they are ranked by (the greatest is the best).
     best = {kind: (torch.empty(length, 0, dtype=torch.long), torch.empty(length, 0)) for kind in ("cosine", "distance")}
     directions = torch.nn.functional.normalize(vectors, dim=1)
     for ids, rows in word_embeddings(base):
@@ -67,6 +63,19 @@ def find_neighbours(base: Base, vectors: Tensor, count: int = 5) -> list[Neighbo
             all_ranks = torch.cat([best[kind][1], ranks], dim=1)
             top = all_ranks.topk(min(count, all_ranks.shape[1]), dim=1)
             best[kind] = (all_ids.gather(1, top.indices), top.values)
+    return best
+
+
+@torch.no_grad()
+def find_neighbours(base: Base, vectors: Tensor, count: int = 5) -> list[Neighbourhood]:
+    """The words around each of the vectors `[N, H]`; special, added and untrained tokens are not among them.
+
+    Args:
+        base: whose words.
+        vectors: float32 `[N, H]`.
+        count: words of each kind, or as many as there are.
+    """
+    best = nearest_ids(base, vectors, count)
     near = best["distance"][0]
     distances = (base.embed(near).cpu() - vectors[:, None]).norm(dim=2)
     order = distances.argsort(dim=1)
@@ -76,4 +85,4 @@ def find_neighbours(base: Base, vectors: Tensor, count: int = 5) -> list[Neighbo
         ids, values = (column[row].tolist() for column in best[kind])
         return [Neighbour(written(base.tokenizer, token), value) for token, value in zip(ids, values, strict=True)]
 
-    return [Neighbourhood(neighbours("cosine", row), neighbours("distance", row)) for row in range(length)]
+    return [Neighbourhood(neighbours("cosine", row), neighbours("distance", row)) for row in range(len(vectors))]

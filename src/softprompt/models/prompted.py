@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -183,6 +183,44 @@ class PromptedModel(nn.Module):
             places=places if return_logits else None,
         )
 
+    def row_gradients(self, input_ids: Tensor, labels: Tensor, lengths: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The loss of each row by itself, and its gradient: those of batches of one row, in one step.
+
+        Each row has a copy of the prompt before it, and of the head, so that what is one step's gradient for them is a
+        row's for each copy.
+
+        Args:
+            input_ids: `[N]` token ids, the texts one after the other.
+            labels: `[N]`, as `forward` takes them.
+            lengths: `[B]` the texts' lengths, which sum to N; B may be 0.
+
+        Returns:
+            `[B]` the mean cross-entropy over each row's label places, without gradient, and the gradients of these:
+            `[B, P, H]` of the prompt and, where there is a head, `[B, L, H]`, float32.
+
+        Raises:
+            SoftPromptError: there are several prompts or none, or a row has no label; and as `forward`.
+        """
+        if len(self.prompts) != 1:
+            raise SoftPromptError(f"gradients of single rows are for one prompt, not {len(self.prompts)}")
+        trained = [*self.prompts, *self.heads]
+        if not len(lengths):
+            return trained[0].new_zeros(0), [one.new_zeros(0, *one.shape) for one in trained]
+        batch, targets, _ = self._read(_texts(input_ids, None, labels, lengths), None)
+        if len(batch.rows.unique()) < len(lengths):
+            raise SoftPromptError("a row has no label to predict: every place is -100")
+        losses, grads = [], []
+        for part, wanted in _split(batch, targets, self.max_tokens, len(self.prompts[0])):
+            count = len(part.lengths)
+            copies = [one.detach().expand(count, *one.shape).clone().requires_grad_() for one in trained]
+            with torch.enable_grad():
+                leaves = [one for every in copies for one in every.unbind()]
+                found, _ = self.losses(leaves, replace(part, prompt_of_text=range(count)), wanted, False)
+                of_row = found.new_zeros(count).index_add(0, part.rows, found) / part.rows.bincount()
+                grads.append(torch.autograd.grad(of_row.sum(), copies))
+            losses.append(of_row.detach())
+        return torch.cat(losses), [torch.cat(some) for some in zip(*grads, strict=True)]
+
     @property
     def config(self) -> PretrainedConfig:
         """A copy of the base's configuration: Transformers' Trainer asks for one, and writes into it."""
@@ -250,12 +288,12 @@ class PromptedModel(nn.Module):
         """`[A]` cross-entropy at each label place of a batch and, when asked for, the logits `[A, V]` or `[A, L]`.
 
         Args:
-            leaves: K prompts and then, where there are any, their heads.
+            leaves: prompts and then, where there are any, as many heads.
             batch: what is computed.
             targets: `[A]` the right ids.
             return_logits: whether they are asked for.
         """
-        count = len(leaves) - len(self.heads)
+        count = len(leaves) // 2 if self.heads else len(leaves)
         vectors, heads = leaves[:count], leaves[count:]
         hidden = self.hidden(vectors, batch)
         if heads:
@@ -459,17 +497,20 @@ class _InTurns(torch.autograd.Function):
         return None, None, None, None, *(grad * total for total in ctx.saved_tensors)
 
 
-def _split(batch: Batch, targets: Tensor, max_tokens: int | None) -> Iterator[tuple[Batch, Tensor]]:
-    """Cut a batch into parts of consecutive rows with at most `max_tokens` tokens each (or one row)."""
-    if max_tokens is None or sum(batch.lengths) <= max_tokens:
+def _split(batch: Batch, targets: Tensor, max_tokens: int | None, beside: int = 0) -> Iterator[tuple[Batch, Tensor]]:
+    """Cut a batch into parts of consecutive rows with at most `max_tokens` tokens each (or one row).
+
+    `beside` tokens are counted with each row: those of its own copy of a prompt.
+    """
+    if max_tokens is None or sum(batch.lengths) + beside * len(batch.lengths) <= max_tokens:
         yield batch, targets
         return
     texts = batch.tokens.split(list(batch.lengths))
     start = 0
     while start < len(texts):
-        stop, total = start + 1, batch.lengths[start]
-        while stop < len(texts) and total + batch.lengths[stop] <= max_tokens:
-            total += batch.lengths[stop]
+        stop, total = start + 1, batch.lengths[start] + beside
+        while stop < len(texts) and total + batch.lengths[stop] + beside <= max_tokens:
+            total += batch.lengths[stop] + beside
             stop += 1
         asked = (batch.rows >= start) & (batch.rows < stop)
         if asked.any():

@@ -219,6 +219,7 @@ def _summary(
     elif record is not None:
         rows.append(("base", (record.get("base") or {}).get("name")))
     body = table(["what", "value"], rows, "The run") if rows else Markup()
+    body += Markup() if card is None else paragraph(_privacy(card))
     measured = {"validation": validation, "test": test}
     present = {name: found.to_json() for name, found in measured.items() if found is not None}
     if not present:
@@ -226,6 +227,23 @@ def _summary(
     keys = [key for key, value in next(iter(present.values())).items() if isinstance(value, int | float)]
     return body + table(["rows", *keys], [[name, *map(found.get, keys)] for name, found in present.items()],
                         "Figures, from 0 to 1 unless they are counts, nats (log loss) or seconds")  # fmt: skip
+
+
+def _privacy(card: Card) -> str:
+    """What is known of how much the prompt gives away of its training rows."""
+    private = card.metrics.get("private")
+    if isinstance(private, dict):
+        return (
+            f"Privacy: epsilon {private.get('epsilon'):.3g} at delta {private.get('delta'):.3g} for each training row, "
+            "of the prompt's files. The validation rows, and what else is in this folder and report, are not protected."
+        )
+    start = ""
+    if card.initialisation.get("method") == "examples":
+        start = " It started from words of training rows, which may be read off its file."
+    return (
+        f"Privacy: nothing bounds what the prompt gives away of its training rows.{start} "
+        "softprompt inspect --leak measures some of it."
+    )
 
 
 def _problems(folder: Path) -> Markup:

@@ -99,7 +99,12 @@ def _without_gone(record: dict[str, Any]) -> dict[str, Any]:
     if (task := record.get("task")) is not None:
         task.setdefault("answer", "text" if task.get("labels") is None else "words")
     recipe = record.get("recipe", {})
-    for key, value in (("head_learning_rate", 0.003), ("fit_rows", 16384), ("class_weights", "none")):
+    for key, value in (
+        ("head_learning_rate", 0.003),
+        ("fit_rows", 16384),
+        ("class_weights", "none"),
+        ("private", None),
+    ):
         recipe.setdefault(key, value)
     for key in [key for key, value in _GONE.items() if recipe.get(key) == value]:
         del recipe[key]

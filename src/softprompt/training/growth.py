@@ -30,6 +30,7 @@ from softprompt.training import processes
 from softprompt.training.diagnosis import Diagnosis
 from softprompt.training.folder import PROMPT, RECORD, Replaced, check_folder, locked, open_run
 from softprompt.training.loop import DivergedError
+from softprompt.training.privacy import refuse_private
 from softprompt.training.recipe import Recipe
 from softprompt.training.run import Run
 from softprompt.training.run import train as learn
@@ -129,7 +130,7 @@ def grow(
         WrongBaseError: a prompt was made for another base.
         DivergedError: the training of the first length diverged; a later one that diverges is not worth it.
     """
-    recipe = recipe or Recipe()
+    refuse_private(recipe := recipe or Recipe(), "prompt.num_virtual_tokens: auto, which trains several times")
     rows, found = with_validation(train, validation, task, recipe.seed)
     checks = _check(lengths, task, found)
     folder = None if output is None else Path(output)

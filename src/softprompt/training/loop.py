@@ -8,6 +8,7 @@ of the base and are never half written. Knows nothing of task files, run folders
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -28,9 +29,12 @@ from softprompt.evaluation.evaluate import Evaluation, Evaluator
 from softprompt.files import sync_all
 from softprompt.models.prompted import PromptedModel
 from softprompt.training.monitor import Monitor
+from softprompt.training.privacy import Draws, flatten_drawn
 from softprompt.training.processes import count
 from softprompt.training.recipe import Recipe
 from softprompt.training.schedule import Lanes, Schedule, flatten
+
+logger = logging.getLogger(__name__)
 
 STATE = "trainer_state.json"
 _PROMPTS = "prompt.safetensors"
@@ -103,7 +107,7 @@ class PromptTrainer(Trainer):
     Args:
         model: the base with its prompts.
         recipe: the settings; `batch_size` rows for each prompt.
-        schedules: each prompt's rows, in order.
+        schedules: each prompt's rows, in order; or of one prompt those that its privacy's mechanism draws.
         evaluators: each prompt's validation rows, asked every `recipe.evaluate_every` steps; None: no validation.
         folder: where checkpoints go.
         callbacks: further callbacks of the Trainer's kind.
@@ -112,6 +116,7 @@ class PromptTrainer(Trainer):
 
     Attributes:
         members: the prompts.
+        mechanism: what makes the gradients private; None: nothing does.
     """
 
     model: PromptedModel
@@ -120,7 +125,7 @@ class PromptTrainer(Trainer):
         self,
         model: PromptedModel,
         recipe: Recipe,
-        schedules: Sequence[Schedule],
+        schedules: Sequence[Schedule] | Draws,
         evaluators: Sequence[Evaluator] | None,
         folder: Path,
         callbacks: Sequence[TrainerCallback] = (),
@@ -128,6 +133,7 @@ class PromptTrainer(Trainer):
         monitor: Monitor | None = None,
     ) -> None:
         self.recipe, self.monitor = recipe, monitor
+        self.mechanism = schedules.mechanism if isinstance(schedules, Draws) else None
         heads = list(model.heads) or [None] * len(model.prompts)
         checks: Sequence[Evaluator | None] = evaluators or [None] * len(heads)
         self.members = [Member(*parts) for parts in zip(model.prompts, heads, checks, strict=True)]
@@ -136,7 +142,9 @@ class PromptTrainer(Trainer):
         self._shares = [1.0] * len(self.members)
         args = arguments(recipe, folder, model.base.device, validates=evaluators is not None)
         part = args.per_device_train_batch_size
-        if len(schedules) > 1:
+        if isinstance(schedules, Draws):  # a step is one item; its rows are clipped, each by itself
+            args.per_device_train_batch_size, args.max_grad_norm = 1, 0.0
+        elif len(schedules) > 1:
             if args.world_size > 1:
                 raise SoftPromptError("prompts are trained side by side in one process: start it without a launcher")
             # Each prompt's gradient is clipped by itself, in `part_gradients`.
@@ -145,9 +153,9 @@ class PromptTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=Lanes(schedules, part),
+            train_dataset=schedules if isinstance(schedules, Draws) else Lanes(schedules, part),
             eval_dataset=None if evaluators is None else evaluators[0].rows,
-            data_collator=flatten,
+            data_collator=flatten if self.mechanism is None else flatten_drawn,
             callbacks=[_Turns(self), *([] if monitor is None else [monitor]), *callbacks],
         )
         self.remove_callback(PrinterCallback)
@@ -196,7 +204,7 @@ class PromptTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One step, which must leave a finite loss and finite gradients."""
-        loss = super().training_step(*args, **kwargs)
+        loss = self._private_step(*args) if self.mechanism else super().training_step(*args, **kwargs)
         grads = [member.prompt.grad for member in self.members]
         bad = [
             k
@@ -209,6 +217,16 @@ class PromptTrainer(Trainer):
         if self.monitor is not None and grads[0] is not None:
             self.monitor.gradient(grads[0])
         return loss
+
+    def _private_step(self, model: Any, inputs: dict[str, Tensor], *args: Any) -> Tensor:
+        """The mean loss of a step's rows, which is nobody else's business; the gradients that are left are private."""
+        assert self.mechanism is not None
+        inputs = self._prepare_inputs(inputs)
+        losses, gradients = self.model.row_gradients(inputs["input_ids"], inputs["labels"], inputs["lengths"])
+        private = self.mechanism.privatise(gradients, self.state.global_step)
+        for one, gradient in zip(self.members[0].parameters, private, strict=True):
+            one.grad = gradient
+        return losses.mean() if len(losses) else losses.new_zeros(())
 
     def part_gradients(self) -> None:
         """Of several prompts give each the gradient of its own mean loss, clipped by itself."""
@@ -238,6 +256,12 @@ class PromptTrainer(Trainer):
         if len(self.members) > 1:
             figures = {metric: sum(getattr(one, metric) for one in found) / len(found)}
         metrics = {f"eval_{key}": float(value) for key, value in figures.items() if isinstance(value, int | float)}
+        if self.mechanism is not None:
+            step, delta = self.state.global_step, self.mechanism.settings.delta
+            metrics["eval_epsilon"] = self.mechanism.spent(step)
+            logger.info(
+                "private: epsilon %.3g at delta %.3g is spent after %s steps", metrics["eval_epsilon"], delta, step
+            )
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -258,6 +282,8 @@ class PromptTrainer(Trainer):
             with safe_open(checkpoint / _PROMPTS, framework="pt") as file:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
                 about = json.loads(file.metadata()["best"])
+                if self.mechanism is not None:
+                    self.mechanism.secret = int(file.metadata()["secret"])
             self.state = TrainerState.load_from_json(str(checkpoint / STATE))
             validated = [entry["step"] for entry in self.state.log_history if any(map(_is_validation, entry))]
             # Of one prompt an older softprompt wrote it alone.
@@ -318,7 +344,8 @@ class PromptTrainer(Trainer):
             {"step": one.step, "evaluation": None if one.validation is None else one.validation.to_json()}
             for one in self.members
         ]
-        save_file(tensors, folder / _PROMPTS, metadata={"best": json.dumps(about)})
+        secret = {} if self.mechanism is None else {"secret": str(self.mechanism.secret)}
+        save_file(tensors, folder / _PROMPTS, metadata={"best": json.dumps(about), **secret})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.restore(Path(resume_from_checkpoint))

@@ -32,6 +32,26 @@ NAMED: dict[str, dict[str, Any]] = {
 }
 
 
+class Private(BaseModel):
+    """Differentially private training: what its rows may cost.
+
+    Attributes:
+        epsilon: the most that any one training row may change the odds of any prompt, as a logarithm, but for delta;
+            above 0, at most 100.
+        delta: the chance that it changes them more; less than one in the number of training rows.
+        max_grad_norm: clip the gradient of each row, over prompt and head together, to this norm.
+        seed: of the noise, and of which rows a step draws; None: drawn from the system, and kept in the run's
+            checkpoint alone. Whoever knows it can take the noise away: for experiments.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epsilon: float = Field(gt=0, le=100)
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+    max_grad_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    seed: int | None = Field(default=None, ge=0)
+
+
 class Recipe(BaseModel):
     """The settings of one training run.
 
@@ -63,6 +83,8 @@ class Recipe(BaseModel):
             validation better.
         monitor: measure every virtual token at each log entry, and say what looks wrong; it changes no result.
         report_to: experiment trackers that Transformers knows, such as "tensorboard".
+        private: train with differential privacy, see `Private`; rows are then drawn at random, `batch_size` of them on
+            average in a step, nothing is fitted or calibrated, and `max_grad_norm` is that of `private`. None: don't.
         seed: of the order of the rows.
 
     Raises:
@@ -96,6 +118,7 @@ class Recipe(BaseModel):
     calibrate: Literal["auto"] | bool = "auto"
     monitor: bool = True
     report_to: list[str] = []
+    private: Private | None = None
     seed: int = Field(default=0, ge=0)
 
     def __init__(self, **data: Any) -> None:
@@ -131,12 +154,28 @@ class Recipe(BaseModel):
             raise ValueError(f'a number above 0, at most 1e6, or "auto" is needed, not {rate!r}')
         return value
 
+    @model_validator(mode="after")
+    def _check_private(self) -> Recipe:
+        if self.private is None:
+            return self
+        for key, needed in (("gradient_accumulation_steps", 1), ("class_weights", "none"), ("calibrate", "auto")):
+            if getattr(self, key) not in (needed, False):
+                raise ValueError(
+                    f"{key} {getattr(self, key)} is not for private: it would look at the rows unprotected"
+                )
+        return self
+
     def for_rows(self, count: int) -> Recipe:
         """The recipe for so many training rows: `epochs` as steps."""
         if self.epochs is None:
             return self
         steps = max(1, math.ceil(self.epochs * count / self.batch_size))
         return self.model_copy(update={"max_steps": steps, "epochs": None})
+
+    def for_card(self, dtype: str) -> dict[str, Any]:
+        """The recipe as a card keeps it: what was chosen by itself resolved, and without the noise's seed."""
+        private = None if self.private is None else self.private.model_dump(exclude={"seed"})
+        return self.model_dump() | {"learning_rate": self.rate, "dtype": dtype, "private": private}
 
     @property
     def rate(self) -> float:

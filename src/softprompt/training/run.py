@@ -48,11 +48,10 @@ from softprompt.training.heads import choose_answer, fit, fit_head, label_weight
 from softprompt.training.interruption import Interruption
 from softprompt.training.loop import DivergedError, PromptTrainer
 from softprompt.training.monitor import Monitor
+from softprompt.training.privacy import Draws, Mechanism, make_mechanism, warn_of_start
 from softprompt.training.processes import gather, is_first, start, together
 from softprompt.training.recipe import Recipe
 from softprompt.training.schedule import Schedule, learned_rows
-
-logger = logging.getLogger(__name__)
 
 logger = logging.getLogger(__name__)
 
@@ -203,6 +202,8 @@ def rows_around(task: Task, recipe: Recipe, rows: int, checks: int) -> tuple[int
         rows: the training rows.
         checks: the validation rows.
     """
+    if recipe.private is not None:
+        return 0, 0
     if task.kind == "head":
         fitted = len(rows_to_fit(rows, recipe))
         return fitted, fitted + checks if checks else 0
@@ -237,6 +238,7 @@ class _Prepared:
         encoded: the ids of the training rows that are learned from.
         about: all that the result depends on.
         problems: the faults of the rows and the template.
+        mechanism: what makes the training private; None: nothing does.
         fits: seconds that each fit of a head took.
     """
 
@@ -251,10 +253,13 @@ class _Prepared:
     evaluator: Evaluator | None
     about: dict[str, Any]
     problems: list[Problem]
+    mechanism: Mechanism | None
     fits: list[float] = field(default_factory=list)
 
     def fit_head(self, progress: Callable[[int], None] | None) -> None:
-        """Fit the head, where the task is answered by one."""
+        """Fit the head, where the task is answered by one; in private training it starts at zero."""
+        if self.mechanism is not None:
+            return
         began = time.perf_counter()
         fit_head(self.model, self.encoded, self.task, self.recipe, progress)
         self.fits.append(time.perf_counter() - began)
@@ -269,12 +274,15 @@ class _Prepared:
         """The loop over the rows in the order in which they are learned, watched where the recipe asks for it."""
         recipe, count, monitor = self.recipe, len(self.rows), None
         learned = _learned(recipe, count, self.task)
-        schedule = Schedule(self.encoded, recipe.batch_size, recipe.max_steps, recipe.seed, learned, count)
         if recipe.monitor:
             passes = count / recipe.batch_size
             monitor = Monitor(self.base, self.prompt, recipe.rate, passes, folder / MONITOR, diagnosed)
         evaluators = None if self.evaluator is None else [self.evaluator]
         also = [Log(folder / LOG), *callbacks]
+        if self.mechanism is not None:
+            draws = Draws(self.encoded, self.mechanism, recipe.max_steps)
+            return PromptTrainer(self.model, recipe, draws, evaluators, folder, also, progress, monitor)
+        schedule = Schedule(self.encoded, recipe.batch_size, recipe.max_steps, recipe.seed, learned, count)
         return PromptTrainer(self.model, recipe, [schedule], evaluators, folder, also, progress, monitor)
 
 
@@ -287,13 +295,15 @@ def _prepare(
 ) -> _Prepared:
     """Check all that can be checked before there is a folder, and encode the rows."""
     prompt.check_base(base)
+    rows, checks, test = data
+    mechanism = make_mechanism(recipe, prompt, len(rows))
+    warn_of_start(prompt)
     prompt = with_head(prompt, task)
     model = PromptedModel(
         base, [prompt], max_tokens=recipe.max_tokens, gradient_checkpointing=recipe.gradient_checkpointing
     )
     if task.labels is None:
         find_way(model)  # says now, not after the last step, if the base cannot generate, or only slowly
-    rows, checks, test = data
     check_trainable(rows, task)
     problems = _problems({"training": rows, "validation": checks, "test": test}, task, recipe)
     if recipe.calibrate is True:
@@ -305,11 +315,13 @@ def _prepare(
     model.label_weights = label_weights(encoded, task, recipe)
     evaluator = None if checks is None else Evaluator(model, task, checks)
     about = describe(base, prompt, task, recipe, encoded, checks)
-    return _Prepared(base, prompt, task, recipe, rows, checks, model, encoded, evaluator, about, problems)
+    return _Prepared(base, prompt, task, recipe, rows, checks, model, encoded, evaluator, about, problems, mechanism)
 
 
 def _learned(recipe: Recipe, count: int, task: Task) -> list[int]:
-    """The rows that are needed: those of the steps, and those that a head is fitted on."""
+    """The rows that are needed: those of the steps, and those that a head is fitted on. Private steps may draw any."""
+    if recipe.private is not None:
+        return list(range(count))
     steps = learned_rows(count, recipe.batch_size, recipe.max_steps, recipe.seed)
     return sorted({*steps, *rows_to_fit(count, recipe)}) if task.kind == "head" else steps
 
@@ -340,14 +352,15 @@ def _finish(
         base=base.identity.model_dump(),
         task_type=base.family.task_type,
         task=task.model_dump(exclude_none=True),
-        recipe=recipe.model_dump() | {"learning_rate": recipe.rate, "dtype": dtype_name(base.dtype)},
+        recipe=recipe.for_card(dtype_name(base.dtype)),
         calibration=None,
     )
     learned = SoftPrompt(member.learned.embeddings, card, member.learned.head)
     made = None if learned.head is None else "trained" if steps else "fitted"
-    if learned.head is not None and checks is not None:
+    mechanism = prepared.mechanism
+    if learned.head is not None and checks is not None and mechanism is None:
         learned, validated, made = _refit(prepared, learned, validated, progress)
-    if worth_trying(recipe.calibrate, task, validates=checks is not None):
+    if mechanism is None and worth_trying(recipe.calibrate, task, validates=checks is not None):
         calibrated = calibrate(base, learned, task, prepared.rows, progress=progress)
         checked = None if checks is None else evaluate(base, calibrated, task, checks, progress=progress)
         if worth_keeping(recipe.calibrate, checked, validated, task.metric):
@@ -356,6 +369,8 @@ def _finish(
     metrics: dict[str, Any] = {"steps": steps, "best_step": best_step, "seconds": round(seconds, 3)}
     if made is not None:
         metrics["head"] = made
+    if mechanism is not None:
+        metrics["private"] = mechanism.for_card(steps)
     if validated is not None:
         metrics["validation"] = validated.for_card()
     learned = replace(learned, card=learned.card.replace(metrics=metrics))

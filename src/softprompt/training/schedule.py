@@ -96,8 +96,8 @@ class Lanes(Dataset[dict[str, Any]]):
 def flatten(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     """Rows as a flat batch: `input_ids` and `labels` `[N]`, text after text; `lengths` and `prompt_index` `[B]`."""
     return {
-        "input_ids": torch.tensor([token for row in rows for token in row["ids"]]),
-        "labels": torch.tensor([label for row in rows for label in row["labels"]]),
-        "lengths": torch.tensor([len(row["ids"]) for row in rows]),
-        "prompt_index": torch.tensor([row["prompt"] for row in rows]),
+        "input_ids": torch.tensor([token for row in rows for token in row["ids"]], dtype=torch.long),
+        "labels": torch.tensor([label for row in rows for label in row["labels"]], dtype=torch.long),
+        "lengths": torch.tensor([len(row["ids"]) for row in rows], dtype=torch.long),
+        "prompt_index": torch.tensor([row["prompt"] for row in rows], dtype=torch.long),
     }

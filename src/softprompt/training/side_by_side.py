@@ -22,6 +22,7 @@ from softprompt.tasks.splits import check_trainable
 from softprompt.tasks.task import Task
 from softprompt.training.heads import fit_head, label_weights, with_head
 from softprompt.training.loop import Member, PromptTrainer
+from softprompt.training.privacy import refuse_private
 from softprompt.training.recipe import Recipe
 from softprompt.training.schedule import Schedule
 
@@ -56,6 +57,7 @@ def train_side_by_side(
         WrongBaseError: a prompt was made for another base.
         DivergedError: a prompt's gradient became NaN or infinite.
     """
+    refuse_private(recipe, "prompts side by side")
     if recipe.calibrate is True:
         raise SoftPromptError("recipe.calibrate is for one prompt alone, not for several side by side")
     prompts = [prompt for prompt, _ in starts]

@@ -252,6 +252,11 @@ def _find_labels(content: dict[str, Any], folder: Path) -> None:
     task, data = content.get("task"), content.get("data")
     if not isinstance(task, dict) or task.get("labels") != "auto":
         return
+    recipe = content.get("recipe")
+    if isinstance(recipe, dict) and recipe.get("private") is not None:
+        raise SoftPromptError(
+            "task.labels: auto reads the labels off the rows that recipe.private protects: write them"
+        )
     try:
         read = Data.model_validate(data, context={"folder": folder})
     except ValidationError as error:

@@ -1,0 +1,302 @@
+"""What a prompt gives away of its training rows, and what differential privacy costs: sentences about films.
+
+    python -m benchmarks.privacy [--epsilons 1 3 8 inf] [--seeds 0 1 2] [--parts epsilon starts canaries cost]
+
+Finished rows stay in the results and are not repeated, so a run that was interrupted goes on where it stopped. Owns the
+settings and the tables; the training is `softprompt.train`, the figures are `softprompt.leakage`'s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+import matplotlib
+import torch
+
+import softprompt as sp
+from benchmarks.measure import RESULTS, default_device, describe, footing, markdown_table, seconds, write_results
+from benchmarks.movies import INIT_TEXT, TASK, load_movies
+from softprompt import demo
+from softprompt.bases.sources import read_snippets
+from softprompt.models.prompted import PromptedModel
+from softprompt.tasks.encode import Encoder
+from softprompt.training.privacy import make_mechanism
+from softprompt.training.schedule import flatten, learned_rows
+from softprompt.training.taskfile import PromptStart, make_prompt
+
+NAME = "privacy"
+PARTS = ("epsilon", "starts", "canaries", "cost")
+DELTA = 1e-5
+LEAK_ROWS = 200  # of each kind, that are told apart
+# Of the private runs, and of those that they are compared with: many rows in a step, few steps.
+PRIVATE = {"num_virtual_tokens": 8, "max_steps": 24, "batch_size": 32, "learning_rate": 0.01, "max_grad_norm": 0.1}
+STARTS = ("text", "labels", "examples", "random")
+# So few rows so often that they are learned by heart.
+OVERFIT = {"rows": 24, "canaries": 8, "repeats": 2, "max_steps": 60, "batch_size": 16, "learning_rate": 0.03}
+
+
+def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.privacy", description=__doc__.splitlines()[0])
+    parser.add_argument("--epsilons", type=float, nargs="+", default=[1, 3, 8, float("inf")])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    base = sp.load_base(options.base)
+    found = _Found(options.results, describe(NAME, arguments, default_device()) | {"dtype": str(base.dtype)})
+    data = _Data.read()
+    if "epsilon" in options.parts:
+        found.add({"part": "epsilon", "epsilon": "zero-shot", "seed": 0}, lambda: _accuracy(base, None, data))
+        for seed in options.seeds:
+            for epsilon in options.epsilons:
+                key = {"part": "epsilon", "epsilon": str(epsilon), "seed": seed}
+                found.add(key, lambda epsilon=epsilon, seed=seed: _private(base, data, epsilon, seed))  # type: ignore[misc]
+    if "starts" in options.parts:
+        for init in STARTS:
+            found.add({"part": "starts", "start": init, "seed": 0}, lambda init=init: _start(base, data, init))  # type: ignore[misc]
+    if "canaries" in options.parts:
+        for epsilon in (float("inf"), 8.0):
+            key = {"part": "canaries", "epsilon": str(epsilon), "seed": 0}
+            found.add(key, lambda epsilon=epsilon: _canaries(base, data, epsilon))  # type: ignore[misc]
+    if "cost" in options.parts:
+        found.add({"part": "cost", "seed": 0}, lambda: _cost(base, data))
+    print(found.write())
+
+
+class _Found:
+    """The rows measured so far, in the results' file."""
+
+    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+        self._folder, path = folder, folder / f"{NAME}.json"
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        same = before.get("settings") == self._settings()
+        self.document = about | {"settings": self._settings(), "rows": before["rows"] if same else []}
+
+    @staticmethod
+    def _settings() -> dict[str, Any]:
+        return {"private": PRIVATE, "delta": DELTA, "overfit": OVERFIT, "leak_rows": LEAK_ROWS}
+
+    def add(self, key: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
+        """Measure a row that is not there yet, and keep it."""
+        if not any(key.items() <= row.items() for row in self.document["rows"]):
+            row = key | measure()
+            print(json.dumps(row), file=sys.stderr, flush=True)
+            self.document["rows"].append(row)
+            self.write()
+
+    def write(self) -> str:
+        rows = self.document["rows"]
+        tables = [_epsilon_table(rows), _start_table(rows), _canary_table(rows), _cost_table(rows)]
+        text = "\n".join(table for table in tables if table.count("\n") > 2) + footing(self.document)
+        write_results(self._folder, NAME, self.document, text)
+        _plot(rows, self._folder / f"{NAME}.svg")
+        return text
+
+
+class _Data:
+    """The demonstration's rows."""
+
+    def __init__(self, train: list[sp.Row], validation: list[sp.Row], test: list[sp.Row]) -> None:
+        self.train, self.validation, self.test = train, validation, test
+
+    @classmethod
+    def read(cls) -> _Data:
+        rows = load_movies()
+        held = demo.split(read_snippets("movieReview"), [])["test.csv"]
+        labelled = ((one.text, int(one.rating > 0)) for one in held)
+        test = [sp.Row({"text": text}, label, f" {(TASK.labels or [])[label]}") for text, label in labelled]
+        return cls(rows[demo.VALIDATION_ROWS :], rows[: demo.VALIDATION_ROWS], test)
+
+
+def _accuracy(base: sp.Base, prompt: sp.SoftPrompt | None, data: _Data) -> dict[str, Any]:
+    found = sp.evaluate(base, prompt, TASK, data.test)
+    return {"accuracy": found.accuracy, "log_loss": found.log_loss, "n": found.n}
+
+
+def _private(base: sp.Base, data: _Data, epsilon: float, seed: int) -> dict[str, Any]:
+    """A run at an epsilon, or without privacy with the same steps, batches and rate."""
+    steps, size = int(PRIVATE["max_steps"]), int(PRIVATE["batch_size"])
+    private = {"epsilon": epsilon, "delta": DELTA, "max_grad_norm": PRIVATE["max_grad_norm"], "seed": seed}
+    recipe = sp.Recipe(
+        max_steps=steps,
+        batch_size=size,
+        learning_rate=PRIVATE["learning_rate"],
+        warmup_steps=steps // 10,
+        evaluate_every=steps // 2,
+        monitor=False,
+        seed=seed,
+        private=None if epsilon == float("inf") else private,
+    )
+    start = sp.SoftPrompt.from_text(base, INIT_TEXT, int(PRIVATE["num_virtual_tokens"]))
+    run = sp.train(base, start, TASK, train=data.train, validation=data.validation, recipe=recipe)
+    mechanism = make_mechanism(recipe, start, len(data.train))
+    if mechanism is None:
+        learned = learned_rows(len(data.train), size, steps, seed)
+    else:
+        learned = sorted({row for step in range(steps) for row in mechanism.drawn(step)})
+    leaks = _leaks(base, run.prompt, [data.train[row] for row in learned[:LEAK_ROWS]], data)
+    return _accuracy(base, run.prompt, data) | leaks | {"seconds": run.seconds, "best_step": run.best_step}
+
+
+def _leaks(
+    base: sp.Base, prompt: sp.SoftPrompt, learned: Sequence[sp.Row], data: _Data, **settings: Any
+) -> dict[str, Any]:
+    found = sp.leakage(base, prompt, learned, unseen=data.test[:LEAK_ROWS], task=TASK, **settings)
+    return {"leakage": {key: value for key, value in found.to_json().items() if key != "caption"}}
+
+
+def _start(base: sp.Base, data: _Data, init: str) -> dict[str, Any]:
+    """A run of the demonstration's settings, from one of the starts; its words are looked for in all rows."""
+    text = {"init_text": INIT_TEXT} if init == "text" else {}
+    start = make_prompt(base, PromptStart(num_virtual_tokens=32, init=init, **text), TASK, data.train)
+    recipe = sp.Recipe(max_steps=demo.STEPS, batch_size=demo.BATCH_SIZE, evaluate_every=demo.EVALUATE_EVERY)
+    run = sp.train(base, start, TASK, train=data.train, validation=data.validation, recipe=recipe)
+    learned = learned_rows(len(data.train), demo.BATCH_SIZE, demo.STEPS, recipe.seed)
+    found = _leaks(base, run.prompt, [data.train[row] for row in learned[:LEAK_ROWS]], data)
+    before, after = (sp.leakage(base, one, data.train, task=TASK).recovery for one in (start, run.prompt))
+    words = {name: asdict(one) for name, one in (("before", before), ("after", after)) if one is not None}
+    return _accuracy(base, run.prompt, data) | found | {"words": words}
+
+
+def _canaries(base: sp.Base, data: _Data, epsilon: float) -> dict[str, Any]:
+    """A prompt that is made to learn few rows by heart, canaries among them, with and without privacy."""
+    rows = sp.plant_canaries(
+        data.train[: int(OVERFIT["rows"])], TASK, int(OVERFIT["canaries"]), repeats=int(OVERFIT["repeats"])
+    )
+    private = {"epsilon": epsilon, "delta": 1e-3, "max_grad_norm": PRIVATE["max_grad_norm"], "seed": 0}
+    recipe = sp.Recipe(
+        monitor=False,
+        **{key: OVERFIT[key] for key in ("max_steps", "batch_size", "learning_rate")},
+        private=None if epsilon == float("inf") else private,
+    )
+    start = sp.SoftPrompt.from_text(base, INIT_TEXT, 32)
+    run = sp.train(base, start, TASK, train=rows, recipe=recipe)
+    return _leaks(base, run.prompt, rows, data, references=255)
+
+
+def _cost(base: sp.Base, data: _Data) -> dict[str, Any]:
+    """The seconds of a step's gradient, plain and row by row, taking turns."""
+    size = int(PRIVATE["batch_size"])
+    start = sp.SoftPrompt.from_text(base, INIT_TEXT, int(PRIVATE["num_virtual_tokens"]))
+    model = PromptedModel(base, [start], max_tokens=4096)
+    encoded = Encoder(base, TASK, virtual_tokens=start.num_virtual_tokens).encode_rows(data.train[:size])
+    flat = flatten([encoded.example(row) | {"prompt": 0} for row in range(size)])
+    batch = {key: value.to(base.device) for key, value in flat.items()}
+
+    def plain() -> None:
+        model.zero_grad()
+        model(batch["input_ids"], labels=batch["labels"], lengths=batch["lengths"]).loss.backward()
+
+    def by_row() -> None:
+        model.row_gradients(batch["input_ids"], batch["labels"], batch["lengths"])
+
+    times: dict[str, list[float]] = {"plain": [], "row by row": []}
+    for _ in range(6):
+        for name, work in (("plain", plain), ("row by row", by_row)):
+            times[name].append(seconds(work, base.device))
+    return {"seconds": {name: median(some[1:]) for name, some in times.items()}, "batch_size": size}
+
+
+def _of(rows: Sequence[dict[str, Any]], part: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row["part"] == part]
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def _auc(row: dict[str, Any]) -> str:
+    told = row["leakage"]["membership"]
+    return "{:.3f} [{:.3f}, {:.3f}]".format(told["auc"], *told["auc_interval"])
+
+
+def _epsilon_table(rows: Sequence[dict[str, Any]]) -> str:
+    lines = []
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in _of(rows, "epsilon"):
+        groups.setdefault(row["epsilon"], []).append(row)
+    for epsilon, some in groups.items():
+        told = [row["leakage"]["membership"] for row in some if "leakage" in row]
+        spent = [row["leakage"]["private"] for row in some if "leakage" in row and row["leakage"]["private"]]
+        lines.append(
+            [
+                {"inf": "no privacy"}.get(epsilon, epsilon),
+                f"{spent[0]['noise_multiplier']:.2f}" if spent else "",
+                _spread([row["accuracy"] for row in some]),
+                _spread([one["auc"] for one in told]) if told else "",
+                _spread([one["tpr"] for one in told]) if told else "",
+                str(len(some)),
+            ]
+        )
+    head = ("epsilon", "noise", "test accuracy", "membership AUC", "found at 1% false alarms", "seeds")
+    return markdown_table(head, lines)
+
+
+def _start_table(rows: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        [
+            row["start"],
+            *(f"{row['words'][when]['by_cosine']} of {row['words'][when]['tokens']}" for when in ("before", "after")),
+            "" if (kept := row["words"]["after"]["kept"]) is None else f"{kept} of {row['words']['after']['tokens']}",
+            f"{row['accuracy']:.3f}",
+            _auc(row),
+        ]
+        for row in _of(rows, "starts")
+    ]
+    head = ("start", "read as training texts: before", "after training", "still at its word", "accuracy", "AUC")
+    return markdown_table(head, lines)
+
+
+def _canary_table(rows: Sequence[dict[str, Any]]) -> str:
+    lines = []
+    for row in _of(rows, "canaries"):
+        found = row["leakage"]["canaries"]
+        name = "no privacy" if row["epsilon"] == "inf" else f"epsilon {float(row['epsilon']):g}"
+        exposure = f"{fmean(found['exposures']):.2f} of {found['most']:.1f}"
+        lines.append([name, exposure, f"{found['p_value']:.2g}", _auc(row)])
+    return markdown_table(("learned by heart", "mean exposure, bits", "p", "membership AUC"), lines)
+
+
+def _cost_table(rows: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        [name, f"{value:.2f}", f"{value / row['seconds']['plain']:.2f}"]
+        for row in _of(rows, "cost")
+        for name, value in row["seconds"].items()
+    ]
+    return markdown_table(("gradient", f"seconds, {PRIVATE['batch_size']} rows", "times plain"), lines)
+
+
+def _plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Accuracy against epsilon, each seed a point."""
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = NAME
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 3.5))
+    for row in _of(rows, "epsilon"):
+        if row["epsilon"] not in ("zero-shot", "inf"):
+            axes.plot(float(row["epsilon"]), row["accuracy"], "o", color="tab:blue")
+    for epsilon, style in (("zero-shot", ":"), ("inf", "--")):
+        values = [row["accuracy"] for row in _of(rows, "epsilon") if row["epsilon"] == epsilon]
+        if values:
+            axes.axhline(fmean(values), linestyle=style, color="gray")
+            axes.text(1, fmean(values), {"inf": "no privacy"}.get(epsilon, epsilon), va="bottom", color="gray")
+    axes.set(xscale="log", xlabel=f"epsilon (delta {DELTA:g})", ylabel="accuracy, 400 test rows", title="Films")
+    axes.set_xticks([1, 3, 8], ["1", "3", "8"])
+    axes.minorticks_off()
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
