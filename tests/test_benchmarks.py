@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import measure, peak_memory, sides, time_to_accuracy, training_step
+from benchmarks import measure, peak_memory, sides, time_to_accuracy, train_many, training_step
 from benchmarks.movies import INIT_TEXT, make_batches
 
 import softprompt as sp
@@ -169,3 +169,12 @@ def test_options_of_quick_and_of_the_whole_run() -> None:
     whole: argparse.Namespace = training_step.parse(["--device", "cuda"])
     assert (whole.prompt_lengths, whole.batch_sizes, whole.base) == ([8, 20, 100], [16, 32], list(sides.SHAPES))
     assert whole.name == "training_step_cuda"
+
+
+def test_prompts_an_hour_of_both_sides(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--base", folder, "--dtype", "float32", "--tasks", "2", "--steps", "2", "--rounds", "1", "--tokens", "4"]
+    train_many.main(words)
+    found = capsys.readouterr().out
+    assert found.count("warm-up, not counted") == 2
+    assert found.count("prompts an hour (median of 1)") == 2
+    assert "side by side makes" in found

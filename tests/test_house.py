@@ -40,6 +40,7 @@ ROOMS = {
     "inspection": {"bases", "evaluation", "models", "prompts", "tasks"},
     "comparison": {"bases", "evaluation", "models", "prompts", "reporting", "tasks", "training"},
     "reporting": {"bases", "evaluation", "inspection", "models", "prompts", "tasks", "training"},
+    "many": {"bases", "evaluation", "prompts", "reporting", "tasks", "training"},
     "serving": {"bases", "models", "prompts", "reporting", "tasks", "training"},
 }
 

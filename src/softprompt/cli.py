@@ -20,6 +20,7 @@ from softprompt.commands.compare import compare
 from softprompt.commands.init import init
 from softprompt.commands.inspect import inspect
 from softprompt.commands.library import library_app
+from softprompt.commands.many import train_many
 from softprompt.commands.prune import prune
 from softprompt.commands.serve import serve
 from softprompt.commands.training import demo, report, train
@@ -50,7 +51,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for command in (init, train, predict, evaluate):
+for command in (init, train, train_many, predict, evaluate):
     app.command(rich_help_panel="From a table to answers")(command)
 app.add_typer(library_app, name="library", rich_help_panel="To an endpoint")
 app.command(rich_help_panel="To an endpoint")(serve)

@@ -5,6 +5,7 @@ Owns how they look. Knows the Trainer's callbacks and rich, and no other room.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -184,6 +185,99 @@ class TrainingProgress(TrainerCallback):
             table.add_row(str(step), *(self._rows[step].get(column, "") for column in columns))
         faults = [Text(sentence, style="yellow") for sentence in self._diagnoses]
         return Group(table, *faults, Text(self._now())) if self._running else table
+
+
+class ManyProgress:
+    """Many tasks as they learn: on a terminal a live table, elsewhere a line for each validation and each state.
+
+    It is a context manager, within which the tasks have to be trained.
+
+    Args:
+        console: where to.
+        names: of the tasks, which are "waiting" until something else is told.
+    """
+
+    def __init__(self, console: Console, names: Sequence[str]) -> None:
+        self._console = console
+        self._rows: dict[str, dict[str, str]] = {name: {"state": "waiting"} for name in names}
+        self._answered = 0
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
+
+    def __enter__(self) -> ManyProgress:
+        if self._console.is_terminal:
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live.is_started:
+            self._live.stop()
+
+    def watch(self, name: str, metric: str) -> Sequence[TrainerCallback]:
+        """Callbacks that show one task's training."""
+        return [_TaskProgress(self, name, metric)]
+
+    def tell(self, name: str, state: str) -> None:
+        """A task has come to another state, such as "done"."""
+        self.show(name, {"state": state}, said=state != "measured")
+
+    def answered(self, rows: int) -> None:
+        """So many rows are finished since the last call: in validation, or for a head, a test, a report."""
+        self._answered += rows
+
+    def show(self, name: str, figures: dict[str, str], *, said: bool) -> None:
+        """Put a task's figures into its row; elsewhere than on a terminal they may be said in a line."""
+        row = self._rows[name]
+        row.update(figures)
+        if said and not self._console.is_terminal:
+            line = (
+                f"{name}: {', '.join(value if key == 'state' else f'{key} {value}' for key, value in figures.items())}"
+            )
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _render(self) -> RenderableType:
+        columns = ("state", "step", "loss", "validation", "best")
+        table = Table("task", *columns)
+        over = [name for name, row in self._rows.items() if row["state"] in ("done", "kept", "failed")]
+        busy = [name for name, row in self._rows.items() if name not in over and row["state"] != "waiting"]
+        waiting = len(self._rows) - len(over) - len(busy)
+        room = max(1, self._console.height - 7)  # a live display that is too high loses its end
+        for name in [*busy, *reversed(over)][:room]:
+            table.add_row(name, *(self._rows[name].get(column, "") for column in columns))
+        failed = sum(self._rows[name]["state"] == "failed" for name in over)
+        return Group(
+            table,
+            Text(
+                f"{len(over) - failed} of {len(self._rows)} done, {failed} failed, {len(busy)} under way, "
+                f"{waiting} waiting; {self._answered:,} rows answered"
+            ),
+        )
+
+
+class _TaskProgress(TrainerCallback):
+    """Shows one task's training in its row."""
+
+    def __init__(self, shown: ManyProgress, name: str, metric: str) -> None:
+        self._shown, self._name, self._metric = shown, name, metric
+        self._best = -math.inf
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        found = {"step": f"{state.global_step}/{state.max_steps}"}
+        logs = logs or {}
+        if "loss" in logs:
+            found["loss"] = f"{logs['loss']:.4f}"
+        if (score := logs.get(f"eval_{self._metric}")) is not None:
+            self._best = max(self._best, score)
+            found |= {"validation": f"{self._metric} {score:.4f}", "best": f"{self._best:.4f}"}
+        self._shown.show(self._name, found, said="best" in found)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Owns the tables. Does not know how anything is found.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -49,6 +49,21 @@ def lengths_table(growth: Growth, metric: str) -> Table:
         is_kept = length.num_virtual_tokens == growth.run.prompt.num_virtual_tokens
         remark = "kept" if is_kept else "diverged" if length.score is None else ""
         table.add_row(str(length.num_virtual_tokens), *shown, remark)
+    return table
+
+
+def tasks_table(results: Sequence[Mapping[str, Any]]) -> Table:
+    """One row for each of many tasks: what came of it."""
+    table = Table("task", "", "steps", "best step", "metric", "validation", "test", "seconds")
+    for one in results:
+        if one["status"] == "failed":
+            table.add_row(one["name"], "failed")
+            continue
+        metric = one["metric"]
+        scores = [None if one[part] is None else one[part].get(metric) for part in ("validation", "test")]
+        shown = ["" if score is None else f"{score:.4f}" for score in scores]
+        steps = (str(one["steps"]), str(one["best_step"]))
+        table.add_row(one["name"], one["status"], *steps, metric, *shown, f"{one['seconds']:.0f}")
     return table
 
 

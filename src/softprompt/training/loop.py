@@ -12,8 +12,9 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +33,7 @@ from softprompt.training.monitor import Monitor
 from softprompt.training.privacy import Draws, flatten_drawn
 from softprompt.training.processes import count
 from softprompt.training.recipe import Recipe
-from softprompt.training.schedule import Lanes, Schedule, flatten
+from softprompt.training.schedule import Lanes, Schedule, flatten, of_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,26 @@ class Learned(NamedTuple):
     head: Tensor | None
 
 
+@dataclass(frozen=True)
+class Lane:
+    """What one of the prompts is trained on, and who looks on.
+
+    Attributes:
+        schedule: its rows, in order; of the only prompt also those that its privacy's mechanism draws.
+        evaluator: its validation rows, asked every `recipe.evaluate_every` steps; None: no validation.
+        monitor: measures the prompt at each log entry; None: nobody does.
+        callbacks: callbacks of the Trainer's kind. Of several prompts each one's are told of the start, of a step's
+            end, of log entries and of validations, of this prompt alone.
+        patience: validations without a better one after which it ends; None: as the recipe says.
+    """
+
+    schedule: Schedule | Draws
+    evaluator: Evaluator | None = None
+    monitor: Monitor | None = None
+    callbacks: Sequence[TrainerCallback] = ()
+    patience: int | None = None
+
+
 @dataclass
 class Member:
     """One of the prompts that are trained, and the best that it has been.
@@ -70,19 +91,32 @@ class Member:
         prompt: `[P, H]` as it is trained.
         head: `[L, H]` likewise, where there is one.
         evaluator: its validation rows; None: no validation.
+        patience: validations without a better one after which it ends.
         best: the best by validation; None before the first one.
         step: the step that the best is from.
         validation: the best's.
         since: validations since then.
+        ended: of several prompts, the step after which this one did not go on; None: it does.
+        error: why, where its gradient was no longer finite.
+        history: of several prompts, this one's log entries.
     """
 
     prompt: Tensor
     head: Tensor | None = None
     evaluator: Evaluator | None = None
+    patience: int = 1
     best: Learned | None = None
     step: int = 0
     validation: Evaluation | None = None
     since: int = 0
+    ended: int | None = None
+    error: DivergedError | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it still learns."""
+        return self.error is None and (self.evaluator is None or self.since < self.patience)
 
     @property
     def learned(self) -> Learned:
@@ -100,6 +134,11 @@ class Member:
         """What is trained."""
         return [self.prompt, *([] if self.head is None else [self.head])]
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether its gradients, where there are any, are numbers."""
+        return all(one.grad is None or bool(one.grad.isfinite().all()) for one in self.parameters)
+
 
 class PromptTrainer(Trainer):
     """Trains the prompts of a `PromptedModel`; the base is neither in the optimiser nor in a checkpoint.
@@ -107,12 +146,11 @@ class PromptTrainer(Trainer):
     Args:
         model: the base with its prompts.
         recipe: the settings; `batch_size` rows for each prompt.
-        schedules: each prompt's rows, in order; or of one prompt those that its privacy's mechanism draws.
-        evaluators: each prompt's validation rows, asked every `recipe.evaluate_every` steps; None: no validation.
+        lanes: each prompt's rows, and who looks on.
         folder: where checkpoints go.
         callbacks: further callbacks of the Trainer's kind.
         progress: called with the number of validation rows finished since the last call.
-        monitor: measures the one prompt at each log entry; None: nobody does.
+        apart: of several prompts one whose gradient is no longer finite ends alone; else it ends them all.
 
     Attributes:
         members: the prompts.
@@ -125,50 +163,59 @@ class PromptTrainer(Trainer):
         self,
         model: PromptedModel,
         recipe: Recipe,
-        schedules: Sequence[Schedule] | Draws,
-        evaluators: Sequence[Evaluator] | None,
+        lanes: Sequence[Lane],
         folder: Path,
         callbacks: Sequence[TrainerCallback] = (),
         progress: Callable[[int], None] | None = None,
-        monitor: Monitor | None = None,
+        apart: bool = False,
     ) -> None:
-        self.recipe, self.monitor = recipe, monitor
-        self.mechanism = schedules.mechanism if isinstance(schedules, Draws) else None
-        heads = list(model.heads) or [None] * len(model.prompts)
-        checks: Sequence[Evaluator | None] = evaluators or [None] * len(heads)
-        self.members = [Member(*parts) for parts in zip(model.prompts, heads, checks, strict=True)]
+        drawn = lanes[0].schedule if isinstance(lanes[0].schedule, Draws) else None
+        self.mechanism = None if drawn is None else drawn.mechanism
+        self.recipe, self._lanes, self._apart = recipe, lanes, apart
+        heads = list(model.heads) or [None] * len(lanes)
+        self.members = [
+            Member(prompt, head, lane.evaluator, lane.patience or recipe.patience)
+            for prompt, head, lane in zip(model.prompts, heads, lanes, strict=True)
+        ]
         self._folder, self._progress = folder, progress
         self._writing: Path | None = None
-        self._shares = [1.0] * len(self.members)
-        args = arguments(recipe, folder, model.base.device, validates=evaluators is not None)
+        self._sides = None if len(lanes) == 1 else _Sides(len(lanes))
+        self.monitor = lanes[0].monitor if self._sides is None else None
+        args = arguments(recipe, folder, model.base.device, validates=self.validates)
         part = args.per_device_train_batch_size
-        if isinstance(schedules, Draws):  # a step is one item; its rows are clipped, each by itself
+        if drawn is not None:  # a step is one item; its rows are clipped, each by itself
             args.per_device_train_batch_size, args.max_grad_norm = 1, 0.0
-        elif len(schedules) > 1:
+        elif self._sides is not None:
             if args.world_size > 1:
                 raise SoftPromptError("prompts are trained side by side in one process: start it without a launcher")
             # Each prompt's gradient is clipped by itself, in `part_gradients`.
-            args.per_device_train_batch_size, args.max_grad_norm = part * len(schedules), 0.0
+            args.per_device_train_batch_size, args.max_grad_norm = part * len(lanes), 0.0
         _check_trackers(args)
+        schedules = [lane.schedule for lane in lanes if isinstance(lane.schedule, Schedule)]
+        own = [] if self._sides is not None else [*_each(self.monitor), *lanes[0].callbacks]
         super().__init__(
             model=model,
             args=args,
-            train_dataset=schedules if isinstance(schedules, Draws) else Lanes(schedules, part),
-            eval_dataset=None if evaluators is None else evaluators[0].rows,
-            data_collator=flatten if self.mechanism is None else flatten_drawn,
-            callbacks=[_Turns(self), *([] if monitor is None else [monitor]), *callbacks],
+            train_dataset=Lanes(schedules, part) if drawn is None else drawn,
+            eval_dataset=next((lane.evaluator.rows for lane in lanes if lane.evaluator is not None), None),
+            data_collator=flatten if drawn is None else flatten_drawn,
+            callbacks=[_Turns(self), *own, *callbacks],
         )
         self.remove_callback(PrinterCallback)
 
     @property
     def validates(self) -> bool:
         """Whether there are validation rows."""
-        return self.members[0].evaluator is not None
+        return any(member.evaluator is not None for member in self.members)
 
     @property
     def ended(self) -> bool:
         """Whether no prompt goes on: the last `patience` validations of each brought nothing better."""
-        return self.validates and all(member.since >= self.recipe.patience for member in self.members)
+        return not any(member.goes_on for member in self.members)
+
+    def monitor_of(self, k: int) -> Monitor | None:
+        """Who measures one of the prompts."""
+        return self._lanes[k].monitor
 
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint in the folder."""
@@ -184,15 +231,21 @@ class PromptTrainer(Trainer):
         self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """The batches of one step; which share of their targets is each prompt's is noted."""
+        """The batches of one step, of several prompts the rows of those that go on."""
         batches, total = super().get_batch_samples(*args, **kwargs)
-        if len(self.members) > 1:
-            counts = torch.zeros(len(self.members))
-            for batch in batches:
-                of_token = batch["prompt_index"].repeat_interleave(batch["lengths"])
-                counts.index_add_(0, of_token, (batch["labels"] != -100).float())
-            self._shares = (counts / counts.sum()).tolist()
+        if self._sides is not None:
+            batches = [of_prompts(batch, [k for k, _ in self._going()]) for batch in batches]
+            self._sides.take(batches, total)
         return batches, total
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The Trainer's; of several prompts it is noted what each one's part is."""
+        loss, output = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self._sides is not None:
+            self._sides.note(inputs["prompt_index"], output.row_loss)
+        return (loss, output) if return_outputs else loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The Trainer's, in which heads are a group of their own with a rate of their own."""
@@ -203,19 +256,14 @@ class PromptTrainer(Trainer):
         return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One step, which must leave a finite loss and finite gradients."""
+        """One step; of one prompt it must leave a finite loss and finite gradients."""
         loss = self._private_step(*args) if self.mechanism else super().training_step(*args, **kwargs)
-        grads = [member.prompt.grad for member in self.members]
-        bad = [
-            k
-            for k, member in enumerate(self.members)
-            if any(one.grad is not None and not bool(one.grad.isfinite().all()) for one in member.parameters)
-        ]
-        if bad or not torch.isfinite(loss):
-            what = f"the gradient of prompt {bad[0]}" if bad and len(grads) > 1 else "the loss or its gradient"
-            raise diverged(what, self.state.global_step + 1, self.recipe, self.model.base.dtype)
-        if self.monitor is not None and grads[0] is not None:
-            self.monitor.gradient(grads[0])
+        if self._sides is not None:  # see `part_gradients`
+            return loss
+        if not (self.members[0].is_finite and torch.isfinite(loss)):
+            raise self._diverged("the loss or its gradient")
+        if self.monitor is not None and self.members[0].prompt.grad is not None:
+            self.monitor.gradient(self.members[0].prompt.grad)
         return loss
 
     def _private_step(self, model: Any, inputs: dict[str, Tensor], *args: Any) -> Tensor:
@@ -229,33 +277,98 @@ class PromptTrainer(Trainer):
         return losses.mean() if len(losses) else losses.new_zeros(())
 
     def part_gradients(self) -> None:
-        """Of several prompts give each the gradient of its own mean loss, clipped by itself."""
-        if len(self.members) == 1:
+        """Of several prompts give each the gradient of its own mean loss, clipped by itself.
+
+        Raises:
+            DivergedError: a prompt's gradient is not finite, and it was not to end alone.
+        """
+        if self._sides is None:
             return
-        for member, share in zip(self.members, self._shares, strict=True):
+        if not self._sides.is_finite() or not all(member.is_finite for _, member in self._going()):
+            self._one_by_one()
+        shares = self._sides.shares
+        for k, member in enumerate(self.members):
+            if not member.goes_on:
+                for one in member.parameters:
+                    one.grad = None
+                continue
             trained = [one for one in member.parameters if one.grad is not None]
             for one in trained:
-                one.grad.div_(share)  # type: ignore[union-attr]  # the loss is a mean over all prompts' targets
+                one.grad.div_(shares[k])  # type: ignore[union-attr]  # the loss is a mean over all prompts' targets
+            if (monitor := self._lanes[k].monitor) is not None and member.prompt.grad is not None:
+                monitor.gradient(member.prompt.grad)
+            norm = nn.utils.get_total_norm([one.grad for one in trained if one.grad is not None])
             if self.recipe.max_grad_norm:
-                nn.utils.clip_grad_norm_(trained, self.recipe.max_grad_norm)
+                nn.utils.clip_grads_with_norm_(trained, self.recipe.max_grad_norm, norm)
+            self._sides.norms[k] = float(norm)
+            self.tell(k, "on_pre_optimizer_step")
+        self._sides.end_step()
+
+    def _one_by_one(self) -> None:
+        """Each prompt's gradient again, from its own rows alone: one that is not finite spoils no other's."""
+        assert self._sides is not None, "there are several prompts"
+        self._sides.forget_step()
+        for k, member in self._going():
+            for one in member.parameters:
+                one.grad = None
+            for batch in self._sides.batches:
+                rows = self._prepare_inputs(of_prompts(batch, [k]))
+                output = self.model(**rows, num_items_in_batch=self._sides.total)
+                output.loss.backward()
+                self._sides.note(rows["prompt_index"], output.row_loss)
+            if member.is_finite and self._sides.is_finite(k):
+                continue
+            error = self._diverged("the loss or its gradient" if self._apart else f"the gradient of prompt {k}")
+            if not self._apart:
+                raise error
+            member.error, member.ended = error, self.state.global_step
+
+    def _diverged(self, what: str) -> DivergedError:
+        return diverged(what, self.state.global_step + 1, self.recipe, self.model.base.dtype)
+
+    def _going(self) -> list[tuple[int, Member]]:
+        """The prompts that go on, with their index."""
+        return [(k, member) for k, member in enumerate(self.members) if member.goes_on]
+
+    def tell_of_each(self, event: str) -> None:
+        """Tell of an event those who look on at several prompts, of each that goes on."""
+        for k, _ in self._going() if self._sides is not None else []:
+            self.tell(k, event)
+
+    def tell(self, k: int, event: str, **more: Any) -> None:
+        """Tell of an event those who look on at one of several prompts."""
+        for callback in [*_each(self._lanes[k].monitor), *self._lanes[k].callbacks]:
+            getattr(callback, event)(self.args, self.state, self.control, model=self._alone(k), **more)
+
+    def _alone(self, k: int) -> PromptedModel:
+        found = self._sides.alone if self._sides is not None else {}
+        if k not in found:
+            found[k] = self.model.alone(k)
+        return found[k]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validate each prompt that has not run out of patience, and keep it if it is its best so far."""
-        found: list[Evaluation] = []
-        for member in self.members:
+        found: list[tuple[str, Evaluation]] = []
+        if not self.validates:
+            raise SoftPromptError("there are no validation rows")
+        for k, member in self._going():
             if member.evaluator is None:
-                raise SoftPromptError("there are no validation rows")
+                continue
             metric = member.evaluator.task.metric
-            if member.since < self.recipe.patience:
-                found.append(member.evaluator.evaluate(self._progress))
-                member.since += 1
-                if found[-1].better_than(member.validation, metric):
-                    member.best, member.validation = member.now, found[-1]
-                    member.step, member.since = self.state.global_step, 0
-        figures = found[0].to_json()
-        if len(self.members) > 1:
-            figures = {metric: sum(getattr(one, metric) for one in found) / len(found)}
-        metrics = {f"eval_{key}": float(value) for key, value in figures.items() if isinstance(value, int | float)}
+            new = member.evaluator.evaluate(self._progress)
+            found.append((metric, new))
+            member.since += 1
+            if new.better_than(member.validation, metric):
+                member.best, member.validation = member.now, new
+                member.step, member.since = self.state.global_step, 0
+            if self._sides is not None:
+                member.ended = None if member.goes_on else self.state.global_step
+                self._tell_validated(k, new)
+        if self._sides is None:
+            metrics = _prefixed(found[0][1])
+        else:  # the mean of those that are measured alike
+            alike = {name: [getattr(one, name) for other, one in found if other == name] for name, _ in found}
+            metrics = {f"eval_{name}": fmean(scores) for name, scores in alike.items()}
         if self.mechanism is not None:
             step, delta = self.state.global_step, self.mechanism.settings.delta
             metrics["eval_epsilon"] = self.mechanism.spent(step)
@@ -266,11 +379,29 @@ class PromptTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _tell_validated(self, k: int, found: Evaluation) -> None:
+        metrics = _prefixed(found)
+        self._tell_logged(k, metrics)
+        self.tell(k, "on_evaluate", metrics=metrics)
+
+    def _tell_logged(self, k: int, logs: dict[str, Any]) -> None:
+        logs = {"epoch": self.state.epoch} | logs
+        self.members[k].history.append(logs | {"step": self.state.global_step})
+        self.tell(k, "on_log", logs=logs)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """A log entry, to which the monitor adds its figures so that experiment trackers show them."""
         if self.monitor is not None and "loss" in logs:
             logs |= self.monitor.measure(self.model, self.state.global_step, logs)
         super().log(logs, start_time)
+        if self._sides is None or "loss" not in logs:
+            return
+        losses = self._sides.mean_losses()
+        for k, _ in self._going():
+            own = {"loss": losses[k], "grad_norm": self._sides.norms[k], "learning_rate": logs["learning_rate"]}
+            if (monitor := self._lanes[k].monitor) is not None:
+                own |= monitor.measure(self._alone(k), self.state.global_step, own)
+            self._tell_logged(k, own)
 
     def restore(self, checkpoint: Path) -> None:
         """Take the prompts and the best of each from a checkpoint.
@@ -285,7 +416,6 @@ class PromptTrainer(Trainer):
                 if self.mechanism is not None:
                     self.mechanism.secret = int(file.metadata()["secret"])
             self.state = TrainerState.load_from_json(str(checkpoint / STATE))
-            validated = [entry["step"] for entry in self.state.log_history if any(map(_is_validation, entry))]
             # Of one prompt an older softprompt wrote it alone.
             for k, best in enumerate(about if isinstance(about, list) else [about]):
                 member, suffix = self.members[k], f".{k}" if isinstance(about, list) else ""
@@ -297,7 +427,10 @@ class PromptTrainer(Trainer):
                 member.best = None if kept is None else Learned(kept, tensors.get(f"best.head.{k}"))
                 member.step = best["step"]
                 member.validation = None if best["evaluation"] is None else Evaluation(**best["evaluation"])
-                member.since = sum(step > member.step for step in validated)
+                member.history, member.ended = best.get("history", []), best.get("ended")
+                member.error = None if best.get("error") is None else DivergedError(best["error"])
+                entries = self.state.log_history if self._sides is None else member.history
+                member.since = sum(one["step"] > member.step for one in entries if any(map(_is_validation, one)))
         except Exception as error:
             raise SoftPromptError(f"{checkpoint}: the checkpoint is damaged ({error}); remove it") from error
 
@@ -341,7 +474,13 @@ class PromptTrainer(Trainer):
         heads |= {f"trained.heads.{k}": one.now.head for k, one in enumerate(self.members)}
         tensors = named | {name: head for name, head in heads.items() if head is not None}
         about = [
-            {"step": one.step, "evaluation": None if one.validation is None else one.validation.to_json()}
+            {
+                "step": one.step,
+                "evaluation": None if one.validation is None else one.validation.to_json(),
+                "ended": one.ended,
+                "error": None if one.error is None else str(one.error),
+                "history": one.history,
+            }
             for one in self.members
         ]
         secret = {} if self.mechanism is None else {"secret": str(self.mechanism.secret)}
@@ -366,6 +505,69 @@ def _is_validation(key: str) -> bool:
     return key.startswith("eval_")
 
 
+def _prefixed(found: Evaluation) -> dict[str, float]:
+    """The figures of a validation, as the Trainer's log has them."""
+    return {f"eval_{key}": float(value) for key, value in found.to_json().items() if isinstance(value, int | float)}
+
+
+def _each(monitor: Monitor | None) -> list[Monitor]:
+    return [] if monitor is None else [monitor]
+
+
+class _Sides:
+    """What is kept of several prompts between the calls of the Trainer: the step's batches, each prompt's losses.
+
+    Attributes:
+        batches: of the step under way, in parts.
+        total: targets in the step, of all prompts.
+        shares: of each prompt, in the step's targets.
+        norms: of each prompt's gradient, before it was clipped.
+        alone: each prompt before the base, made when it is first asked for.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.batches: list[dict[str, Tensor]] = []
+        self.total: Any = 0
+        self.shares, self.norms = [1.0] * count, [0.0] * count
+        self.alone: dict[int, PromptedModel] = {}
+        self._counts = torch.zeros(count)
+        self._step, self._sum, self._steps = torch.zeros(count), torch.zeros(count), 0
+
+    def take(self, batches: list[dict[str, Tensor]], total: Any) -> None:
+        """The batches of a step, and the targets by which the Trainer divides their loss."""
+        self.batches, self.total = batches, total
+        self._counts.zero_()
+        for batch in batches:
+            of_token = batch["prompt_index"].repeat_interleave(batch["lengths"])
+            self._counts.index_add_(0, of_token, (batch["labels"] != -100).float())
+        self.shares = (self._counts / float(total)).tolist()
+        self.forget_step()
+
+    def note(self, prompt_index: Tensor, row_loss: Tensor) -> None:
+        """The losses of a part's rows."""
+        self._step.index_add_(0, prompt_index.cpu(), row_loss.float().cpu())
+
+    def forget_step(self) -> None:
+        """The step's losses are taken again."""
+        self._step.zero_()
+
+    def is_finite(self, k: int | None = None) -> bool:
+        """Whether the step's losses are numbers, or that of one prompt is."""
+        return bool((self._step if k is None else self._step[k]).isfinite().all())
+
+    def end_step(self) -> None:
+        """Add the step's losses to those since the last log entry."""
+        self._sum += self._step / self._counts.clamp(min=1)
+        self._steps += 1
+
+    def mean_losses(self) -> list[float]:
+        """Each prompt's mean loss over the steps since the last call."""
+        found: list[float] = (self._sum / max(self._steps, 1)).tolist()
+        self._sum.zero_()
+        self._steps = 0
+        return found
+
+
 class _Turns(TrainerCallback):
     """What the Trainer has to be told at its turns: to validate the last step too, and when no prompt goes on."""
 
@@ -375,9 +577,15 @@ class _Turns(TrainerCallback):
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         self._trainer.part_gradients()
 
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._trainer.tell_of_each("on_train_begin")
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._trainer.tell_of_each("on_step_end")
         if state.global_step >= state.max_steps and self._trainer.validates:
             control.should_evaluate = True
+        if self._trainer.ended:
+            control.should_training_stop = control.should_save = True
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._trainer.ended:

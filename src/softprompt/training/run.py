@@ -46,7 +46,7 @@ from softprompt.training.folder import (
 )
 from softprompt.training.heads import choose_answer, fit, fit_head, label_weights, rows_to_fit, with_head
 from softprompt.training.interruption import Interruption
-from softprompt.training.loop import DivergedError, PromptTrainer
+from softprompt.training.loop import DivergedError, Lane, PromptTrainer
 from softprompt.training.monitor import Monitor
 from softprompt.training.privacy import Draws, Mechanism, make_mechanism, warn_of_start
 from softprompt.training.processes import gather, is_first, start, together
@@ -159,14 +159,14 @@ def train(
         rows, checks = with_validation(train, validation, task, recipe.seed)
         recipe = recipe.for_rows(len(rows))
         parts = rows, checks, None if test is None else as_rows(test, task)
-        prepared = _prepare(base, prompt, choose_answer(task, rows, prompt), recipe, parts)
+        prepared = prepare(base, prompt, choose_answer(task, rows, prompt), recipe, parts)
     check_same(prepared.about)
     with ExitStack() as stack:
         folder = _folder(output, prepared.about, stack, resume=resume, force=force)
         interruption, replaced = Interruption(), Replaced(folder / RECORD)
         with together():
-            also = [*callbacks, interruption, replaced]
-            trainer = prepared.trainer(folder, also, progress, diagnosed)
+            lane = prepared.lane(folder, [*callbacks, interruption, replaced], diagnosed)
+            trainer = PromptTrainer(prepared.model, recipe, [lane], folder, progress=progress)
         checkpoint = trainer.last_checkpoint() if resume else None
         with together():
             if checkpoint is None:
@@ -189,8 +189,8 @@ def train(
             if good is None:
                 raise
             trainer.restore(good)
-            raise _with_last_good(error, _finish(prepared, trainer, kept, progress, began)) from None
-        return _finish(prepared, trainer, kept, progress, began)
+            raise with_last_good(error, finish(prepared, trainer, 0, kept, progress, began)) from None
+        return finish(prepared, trainer, 0, kept, progress, began)
 
 
 def rows_around(task: Task, recipe: Recipe, rows: int, checks: int) -> tuple[int, int]:
@@ -224,13 +224,14 @@ def _folder(output: str | Path | None, about: dict[str, Any], stack: ExitStack, 
     return Path(output)
 
 
-def _with_last_good(error: DivergedError, run: Run) -> DivergedError:
+def with_last_good(error: DivergedError, run: Run) -> DivergedError:
+    """The error, with where the last good prompt is."""
     where = f"kept in {run.path}" if run.path else "lost: give an output folder to keep it"
     return DivergedError(f"{error}; the last good prompt (step {run.best_step}) is {where}")
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class Prepared:
     """What a run needs before its folder is opened.
 
     Attributes:
@@ -264,36 +265,46 @@ class _Prepared:
         fit_head(self.model, self.encoded, self.task, self.recipe, progress)
         self.fits.append(time.perf_counter() - began)
 
-    def trainer(
+    def lane(
         self,
         folder: Path,
-        callbacks: Sequence[TrainerCallback],
-        progress: Callable[[int], None] | None,
-        diagnosed: Callable[[Sequence[Diagnosis]], None] | None,
-    ) -> PromptTrainer:
-        """The loop over the rows in the order in which they are learned, watched where the recipe asks for it."""
+        callbacks: Sequence[TrainerCallback] = (),
+        diagnosed: Callable[[Sequence[Diagnosis]], None] | None = None,
+    ) -> Lane:
+        """The rows in the order in which they are learned, watched where the recipe asks for it."""
         recipe, count, monitor = self.recipe, len(self.rows), None
         learned = _learned(recipe, count, self.task)
         if recipe.monitor:
             passes = count / recipe.batch_size
             monitor = Monitor(self.base, self.prompt, recipe.rate, passes, folder / MONITOR, diagnosed)
-        evaluators = None if self.evaluator is None else [self.evaluator]
-        also = [Log(folder / LOG), *callbacks]
+        rows: Schedule | Draws
         if self.mechanism is not None:
-            draws = Draws(self.encoded, self.mechanism, recipe.max_steps)
-            return PromptTrainer(self.model, recipe, draws, evaluators, folder, also, progress, monitor)
-        schedule = Schedule(self.encoded, recipe.batch_size, recipe.max_steps, recipe.seed, learned, count)
-        return PromptTrainer(self.model, recipe, [schedule], evaluators, folder, also, progress, monitor)
+            rows = Draws(self.encoded, self.mechanism, recipe.max_steps)
+        else:
+            rows = Schedule(self.encoded, recipe.batch_size, recipe.max_steps, recipe.seed, learned, count)
+        return Lane(rows, self.evaluator, monitor, [Log(folder / LOG), *callbacks], recipe.patience)
 
 
-def _prepare(
+def prepare(
     base: Base,
     prompt: SoftPrompt,
     task: Task,
     recipe: Recipe,
     data: tuple[Sequence[Row], Sequence[Row] | None, Sequence[Row] | None],
-) -> _Prepared:
-    """Check all that can be checked before there is a folder, and encode the rows."""
+) -> Prepared:
+    """Check all that can be checked before there is a folder, and encode the rows.
+
+    Args:
+        base: the frozen base.
+        prompt: where to start from.
+        task: with a kind of answer that is not `auto`.
+        recipe: with `max_steps`.
+        data: the rows for training, validation and test.
+
+    Raises:
+        SoftPromptError: the rows can't be used.
+        WrongBaseError: the prompt was made for another base.
+    """
     prompt.check_base(base)
     rows, checks, test = data
     mechanism = make_mechanism(recipe, prompt, len(rows))
@@ -315,7 +326,7 @@ def _prepare(
     model.label_weights = label_weights(encoded, task, recipe)
     evaluator = None if checks is None else Evaluator(model, task, checks)
     about = describe(base, prompt, task, recipe, encoded, checks)
-    return _Prepared(base, prompt, task, recipe, rows, checks, model, encoded, evaluator, about, problems, mechanism)
+    return Prepared(base, prompt, task, recipe, rows, checks, model, encoded, evaluator, about, problems, mechanism)
 
 
 def _learned(recipe: Recipe, count: int, task: Task) -> list[int]:
@@ -336,17 +347,27 @@ def _problems(parts: Mapping[str, Sequence[Row] | None], task: Task, recipe: Rec
     return faults
 
 
-def _finish(
-    prepared: _Prepared,
+def finish(
+    prepared: Prepared,
     trainer: PromptTrainer,
+    k: int,
     folder: Path | None,
     progress: Callable[[int], None] | None,
     began: float,
 ) -> Run:
-    """What the loop has learned: calibrated where that is better, with its card, saved where there is a folder."""
+    """What the loop has learned: calibrated where that is better, with its card, saved where there is a folder.
+
+    Args:
+        prepared: what was trained.
+        trainer: the loop, which is through.
+        k: which of the loop's prompts it was.
+        folder: the run's; None: nothing is saved.
+        progress: called with the number of rows finished since the last call.
+        began: of the run, as `time.perf_counter` has it.
+    """
     base, task, recipe, checks = prepared.base, prepared.task, prepared.recipe, prepared.checks
-    (member,) = trainer.members
-    validated, steps = member.validation, trainer.state.global_step
+    member, monitor = trainer.members[k], trainer.monitor_of(k)
+    validated, steps = member.validation, trainer.state.global_step if member.ended is None else member.ended
     best_step = steps if member.best is None else member.step
     card = prepared.prompt.card.replace(
         base=base.identity.model_dump(),
@@ -379,7 +400,7 @@ def _finish(
             learned.save(folder / PROMPT, force=(folder / PROMPT).exists())
             if validated is not None:
                 write_file(folder / VALIDATION, validated.model_dump_json(exclude_none=True))
-    watched = [] if trainer.monitor is None else diagnose(trainer.monitor.trajectory)
+    watched = [] if monitor is None else diagnose(monitor.trajectory)
     return Run(
         prompt=learned,
         steps=steps,
@@ -387,7 +408,7 @@ def _finish(
         seconds=seconds,
         truncated=prepared.encoded.truncated,
         validation=validated,
-        history=trainer.state.log_history,
+        history=member.history or trainer.state.log_history,
         kernel=prepared.model.kernel,
         diagnoses=[*special_texts(prepared.encoded.with_special, len(prepared.encoded.input_ids)), *watched],
         problems=prepared.problems,
@@ -397,7 +418,7 @@ def _finish(
 
 
 def _refit(
-    prepared: _Prepared, learned: SoftPrompt, validated: Evaluation | None, progress: Callable[[int], None] | None
+    prepared: Prepared, learned: SoftPrompt, validated: Evaluation | None, progress: Callable[[int], None] | None
 ) -> tuple[SoftPrompt, Evaluation, str]:
     """The head fitted again behind the prompt that has been learned, where that is better; its validation, and how."""
     base, task = prepared.base, prepared.task

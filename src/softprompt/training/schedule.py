@@ -101,3 +101,13 @@ def flatten(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         "lengths": torch.tensor([len(row["ids"]) for row in rows], dtype=torch.long),
         "prompt_index": torch.tensor([row["prompt"] for row in rows], dtype=torch.long),
     }
+
+
+def of_prompts(batch: dict[str, Tensor], kept: Sequence[int]) -> dict[str, Tensor]:
+    """The rows of a flat batch that stand behind some of the prompts."""
+    rows = torch.isin(batch["prompt_index"], torch.tensor(list(kept)))
+    if bool(rows.all()):
+        return batch
+    tokens = rows.repeat_interleave(batch["lengths"])
+    of_tokens = {key: batch[key][tokens] for key in ("input_ids", "labels")}
+    return of_tokens | {key: batch[key][rows] for key in ("lengths", "prompt_index")}

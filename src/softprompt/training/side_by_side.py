@@ -21,7 +21,7 @@ from softprompt.tasks.rows import Row
 from softprompt.tasks.splits import check_trainable
 from softprompt.tasks.task import Task
 from softprompt.training.heads import fit_head, label_weights, with_head
-from softprompt.training.loop import Member, PromptTrainer
+from softprompt.training.loop import Lane, Member, PromptTrainer
 from softprompt.training.privacy import refuse_private
 from softprompt.training.recipe import Recipe
 from softprompt.training.schedule import Schedule
@@ -69,7 +69,7 @@ def train_side_by_side(
     model = PromptedModel(
         base, prompts, max_tokens=recipe.max_tokens, gradient_checkpointing=recipe.gradient_checkpointing
     )
-    schedules = []
+    lanes = []
     for k, (prompt, (_, seed)) in enumerate(zip(prompts, starts, strict=True)):
         encoder = Encoder(base, task, virtual_tokens=prompt.num_virtual_tokens, max_length=recipe.max_length)
         encoded = encoder.encode_rows(train)
@@ -77,14 +77,12 @@ def train_side_by_side(
             tell_cut(encoded, encoder.max_tokens)
         model.label_weights = label_weights(encoded, task, recipe)
         fit_head(model.alone(k), encoded, task, recipe, progress)
-        schedules.append(Schedule(encoded, recipe.batch_size, recipe.max_steps, seed))
-    evaluators = None
-    if validation is not None:
         # Each prompt is asked alone: the very tensor that is trained, before the same base.
-        evaluators = [Evaluator(model.alone(k), task, validation) for k in range(len(prompts))]
+        evaluator = None if validation is None else Evaluator(model.alone(k), task, validation)
+        lanes.append(Lane(Schedule(encoded, recipe.batch_size, recipe.max_steps, seed), evaluator))
     recipe = recipe.model_copy(update={"save_every": recipe.max_steps})  # nobody resumes it
     with tempfile.TemporaryDirectory(prefix="softprompt-") as folder:
-        trainer = PromptTrainer(model, recipe, schedules, evaluators, Path(folder), callbacks, progress)
+        trainer = PromptTrainer(model, recipe, lanes, Path(folder), callbacks, progress)
         trainer.train()
     for member in trainer.members:
         member.step = trainer.state.global_step if member.best is None else member.step

@@ -1,0 +1,145 @@
+"""`softprompt train-many`: many task files, those that can side by side, and what came of each."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from softprompt.commands.options import Json, Overrides
+from softprompt.commands.tables import tasks_table
+from softprompt.commands.terminal import print_result, reporting
+from softprompt.errors import SoftPromptError
+
+if TYPE_CHECKING:
+    from softprompt.many.entries import Entry
+    from softprompt.many.group import Watcher
+
+
+def train_many(
+    tasks: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TASK.yaml...",
+            help="Task files, folders or patterns of them, or a YAML file with a list of these.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Where each run has its folder, by its task's name.")
+    ] = Path("runs"),
+    at_once: Annotated[
+        int, typer.Option(min=1, metavar="K", help="The most tasks that learn side by side; 1: one after another.")
+    ] = 16,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep what is finished, and go on with the rest.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace runs that are already in the folder.")] = False,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Train many tasks: side by side where they share a base and a shape, each with its own data, folder and report."""
+    if resume and force:
+        raise typer.BadParameter("give either --resume or --force")
+    with reporting() as out, ExitStack() as stack:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise SoftPromptError("train-many runs in one process: start it without torchrun or accelerate launch")
+        from softprompt.many.entries import read_entries, task_files
+        from softprompt.many.group import failure
+        from softprompt.training.folder import locked
+
+        began = time.perf_counter()
+        paths = task_files(tasks)
+        if output.exists() and not output.is_dir():
+            raise SoftPromptError(f"{output} is not a folder: choose another --output")
+        stack.enter_context(locked(output))
+        results: dict[str, dict[str, Any]] = {}
+
+        def failed(path: Path, error: Exception) -> None:
+            results[str(path)] = failure(path.stem, path, error)
+            typer.echo(f"{path.stem}: failed: {results[str(path)]['error']}", err=True)
+
+        entries = read_entries(paths, output, failed, overrides=overrides or [], resume=resume)
+        rest = _without_kept(entries, results) if resume else entries
+        try:
+            for one in _train(rest, at_once, resume=resume, force=force):
+                results[one["task"]] = one
+        except KeyboardInterrupt:
+            settings = [word for override in overrides or [] for word in ("--set", override)]
+            again = ["softprompt", "train-many", *tasks, *settings, "--output", str(output), "--at-once", str(at_once)]
+            raise SoftPromptError(f"interrupted; go on with: {shlex.join([*again, '--resume'])}") from None
+        every = [results[str(path)] for path in paths]
+        bad = [one for one in every if one["status"] == "failed"]
+        seconds = time.perf_counter() - began
+        document = {"tasks": every, "failed": len(bad), "seconds": seconds}
+        print_result(
+            out,
+            document if as_json else None,
+            tasks_table(every),
+            *(f"{one['name']}: {one['error']}" for one in bad),
+            f"{len(every) - len(bad)} of {len(every)} tasks in {seconds:.0f} s; each run and its report is in {output}",
+        )
+        if bad:
+            names = ", ".join(one["name"] for one in bad)
+            raise SoftPromptError(
+                f"{len(bad)} of {len(every)} tasks failed: {names}; mend them and go on with --resume"
+            )
+
+
+def _without_kept(entries: Sequence[Entry], results: dict[str, dict[str, Any]]) -> list[Entry]:
+    """The entries that are not finished; of the others it is noted what came of them."""
+    from softprompt.many.group import failure, kept
+
+    rest = []
+    for entry in entries:
+        try:
+            found = kept(entry)
+        except SoftPromptError as error:
+            found = failure(entry.file.name, entry.path, error)
+        if found is None:
+            rest.append(entry)
+        else:
+            results[str(entry.path)] = found | {"task": str(entry.path)}
+    if len(rest) < len(entries):
+        typer.echo(f"kept as they are: {len(entries) - len(rest)} tasks", err=True)
+    return rest
+
+
+def _train(entries: Sequence[Entry], at_once: int, *, resume: bool, force: bool) -> list[dict[str, Any]]:
+    """What came of each task, trained in groups one after another."""
+    from softprompt.bases.load import load_base
+    from softprompt.many.entries import groups
+    from softprompt.many.group import failure, train_group
+    from softprompt.progress import ManyProgress
+
+    found = groups(entries, at_once)
+    if found:
+        sizes = ", ".join(str(len(group)) for group in found)
+        typer.echo(
+            f"{len(entries)} tasks in {len(found)} groups, which are trained one after another; side by side: {sizes}",
+            err=True,
+        )
+    results: list[dict[str, Any]] = []
+    base, loaded = None, None
+    watcher: Watcher
+    with ManyProgress(Console(stderr=True), [entry.file.name for entry in entries]) as watcher:
+        for group in found:
+            wanted = (group[0].file.base, group[0].dtype)
+            try:
+                if loaded != wanted:
+                    base = None  # its memory is needed
+                    base, loaded = load_base(wanted[0], dtype=wanted[1]), wanted
+            except Exception as error:
+                loaded = None
+                results += [failure(entry.file.name, entry.path, error) for entry in group]
+                for entry in group:
+                    watcher.tell(entry.file.name, "failed")
+                continue
+            assert base is not None, "it is loaded"
+            results += train_group(base, group, watcher, resume=resume, force=force)
+    return results

@@ -1,0 +1,1 @@
+"""Many tasks: their files, which of them learn side by side, and what comes of each."""
