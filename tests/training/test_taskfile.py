@@ -96,7 +96,7 @@ def test_what_is_no_validation_is_refused(write, value):
 
 @pytest.mark.parametrize("name", ["Movie", "a b", ".hidden", "", "x" * 65, "a/b", "é"])
 def test_a_bad_name_is_refused(write, name):
-    assert "name: 1 to 64 of a-z" in refused(write(WHOLE), f"name='{name}'")
+    assert "name: a name is 1 to 64 of a-z" in refused(write(WHOLE), f"name='{name}'")
 
 
 @pytest.mark.parametrize(
