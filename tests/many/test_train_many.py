@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -175,3 +176,23 @@ def test_two_on_one_folder(project: Path) -> None:
 def test_a_launcher_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "start it without torchrun" in run("train-many", "tasks").stderr
+
+
+def test_the_commands_of_the_docs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of docs/cluster.md in one process; those with Ray and torchrun are run by the tests of these."""
+    page = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line, comments=True) for line in page.splitlines() if line.startswith("softprompt ")]
+    here = [words[1:] for words in commands if "--ray" not in words]
+    assert len(here) == 5
+    content = yaml.safe_load(Path("tasks/one.yaml").read_text())
+    content["data"] = {part: str(project / Path(file).name) for part, file in content["data"].items()}
+    content["recipe"]["max_steps"] = 1
+    Path("more").mkdir()
+    for name in ("a", "b", "more/c"):
+        Path(f"{name}.yaml").write_text(yaml.safe_dump(content | {"name": Path(name).name}))
+    Path("all.yaml").write_text("[a.yaml, more/c.yaml]")
+    for words in here:
+        if "all.yaml" in words:
+            shutil.rmtree("runs")
+        result = run(*words)
+        assert result.exit_code == 0, result.output

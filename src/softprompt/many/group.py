@@ -110,6 +110,17 @@ def train_group(
     return [results[k] for k in range(len(group))]
 
 
+def has_begun(group: Sequence[Entry]) -> bool:
+    """Whether there is a checkpoint from which a group can go on."""
+    place = _checkpoints(group) if len(group) > 1 else group[0].output
+    return next(place.glob("**/checkpoint-*"), None) is not None
+
+
+def _checkpoints(group: Sequence[Entry]) -> Path:
+    names = hashlib.sha256("\n".join(entry.file.name for entry in group).encode()).hexdigest()[:16]
+    return group[0].output.parent / _SHARED / names
+
+
 def failure(name: str, path: Path, error: Exception) -> dict[str, Any]:
     """What came of a task that failed."""
     message = " ".join(str(error).split())
@@ -144,12 +155,11 @@ def _side_by_side(
             watcher.tell(name, "training")
         except Exception as error:
             done(k, error)
-    names = hashlib.sha256("\n".join(entry.file.name for entry in group).encode()).hexdigest()[:16]
     places = list(jobs)
     train_jobs(
         base,
         list(jobs.values()),
-        group[0].output.parent / _SHARED / names,
+        _checkpoints(group),
         lambda i, came: done(places[i], came),
         resume=resume,
         force=force,

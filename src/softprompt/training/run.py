@@ -48,7 +48,7 @@ from softprompt.training.heads import choose_answer, fit, fit_head, label_weight
 from softprompt.training.interruption import Interruption
 from softprompt.training.loop import DivergedError, Lane, PromptTrainer
 from softprompt.training.monitor import Monitor
-from softprompt.training.processes import gather, is_first, start, together
+from softprompt.training.processes import gather, is_first, none_lost, start, together
 from softprompt.training.recipe import Recipe
 from softprompt.training.schedule import Schedule, learned_rows
 
@@ -110,6 +110,7 @@ class Run:
         }
 
 
+@none_lost()
 def train(
     base: Base,
     prompt: SoftPrompt,
