@@ -7,13 +7,16 @@ import shlex
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
 
 from softprompt import SoftPrompt
+from softprompt.many import group
 from softprompt.progress import _TaskProgress
 from softprompt.training.folder import locked
+from softprompt.training.loop import PromptTrainer
 from tests.conftest import make_base
 from tests.test_cli import FILE, TRAIN_KEYS, make_project, run, save_base, weights
 
@@ -160,10 +163,33 @@ def test_it_goes_on_after_a_ctrl_c(project: Path, monkeypatch: pytest.MonkeyPatc
     for name in NAMES:
         assert weights(f"runs/{name}/prompt") == weights(f"whole/{name}/prompt")
     assert {one["status"] for one in trained("tasks", "--resume").values()} == {"kept"}
+    assert not Path("runs/.side-by-side").exists()
     other = trained("tasks", "--resume", "--set", "recipe.seed=9", code=1)
     assert "finished with other settings or rows" in other["one"]["error"]
     assert "choose another output" in trained("tasks", code=1)["two"]["error"]
     assert {one["status"] for one in trained("tasks", "--force").values()} == {"trained"}
+
+
+def test_a_ctrl_c_between_two_reports_costs_no_training(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained("tasks", "--output", "whole")
+    write_report, asked = group.write_report, []
+
+    def stopped(*args: Any, **kwargs: Any) -> Path:
+        asked.append(0)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return write_report(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(group, "write_report", stopped)
+        assert run("train-many", "tasks").exit_code == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(PromptTrainer, "training_step", Mock(side_effect=AssertionError))
+        found = trained("tasks", "--resume", "--set", "recipe.log_every=3")
+    assert [one["status"] for one in found.values()] == ["kept", "trained", "trained"]
+    for name in NAMES:
+        assert weights(f"runs/{name}/prompt") == weights(f"whole/{name}/prompt")
+    assert not list(Path("runs").glob(".*"))
 
 
 def test_two_on_one_folder(project: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -82,9 +82,10 @@ def train_many(
             typer.echo(f"{path.stem}: failed: {results[str(path)]['error']}", err=True)
 
         entries = read_entries(paths, output, failed, overrides=overrides or [], resume=resume, force=force)
-        rest = _without_kept(entries, results) if resume else entries
+        if resume:
+            entries = _tell_kept(entries, results)
         try:
-            how = (rest, at_once, resume, force)
+            how = (entries, set(results), at_once, resume, force)
             for one in _train(*how) if ray is None else _over(ray, workers, *how):
                 results[one["task"]] = one
         except KeyboardInterrupt:
@@ -111,55 +112,71 @@ def train_many(
             )
 
 
-def _without_kept(entries: Sequence[Entry], results: dict[str, dict[str, Any]]) -> list[Entry]:
-    """The entries that are not finished; of the others it is noted what came of them."""
+def _tell_kept(entries: Sequence[Entry], results: dict[str, dict[str, Any]]) -> list[Entry]:
+    """Note what came of those that are finished; those are given that can be used."""
     from softprompt.many.group import failure, kept
 
-    rest = []
+    usable, count = [], 0
     for entry in entries:
         try:
             found = kept(entry)
         except SoftPromptError as error:
             found = failure(entry.file.name, entry.path, error)
-        if found is None:
-            rest.append(entry)
-        else:
+        if found is not None:
             results[str(entry.path)] = found | {"task": str(entry.path)}
-    if len(rest) < len(entries):
-        typer.echo(f"kept as they are: {len(entries) - len(rest)} tasks", err=True)
-    return rest
+        if found is None or found["status"] == "kept":
+            usable.append(entry)
+            count += found is not None
+    if count:
+        typer.echo(f"kept as they are: {count} tasks", err=True)
+    return usable
+
+
+def _left(groups: Sequence[Sequence[Entry]], known: Collection[str]) -> list[Sequence[Entry]]:
+    """What is to be trained, where it is known what came of some task files."""
+    from softprompt.many.group import unfinished
+
+    return unfinished(groups, {entry.file.name for group in groups for entry in group if str(entry.path) in known})
 
 
 def _over(
-    address: str, workers: int | None, entries: Sequence[Entry], at_once: int, resume: bool, force: bool
+    address: str,
+    workers: int | None,
+    entries: Sequence[Entry],
+    known: Collection[str],
+    at_once: int,
+    resume: bool,
+    force: bool,
 ) -> list[dict[str, Any]]:
     """What came of each task, trained on a Ray cluster."""
     from softprompt.many.entries import groups
     from softprompt.many.rays import cluster, train_groups
     from softprompt.progress import ManyProgress
 
-    if not entries:
+    if all(str(entry.path) in known for entry in entries):
         return []
     with cluster(address) as devices:
         count = workers or devices
-        found = groups(entries, at_once, count)
-        typer.echo(f"{len(entries)} tasks in {len(found)} groups, on {count} Ray workers", err=True)
+        found = _left(groups(entries, at_once, count), known)
+        typer.echo(f"{sum(map(len, found))} tasks in {len(found)} groups, on {count} Ray workers", err=True)
         with ManyProgress(Console(stderr=True), [entry.file.name for entry in entries]) as watcher:
             return list(train_groups(found, count, watcher, resume=resume, force=force))
 
 
-def _train(entries: Sequence[Entry], at_once: int, resume: bool, force: bool) -> list[dict[str, Any]]:
+def _train(
+    entries: Sequence[Entry], known: Collection[str], at_once: int, resume: bool, force: bool
+) -> list[dict[str, Any]]:
     """What came of each task, trained in groups one after another."""
     from softprompt.bases.load import load_base
     from softprompt.many.entries import groups
     from softprompt.many.group import failure, train_group
     from softprompt.progress import ManyProgress
 
-    found = groups(entries, at_once)
+    found = _left(groups(entries, at_once), known)
     if found:
-        sizes = ", ".join(str(len(group)) for group in found)
+        sizes, count = ", ".join(str(len(group)) for group in found), sum(map(len, found))
         typer.echo(
-            f"{len(entries)} tasks in {len(found)} groups, which are trained one after another; side by side: {sizes}",
+            f"{count} tasks in {len(found)} groups, which are trained one after another; side by side: {sizes}",
             err=True,
         )
     results: list[dict[str, Any]] = []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from softprompt.many.group import Watcher, failure, has_begun, train_group
 logger = logging.getLogger(__name__)
 
 _TRIES = 3
+_ANSWERS = 10.0  # seconds in which a cluster's address has to answer
 _WAITS = 30.0  # seconds without news after which it is said what is waited for
 
 
@@ -123,6 +125,9 @@ def cluster(address: str) -> Iterator[int]:
     except ImportError:
         raise SoftPromptError('--ray needs Ray: install it with pip install "softprompt[ray]"') from None
     try:
+        host, colon, port = address.rpartition("://")[2].rpartition(":")
+        if colon and port.isdigit():  # Ray itself tries for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWERS).close()
         own = {"include_dashboard": False} if address == "local" else {}
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except Exception as error:
@@ -202,5 +207,5 @@ def _told(results: list[dict[str, Any]], said: list[str], watcher: Watcher) -> I
     for line in said:
         logger.info("%s", line)
     for one in results:
-        watcher.tell(one["name"], "done" if one["status"] == "trained" else "failed")
+        watcher.tell(one["name"], "failed" if one["status"] == "failed" else "done")
         yield one
