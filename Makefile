@@ -1,4 +1,4 @@
-.PHONY: install quickstart test test-long test-newest test-pythons test-clients test-vllm lint bench docs screenshots notebooks clean
+.PHONY: install quickstart test test-long test-newest test-pythons test-clients test-vllm test-ray lint bench docs screenshots notebooks clean
 
 install:  ## set up .venv; does nothing where it is up to date
 	@scripts/install.sh
@@ -23,6 +23,9 @@ test-clients:  ## the server asked by the clients that people have, in an enviro
 
 test-vllm:  ## the tests of the vLLM engine, in an environment of their own
 	@scripts/test_vllm.sh
+
+test-ray:  ## the tests of train-many over Ray, in an environment of their own
+	@scripts/test_ray.sh
 
 lint: install  ## layout, lint and types
 	@scripts/lint.sh

@@ -174,7 +174,10 @@ def test_every_dependency_is_pinned_within_its_range():
 
 @pytest.mark.parametrize(
     "script",
-    [".ci/run", *(f"scripts/{one}.sh" for one in ("install", "lint", "test", "chromium", "docs", "test_pythons"))],
+    [
+        ".ci/run",
+        *(f"scripts/{one}.sh" for one in ("install", "lint", "test", "chromium", "docs", "test_pythons", "test_ray")),
+    ],
 )
 def test_scripts_can_be_run(script):
     assert os.access(ROOT / script, os.X_OK)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
 
 from softprompt import SoftPrompt
+from softprompt.many import group
 from softprompt.progress import _TaskProgress
 from softprompt.training.folder import locked
+from softprompt.training.loop import PromptTrainer
 from tests.conftest import make_base
 from tests.test_cli import FILE, TRAIN_KEYS, make_project, run, save_base, weights
 
@@ -159,10 +163,33 @@ def test_it_goes_on_after_a_ctrl_c(project: Path, monkeypatch: pytest.MonkeyPatc
     for name in NAMES:
         assert weights(f"runs/{name}/prompt") == weights(f"whole/{name}/prompt")
     assert {one["status"] for one in trained("tasks", "--resume").values()} == {"kept"}
+    assert not Path("runs/.side-by-side").exists()
     other = trained("tasks", "--resume", "--set", "recipe.seed=9", code=1)
     assert "finished with other settings or rows" in other["one"]["error"]
     assert "choose another output" in trained("tasks", code=1)["two"]["error"]
     assert {one["status"] for one in trained("tasks", "--force").values()} == {"trained"}
+
+
+def test_a_ctrl_c_between_two_reports_costs_no_training(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained("tasks", "--output", "whole")
+    write_report, asked = group.write_report, []
+
+    def stopped(*args: Any, **kwargs: Any) -> Path:
+        asked.append(0)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return write_report(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(group, "write_report", stopped)
+        assert run("train-many", "tasks").exit_code == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(PromptTrainer, "training_step", Mock(side_effect=AssertionError))
+        found = trained("tasks", "--resume", "--set", "recipe.log_every=3")
+    assert [one["status"] for one in found.values()] == ["kept", "trained", "trained"]
+    for name in NAMES:
+        assert weights(f"runs/{name}/prompt") == weights(f"whole/{name}/prompt")
+    assert not list(Path("runs").glob(".*"))
 
 
 def test_two_on_one_folder(project: Path) -> None:
@@ -175,3 +202,23 @@ def test_two_on_one_folder(project: Path) -> None:
 def test_a_launcher_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "start it without torchrun" in run("train-many", "tasks").stderr
+
+
+def test_the_commands_of_the_docs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of docs/cluster.md in one process; those with Ray and torchrun are run by the tests of these."""
+    page = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line, comments=True) for line in page.splitlines() if line.startswith("softprompt ")]
+    here = [words[1:] for words in commands if "--ray" not in words]
+    assert len(here) == 5
+    content = yaml.safe_load(Path("tasks/one.yaml").read_text())
+    content["data"] = {part: str(project / Path(file).name) for part, file in content["data"].items()}
+    content["recipe"]["max_steps"] = 1
+    Path("more").mkdir()
+    for name in ("a", "b", "more/c"):
+        Path(f"{name}.yaml").write_text(yaml.safe_dump(content | {"name": Path(name).name}))
+    Path("all.yaml").write_text("[a.yaml, more/c.yaml]")
+    for words in here:
+        if "all.yaml" in words:
+            shutil.rmtree("runs")
+        result = run(*words)
+        assert result.exit_code == 0, result.output

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,12 +38,29 @@ def train_many(
     at_once: Annotated[
         int, typer.Option(min=1, metavar="K", help="The most tasks that learn side by side; 1: one after another.")
     ] = 16,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Train on a Ray cluster, such as 10.0.0.1:6379; local: one on this machine. Default: in this process.",
+            show_default=False,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Of --ray. Default: the cluster's GPUs, or its machines.", show_default=False
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep what is finished, and go on with the rest.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace runs that are already in the folder.")] = False,
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
     """Train many tasks: side by side where they share a base and a shape, each with its own data, folder and report."""
+    if ray is None and workers is not None:
+        raise typer.BadParameter("--workers goes with --ray")
     if resume and force:
         raise typer.BadParameter("give either --resume or --force")
     with reporting() as out, ExitStack() as stack:
@@ -64,14 +81,18 @@ def train_many(
             results[str(path)] = failure(path.stem, path, error)
             typer.echo(f"{path.stem}: failed: {results[str(path)]['error']}", err=True)
 
-        entries = read_entries(paths, output, failed, overrides=overrides or [], resume=resume)
-        rest = _without_kept(entries, results) if resume else entries
+        entries = read_entries(paths, output, failed, overrides=overrides or [], resume=resume, force=force)
+        if resume:
+            entries = _tell_kept(entries, results)
         try:
-            for one in _train(rest, at_once, resume=resume, force=force):
+            how = (entries, set(results), at_once, resume, force)
+            for one in _train(*how) if ray is None else _over(ray, workers, *how):
                 results[one["task"]] = one
         except KeyboardInterrupt:
             settings = [word for override in overrides or [] for word in ("--set", override)]
+            there = [] if ray is None else ["--ray", ray, *([] if workers is None else ["--workers", str(workers)])]
             again = ["softprompt", "train-many", *tasks, *settings, "--output", str(output), "--at-once", str(at_once)]
+            again += there
             raise SoftPromptError(f"interrupted; go on with: {shlex.join([*again, '--resume'])}") from None
         every = [results[str(path)] for path in paths]
         bad = [one for one in every if one["status"] == "failed"]
@@ -91,37 +112,71 @@ def train_many(
             )
 
 
-def _without_kept(entries: Sequence[Entry], results: dict[str, dict[str, Any]]) -> list[Entry]:
-    """The entries that are not finished; of the others it is noted what came of them."""
+def _tell_kept(entries: Sequence[Entry], results: dict[str, dict[str, Any]]) -> list[Entry]:
+    """Note what came of those that are finished; those are given that can be used."""
     from softprompt.many.group import failure, kept
 
-    rest = []
+    usable, count = [], 0
     for entry in entries:
         try:
             found = kept(entry)
         except SoftPromptError as error:
             found = failure(entry.file.name, entry.path, error)
-        if found is None:
-            rest.append(entry)
-        else:
+        if found is not None:
             results[str(entry.path)] = found | {"task": str(entry.path)}
-    if len(rest) < len(entries):
-        typer.echo(f"kept as they are: {len(entries) - len(rest)} tasks", err=True)
-    return rest
+        if found is None or found["status"] == "kept":
+            usable.append(entry)
+            count += found is not None
+    if count:
+        typer.echo(f"kept as they are: {count} tasks", err=True)
+    return usable
 
 
-def _train(entries: Sequence[Entry], at_once: int, *, resume: bool, force: bool) -> list[dict[str, Any]]:
+def _left(groups: Sequence[Sequence[Entry]], known: Collection[str]) -> list[Sequence[Entry]]:
+    """What is to be trained, where it is known what came of some task files."""
+    from softprompt.many.group import unfinished
+
+    return unfinished(groups, {entry.file.name for group in groups for entry in group if str(entry.path) in known})
+
+
+def _over(
+    address: str,
+    workers: int | None,
+    entries: Sequence[Entry],
+    known: Collection[str],
+    at_once: int,
+    resume: bool,
+    force: bool,
+) -> list[dict[str, Any]]:
+    """What came of each task, trained on a Ray cluster."""
+    from softprompt.many.entries import groups
+    from softprompt.many.rays import cluster, train_groups
+    from softprompt.progress import ManyProgress
+
+    if all(str(entry.path) in known for entry in entries):
+        return []
+    with cluster(address) as devices:
+        count = workers or devices
+        found = _left(groups(entries, at_once, count), known)
+        typer.echo(f"{sum(map(len, found))} tasks in {len(found)} groups, on {count} Ray workers", err=True)
+        with ManyProgress(Console(stderr=True), [entry.file.name for entry in entries]) as watcher:
+            return list(train_groups(found, count, watcher, resume=resume, force=force))
+
+
+def _train(
+    entries: Sequence[Entry], known: Collection[str], at_once: int, resume: bool, force: bool
+) -> list[dict[str, Any]]:
     """What came of each task, trained in groups one after another."""
     from softprompt.bases.load import load_base
     from softprompt.many.entries import groups
     from softprompt.many.group import failure, train_group
     from softprompt.progress import ManyProgress
 
-    found = groups(entries, at_once)
+    found = _left(groups(entries, at_once), known)
     if found:
-        sizes = ", ".join(str(len(group)) for group in found)
+        sizes, count = ", ".join(str(len(group)) for group in found), sum(map(len, found))
         typer.echo(
-            f"{len(entries)} tasks in {len(found)} groups, which are trained one after another; side by side: {sizes}",
+            f"{count} tasks in {len(found)} groups, which are trained one after another; side by side: {sizes}",
             err=True,
         )
     results: list[dict[str, Any]] = []

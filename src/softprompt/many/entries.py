@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
@@ -19,7 +20,7 @@ from softprompt.errors import SoftPromptError
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.rows import Row
 from softprompt.tasks.task import Task
-from softprompt.training.folder import recorded_dtype
+from softprompt.training.folder import check_folder, recorded_dtype
 from softprompt.training.heads import choose_answer
 from softprompt.training.many import said_of, shape
 from softprompt.training.recipe import Recipe
@@ -113,6 +114,7 @@ def read_entries(
     *,
     overrides: Sequence[str] = (),
     resume: bool = False,
+    force: bool = False,
 ) -> list[Entry]:
     """Read task files and their rows.
 
@@ -122,12 +124,15 @@ def read_entries(
         failed: called with each file that can't be used, and why.
         overrides: keys to set in all of them, see `load_task_file`.
         resume: runs that are there go on.
+        force: runs that are there are replaced; with neither, a task whose run is there can't be used.
     """
     found: dict[str, Entry] = {}
     for path in paths:
         try:
             with said_of(path.stem):
                 entry = _read(path, output, overrides, resume)
+            if not resume:
+                check_folder(entry.output, {}, resume=False, force=force)
             if (other := found.get(entry.file.name)) is not None:
                 raise SoftPromptError(f"{path}: its name is {entry.file.name}, as that of {other.path}: change one")
             found[entry.file.name] = entry
@@ -166,10 +171,20 @@ def _digest(file: TaskFile, task: Task, recipe: Recipe, parts: dict[str, Sequenc
     return hashlib.sha256(json.dumps(content, default=list).encode()).hexdigest()
 
 
-def groups(entries: Sequence[Entry], at_once: int) -> list[list[Entry]]:
-    """The tasks in groups that learn side by side, at most so many in one; groups with one base follow each other."""
+def groups(entries: Sequence[Entry], at_once: int, workers: int = 1) -> list[list[Entry]]:
+    """The tasks in groups that learn side by side; groups with one base follow each other.
+
+    Args:
+        entries: the tasks.
+        at_once: the most in one group.
+        workers: what could be in one group is shared by so many.
+    """
     alike: dict[Hashable, list[Entry]] = {}
     for entry in entries:
         alike.setdefault(entry.group, []).append(entry)
     some = sorted(alike.values(), key=lambda group: (group[0].file.base, group[0].dtype))
-    return [group[i : i + at_once] for group in some for i in range(0, len(group), at_once)]
+    found = []
+    for group in some:
+        size = min(at_once, math.ceil(len(group) / workers))
+        found += [group[i : i + size] for i in range(0, len(group), size)]
+    return found

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,9 +78,10 @@ def train_group(
         force: replace runs that are there.
 
     Returns:
-        What came of each: `name`, `task`, `status` ("trained" or "failed"), and the run's document or `error`.
+        What came of each: `name`, `task`, `status` ("trained", "kept" or "failed"), and the run's document or `error`.
     """
-    results: dict[int, dict[str, Any]] = {}
+    found = [kept(entry) if resume else None for entry in group]
+    results: dict[int, dict[str, Any]] = {k: one for k, one in enumerate(found) if one is not None}
 
     def done(k: int, came: Run | Growth | Exception) -> None:
         entry = group[k]
@@ -95,9 +97,10 @@ def train_group(
 
     if len(group) > 1:
         try:
-            _side_by_side(base, group, watcher, done, resume=resume, force=force)
+            _side_by_side(base, group, watcher, done, set(results), resume=resume, force=force)
         except Exception as error:
             logger.warning("side by side: %s; its tasks are trained one after another", error)
+            shutil.rmtree(_checkpoints(group), ignore_errors=True)
             force = not resume  # what they have begun goes
     for k, entry in enumerate(group):
         if k not in results:
@@ -108,6 +111,26 @@ def train_group(
             except Exception as error:
                 done(k, error)
     return [results[k] for k in range(len(group))]
+
+
+def unfinished(groups: Sequence[Sequence[Entry]], finished: Collection[str]) -> list[Sequence[Entry]]:
+    """What is left of groups of which some tasks, by their names, are finished.
+
+    A group that can go on from its checkpoint stays whole: the checkpoint is of all its tasks.
+    """
+    left = [[entry for entry in group if entry.file.name not in finished] for group in groups]
+    return [group if has_begun(group) else some for group, some in zip(groups, left, strict=True) if some]
+
+
+def has_begun(group: Sequence[Entry]) -> bool:
+    """Whether there is a checkpoint from which a group can go on."""
+    place = _checkpoints(group) if len(group) > 1 else group[0].output
+    return next(place.glob("**/checkpoint-*"), None) is not None
+
+
+def _checkpoints(group: Sequence[Entry]) -> Path:
+    names = hashlib.sha256("\n".join(entry.file.name for entry in group).encode()).hexdigest()[:16]
+    return group[0].output.parent / _SHARED / names
 
 
 def failure(name: str, path: Path, error: Exception) -> dict[str, Any]:
@@ -129,6 +152,7 @@ def _side_by_side(
     group: Sequence[Entry],
     watcher: Watcher,
     done: Callable[[int, Run | Exception], None],
+    finished: Collection[int],
     *,
     resume: bool,
     force: bool,
@@ -140,16 +164,15 @@ def _side_by_side(
             count = entry.file.prompt.num_virtual_tokens
             prompt = _start(base, entry, count if isinstance(count, int) else None)
             callbacks = watcher.watch(name, entry.task.metric)
-            jobs[k] = Job(prompt, entry.task, entry.rows, entry.recipe, entry.output, callbacks)
+            jobs[k] = Job(prompt, entry.task, entry.rows, entry.recipe, entry.output, callbacks, k in finished)
             watcher.tell(name, "training")
         except Exception as error:
             done(k, error)
-    names = hashlib.sha256("\n".join(entry.file.name for entry in group).encode()).hexdigest()[:16]
     places = list(jobs)
     train_jobs(
         base,
         list(jobs.values()),
-        group[0].output.parent / _SHARED / names,
+        _checkpoints(group),
         lambda i, came: done(places[i], came),
         resume=resume,
         force=force,

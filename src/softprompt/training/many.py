@@ -48,6 +48,7 @@ class Job:
         recipe: with `max_steps`.
         output: the run's folder.
         callbacks: callbacks of the Trainer's kind, told of this run alone.
+        finished: it is finished, and only here because its group goes on; nothing is told or written of it.
     """
 
     prompt: SoftPrompt
@@ -56,6 +57,7 @@ class Job:
     recipe: Recipe
     output: Path
     callbacks: Sequence[TrainerCallback] = ()
+    finished: bool = False
 
 
 def shape(task: Task, recipe: Recipe) -> Hashable | None:
@@ -131,6 +133,7 @@ def train_jobs(
                 done(k, error)
         last = _last_checkpoint(checkpoints, [one.about for one in ready.values()]) if resume else None
         if last is None:
+            ready = {k: run for k, run in ready.items() if not jobs[k].finished}
             _begin(jobs, ready, checkpoints, done, resume, progress)
         if not ready:
             return
@@ -145,6 +148,8 @@ def train_jobs(
             trainer.go_on(last)
         for place, (k, run) in enumerate(ready.items()):
             replaced[place].put_back()  # where it ended before its first step was through
+            if jobs[k].finished:
+                continue
             try:
                 with said_of(jobs[k].output.name):
                     came = _finished(run, trainer, place, jobs[k].output, progress, began)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -18,6 +19,9 @@ from accelerate.utils import gather_object
 from softprompt.errors import EndedElsewhereError, SoftPromptError
 
 logger = logging.getLogger(__name__)
+
+# What the libraries that carry gradients say where a peer no longer answers.
+_LOST = re.compile(r"gloo|NCCL|connection (reset|closed)|broken pipe", re.IGNORECASE)
 
 
 def count() -> int:
@@ -71,6 +75,24 @@ def together() -> Iterator[None]:
     if not is_first():
         raise EndedElsewhereError(message) from failure
     raise failure or SoftPromptError(message)
+
+
+@contextmanager
+def none_lost() -> Iterator[None]:
+    """Within it processes wait for each other.
+
+    Raises:
+        SoftPromptError: one of them is gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if count() == 1 or not _LOST.search(str(error)):
+            raise
+        raise SoftPromptError(
+            "another process of this run is gone, killed or with its machine; what was learned until the last "
+            "checkpoint is kept: start all again with --resume"
+        ) from error
 
 
 def gather(what: Any) -> list[Any]:

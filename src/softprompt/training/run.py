@@ -49,7 +49,7 @@ from softprompt.training.interruption import Interruption
 from softprompt.training.loop import DivergedError, Lane, PromptTrainer
 from softprompt.training.monitor import Monitor
 from softprompt.training.privacy import Draws, Mechanism, make_mechanism, warn_of_start
-from softprompt.training.processes import gather, is_first, start, together
+from softprompt.training.processes import gather, is_first, none_lost, start, together
 from softprompt.training.recipe import Recipe
 from softprompt.training.schedule import Schedule, learned_rows
 
@@ -111,6 +111,7 @@ class Run:
         }
 
 
+@none_lost()
 def train(
     base: Base,
     prompt: SoftPrompt,

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Test train-many over Ray in an environment of its own, .venv-ray, which is set up first where it is not up to date.
+# Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+venv=.venv-ray
+stamp=$venv/.softprompt-installed  # holds the checksum of what was asked for; written last
+wanted=$(cat pyproject.toml constraints.txt scripts/test_ray.sh | cksum; pwd)
+
+if [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
+    "${PYTHON:-python3}" -m venv --clear $venv
+    echo "Installing Ray and softprompt into $venv; the first time this takes some minutes"
+    $venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt \
+        -e '.[ray]' psutil pytest hypothesis
+    echo "$wanted" > $stamp
+fi
+$venv/bin/python -m pytest tests/many/test_rays.py "$@"
