@@ -401,7 +401,7 @@ def test_a_byte_order_mark_and_a_long_row_are_taken(project):
     assert found["truncated"] == 1
     assert found["test"]["truncated"] == 1
     result = run("train", "task.yaml", "--force")
-    assert "1 training texts were cut to fit the context" in result.stdout
+    assert "1 training text was cut to fit the context" in result.stdout
 
 
 @pytest.mark.parametrize(

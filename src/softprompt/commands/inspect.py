@@ -47,7 +47,7 @@ def inspect(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="With --leak: rows of the same kind that it has not learned, to tell the learned ones from.",
+            help=f"With --leak: rows of the same kind that it has not learned, {TABLE}.",
             show_default=False,
         ),
     ] = None,
