@@ -115,7 +115,7 @@ def test_two_processes_grow_a_prompt(project: Path) -> None:
         (
             [],
             {"ONE_MORE": "--set recipe.seed=3"},
-            "error: process 1 has another recipe (seed: 0, now 3) than process 0: give all the same files, and "
+            "error: process 1 has another recipe (seed: 3, now 0) than process 0: give all the same files, and "
             "recipe.dtype where their machines differ",
         ),
         (
