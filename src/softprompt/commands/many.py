@@ -17,6 +17,7 @@ from softprompt.commands.options import Json, Overrides
 from softprompt.commands.tables import tasks_table
 from softprompt.commands.terminal import print_result, reporting
 from softprompt.errors import SoftPromptError
+from softprompt.text import counted
 
 if TYPE_CHECKING:
     from softprompt.many.entries import Entry
@@ -128,7 +129,7 @@ def _tell_kept(entries: Sequence[Entry], results: dict[str, dict[str, Any]]) -> 
             usable.append(entry)
             count += found is not None
     if count:
-        typer.echo(f"kept as they are: {count} tasks", err=True)
+        typer.echo(f"kept as they are: {counted(count, 'task', 'tasks')}", err=True)
     return usable
 
 
@@ -137,6 +138,10 @@ def _left(groups: Sequence[Sequence[Entry]], known: Collection[str]) -> list[Seq
     from softprompt.many.group import unfinished
 
     return unfinished(groups, {entry.file.name for group in groups for entry in group if str(entry.path) in known})
+
+
+def _sizes(groups: Sequence[Sequence[Entry]]) -> str:
+    return f"{counted(sum(map(len, groups)), 'task', 'tasks')} in {counted(len(groups), 'group', 'groups')}"
 
 
 def _over(
@@ -158,7 +163,7 @@ def _over(
     with cluster(address) as devices:
         count = workers or devices
         found = _left(groups(entries, at_once, count), known)
-        typer.echo(f"{sum(map(len, found))} tasks in {len(found)} groups, on {count} Ray workers", err=True)
+        typer.echo(f"{_sizes(found)}, on {counted(count, 'Ray worker', 'Ray workers')}", err=True)
         with ManyProgress(Console(stderr=True), [entry.file.name for entry in entries]) as watcher:
             return list(train_groups(found, count, watcher, resume=resume, force=force))
 
@@ -174,11 +179,8 @@ def _train(
 
     found = _left(groups(entries, at_once), known)
     if found:
-        sizes, count = ", ".join(str(len(group)) for group in found), sum(map(len, found))
-        typer.echo(
-            f"{count} tasks in {len(found)} groups, which are trained one after another; side by side: {sizes}",
-            err=True,
-        )
+        sizes = ", ".join(str(len(group)) for group in found)
+        typer.echo(f"{_sizes(found)}, which are trained one after another; side by side: {sizes}", err=True)
     results: list[dict[str, Any]] = []
     base, loaded = None, None
     watcher: Watcher
