@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -339,6 +340,8 @@ FAULTS = {
 def test_faults_of_the_data_are_said_kept_and_reported(
     tiny_base: Base, tmp_path: Path, caplog: pytest.LogCaptureFixture, sentence: str
 ) -> None:
+    caplog.set_level(logging.INFO, logger="softprompt")
+
     class Said(TrainerCallback):
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
             assert sentence in caplog.text  # before the first step
@@ -350,6 +353,7 @@ def test_faults_of_the_data_are_said_kept_and_reported(
 
 
 def test_a_label_without_rows_is_said(tiny_base: Base, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="softprompt")
     task = Task(template="Text: {text}\nMood:", labels=["yes", "no", "maybe"])
     prompt = SoftPrompt.from_vocabulary(tiny_base, 3)
     run = train(tiny_base, prompt, task, train=rows(8), recipe=recipe(max_steps=2))
