@@ -49,11 +49,11 @@ def light_collections() -> Iterator[None]:
     """Let Python's garbage collector pass over what was imported until now.
 
     Every run ends with a collection by Accelerate, which takes longer than the run itself where PyTorch, Transformers,
-    TRL and Gradio are loaded.
+    TRL and Gradio are loaded. What a module leaves behind is collected before the next one freezes it: models among it.
     """
     gc.freeze()
     yield
-    gc.unfreeze()
+    gc.collect()
 
 
 @pytest.fixture

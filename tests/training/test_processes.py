@@ -22,11 +22,12 @@ from tests.conftest import make_base
 from tests.test_cli import make_project, save_base
 
 # Rank 1 on a machine, or with files, of its own: its variables are named ONE_..., rank 0's ZERO_... With KILL_AT a
-# process is killed in that step, MORE is added to its command.
+# process is killed in that step; with END_SLOWLY the other takes its time to end; MORE is added to its command.
 PROGRAM = """
 import os
 import shlex
 import sys
+import time
 prefix = ("ZERO_", "ONE_")[int(os.environ["RANK"])]
 os.environ |= {key.removeprefix(prefix): value for key, value in os.environ.items() if key.startswith(prefix)}
 if "FOLDER" in os.environ:
@@ -40,6 +41,16 @@ if "KILL_AT" in os.environ:
             os.kill(os.getpid(), 9)
         return step(self, *args, **kwargs)
     PromptTrainer.training_step = killed
+if "END_SLOWLY" in os.environ:
+    from softprompt.training.loop import PromptTrainer
+    train = PromptTrainer.train
+    def slowly(self, *args, **kwargs):
+        try:
+            return train(self, *args, **kwargs)
+        except RuntimeError:
+            time.sleep(2)  # by then the launcher ends who is left
+            raise
+    PromptTrainer.train = slowly
 sys.argv += shlex.split(os.environ.get("MORE", ""))
 main()
 """
@@ -166,7 +177,7 @@ def test_the_same_to_a_hundred_thousandth(project: Path, monkeypatch: pytest.Mon
 def test_a_killed_process_ends_the_run_and_one_or_two_go_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes' run is gone on with by one, and, from a copy, by two; and one's by two."""
     began = time.monotonic()
-    code, out, said = run_two(project, *SLOWLY, "--output", "killed", ONE_KILL_AT="10")
+    code, out, said = run_two(project, *SLOWLY, "--output", "killed", ONE_KILL_AT="10", ZERO_END_SLOWLY="1")
     assert time.monotonic() - began < 120
     assert (code, out) == (1, "")
     assert len(said) == 1

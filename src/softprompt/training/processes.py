@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -77,22 +79,39 @@ def together() -> Iterator[None]:
     raise failure or SoftPromptError(message)
 
 
+class _EndedError(RuntimeError):
+    """The launcher ends this process, as it does with those that are left when one is gone."""
+
+
 @contextmanager
 def none_lost() -> Iterator[None]:
     """Within it processes wait for each other.
 
     Raises:
-        SoftPromptError: one of them is gone.
+        SoftPromptError: one of them is gone, or the launcher ends them. SIGTERM is ignored from then on, so that this
+            can be told.
     """
+    listens = count() > 1 and threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _end) if listens else None
     try:
         yield
     except RuntimeError as error:
-        if count() == 1 or not _LOST.search(str(error)):
+        if count() == 1 or not (isinstance(error, _EndedError) or _LOST.search(str(error))):
             raise
+        if listens:
+            before = signal.SIG_IGN
         raise SoftPromptError(
             "another process of this run is gone, killed or with its machine; what was learned until the last "
             "checkpoint is kept: start all again with --resume"
         ) from error
+    finally:
+        if listens:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _end(*_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _EndedError("ended by the launcher")
 
 
 def gather(what: Any) -> list[Any]:
