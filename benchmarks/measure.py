@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import shlex
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -146,6 +147,49 @@ def write_results(folder: Path, name: str, document: dict[str, Any], markdown: s
         temporary = folder / f".{name}{suffix}"
         temporary.write_text(content, encoding="utf-8")
         os.replace(temporary, folder / f"{name}{suffix}")
+
+
+class Kept:
+    """The rows of a benchmark that were measured so far, in its results' files: a run that was interrupted goes on.
+
+    Args:
+        folder: of the results.
+        name: of the benchmark and its files.
+        arguments: of the command.
+        settings: with others the rows of before are not these, and go.
+        table: the document as Markdown.
+        plot: draws the document into a file.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        arguments: Sequence[str],
+        settings: dict[str, Any],
+        table: Callable[[dict[str, Any]], str],
+        plot: Callable[[dict[str, Any], Path], None],
+    ) -> None:
+        self._folder, self._name, self._table, self._plot = folder, name, table, plot
+        path = folder / f"{name}.json"
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        rows = before["rows"] if before.get("settings") == settings else []
+        self.document = describe(name, arguments, default_device()) | {"settings": settings, "rows": rows}
+
+    def add(self, key: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
+        """Measure a row that is not there yet, and keep it."""
+        if not any(key.items() <= row.items() for row in self.document["rows"]):
+            row = key | measure()
+            print(json.dumps({name: value for name, value in row.items() if name != "history"}), file=sys.stderr)
+            self.document["rows"].append(row)
+            self.write()
+
+    def write(self) -> str:
+        """Write the files; the table."""
+        text = self._table(self.document)
+        write_results(self._folder, self._name, self.document, text)
+        self._plot(self.document, self._folder / f"{self._name}.svg")
+        return text
 
 
 def footing(document: dict[str, Any]) -> str:

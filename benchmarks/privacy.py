@@ -9,9 +9,8 @@ settings and the tables; the training is `softprompt.train`, the figures are `so
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -21,7 +20,7 @@ import matplotlib
 import torch
 
 import softprompt as sp
-from benchmarks.measure import RESULTS, default_device, describe, footing, markdown_table, seconds, write_results
+from benchmarks.measure import RESULTS, Kept, footing, markdown_table, seconds
 from benchmarks.movies import INIT_TEXT, TASK, load_movies
 from softprompt import demo
 from softprompt.bases.sources import read_snippets
@@ -39,7 +38,7 @@ LEAK_ROWS = 200  # of each kind, that are told apart
 PRIVATE = {"num_virtual_tokens": 8, "max_steps": 24, "batch_size": 32, "learning_rate": 0.01, "max_grad_norm": 0.1}
 STARTS = ("text", "labels", "examples", "random")
 # So few rows so often that they are learned by heart.
-OVERFIT = {"rows": 24, "canaries": 8, "repeats": 2, "max_steps": 60, "batch_size": 16, "learning_rate": 0.03}
+OVERFIT = {"rows": 8, "canaries": 4, "repeats": 4, "max_steps": 100, "batch_size": 24, "learning_rate": 0.03}
 
 
 def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
@@ -51,7 +50,14 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     base = sp.load_base(options.base)
-    found = _Found(options.results, describe(NAME, arguments, default_device()) | {"dtype": str(base.dtype)})
+    settings = {
+        "private": PRIVATE,
+        "delta": DELTA,
+        "overfit": OVERFIT,
+        "leak_rows": LEAK_ROWS,
+        "dtype": str(base.dtype),
+    }
+    found = Kept(options.results, NAME, arguments, settings, _table, _plot)
     data = _Data.read()
     if "epsilon" in options.parts:
         found.add({"part": "epsilon", "epsilon": "zero-shot", "seed": 0}, lambda: _accuracy(base, None, data))
@@ -71,34 +77,10 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
     print(found.write())
 
 
-class _Found:
-    """The rows measured so far, in the results' file."""
-
-    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
-        self._folder, path = folder, folder / f"{NAME}.json"
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        same = before.get("settings") == self._settings()
-        self.document = about | {"settings": self._settings(), "rows": before["rows"] if same else []}
-
-    @staticmethod
-    def _settings() -> dict[str, Any]:
-        return {"private": PRIVATE, "delta": DELTA, "overfit": OVERFIT, "leak_rows": LEAK_ROWS}
-
-    def add(self, key: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
-        """Measure a row that is not there yet, and keep it."""
-        if not any(key.items() <= row.items() for row in self.document["rows"]):
-            row = key | measure()
-            print(json.dumps(row), file=sys.stderr, flush=True)
-            self.document["rows"].append(row)
-            self.write()
-
-    def write(self) -> str:
-        rows = self.document["rows"]
-        tables = [_epsilon_table(rows), _start_table(rows), _canary_table(rows), _cost_table(rows)]
-        text = "\n".join(table for table in tables if table.count("\n") > 2) + footing(self.document)
-        write_results(self._folder, NAME, self.document, text)
-        _plot(rows, self._folder / f"{NAME}.svg")
-        return text
+def _table(document: dict[str, Any]) -> str:
+    rows = document["rows"]
+    tables = [_epsilon_table(rows), _start_table(rows), _canary_table(rows), _cost_table(rows)]
+    return "\n".join(table for table in tables if table.count("\n") > 2) + footing(document)
 
 
 class _Data:
@@ -274,8 +256,9 @@ def _cost_table(rows: Sequence[dict[str, Any]]) -> str:
     return markdown_table(("gradient", f"seconds, {PRIVATE['batch_size']} rows", "times plain"), lines)
 
 
-def _plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+def _plot(document: dict[str, Any], path: Path) -> None:
     """Accuracy against epsilon, each seed a point."""
+    rows = document["rows"]
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = NAME
     from matplotlib import pyplot

@@ -114,7 +114,7 @@ def _measured(rows: Sequence[dict[str, Any]], path: Path, key: dict[str, Any]) -
 
 
 def _measure(file: TaskFile, part: str, variant: str, seed: int, others: dict[str, list[sp.Row]]) -> dict[str, Any]:
-    rows, validation, test = _rows(file)
+    rows, validation, test = read_rows(file)
     if part == "rows" and variant != "all rows":
         wanted = int(variant.split()[0])
         if wanted < len(rows):
@@ -154,7 +154,8 @@ def _train(base: sp.Base, file: TaskFile, rows: Sequence[sp.Row], validation: Se
     return sp.train(base, make(file.prompt.num_virtual_tokens), file.task, **settings)
 
 
-def _rows(file: TaskFile) -> tuple[Sequence[sp.Row], Sequence[sp.Row], Sequence[sp.Row]]:
+def read_rows(file: TaskFile) -> tuple[Sequence[sp.Row], Sequence[sp.Row], Sequence[sp.Row]]:
+    """The training, validation and test rows of a task file, which needs all three."""
     train, validation = with_validation(file.data.train, file.data.validation, file.task, file.recipe.seed)
     if validation is None or file.data.test is None:
         raise sp.SoftPromptError(f"{file.name}: the benchmark needs data.validation and data.test")

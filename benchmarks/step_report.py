@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import time_to_accuracy
 from benchmarks.measure import footing, markdown_table
 from benchmarks.peak_memory import LOADED_ONLY
 from benchmarks.sides import OURS
@@ -43,8 +42,6 @@ def table(document: Mapping[str, Any]) -> str:
     notes += [f"Memory of a process that only reads {base}: {most / 1e6:.0f} MB." for base, most in loaded.items()]
     notes += [f"Skipped: {line}." for line in document["skipped"]]
     text = markdown_table(head, rows) + "\n" + "".join(f"- {note}\n" for note in notes)
-    if "time_to_accuracy" in document:
-        text += "\n" + time_to_accuracy.table(document["time_to_accuracy"])
     return text + footing(dict(document))
 
 

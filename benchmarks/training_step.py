@@ -1,11 +1,10 @@
 """What a training step costs: softprompt against PEFT and against the plain concatenation, alternating in one process.
 
-    python -m benchmarks.training_step [--quick] [--time-to-accuracy [0.8]]
+    python -m benchmarks.training_step [--quick]
 
 On a CPU: SmolLM2-135M, in float32, and in bfloat16 where the machine multiplies it faster. On a GPU: Llama shapes of
 135M, 1B and 8B with random weights, in bfloat16. Owns the cases and the turns that the sides take. The steps
-are in `sides.py`, the memory in `peak_memory.py`, the time to an accuracy in `time_to_accuracy.py`, the table and the
-plot in `step_report.py`.
+are in `sides.py`, the memory in `peak_memory.py`, the table and the plot in `step_report.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import softprompt as sp
-from benchmarks import peak_memory, time_to_accuracy
+from benchmarks import peak_memory
 from benchmarks.measure import (
     RESULTS,
     default_device,
@@ -191,8 +190,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--prompt-lengths", nargs="+", type=_count, metavar="P", help="default 8 20 100")
     add("--batch-sizes", nargs="+", type=_count, metavar="B", help="default 16 32; memory is measured at the smallest")
     add("--no-memory", dest="memory", action="store_false", help="leave out the processes that measure memory")
-    until = add("--time-to-accuracy", nargs="?", type=float, const=time_to_accuracy.TARGET, metavar="ACCURACY")
-    until.help = f"also train until so much of the validation is right (default {until.const}); takes long"
     add("--device", type=torch.device, default=default_device(), help="default: a GPU where there is one")
     add("--out", type=Path, default=RESULTS, help="folder for the results")
     add("--json", action="store_true", help="print JSON instead of the table")
@@ -224,10 +221,6 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:]), rows: Sequence[sp.Row] 
                 measure_base(name, getattr(torch, dtype), tokenizer, rows, options, document, keep)
             except torch.OutOfMemoryError:
                 document["skipped"].append(f"{name} in {dtype}: {_NO_ROOM}")
-    if options.time_to_accuracy:
-        base = next((name for name in options.base if name not in SHAPES), "smollm2-135m")
-        results = time_to_accuracy.measure(base, rows, options.device, target=options.time_to_accuracy)
-        document["time_to_accuracy"] = results
     keep()
     if document["cases"]:
         plot(document, options.out / f"{options.name}.svg")

@@ -149,18 +149,34 @@ def test_the_shapes_are_as_large_as_their_names(name: str, billions: float) -> N
     assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, abs=1e-4)
 
 
-def test_time_to_accuracy_stops_at_the_target_and_says_what_was_missed(folder: str) -> None:
-    recipe = sp.Recipe(max_steps=4, batch_size=4, warmup_steps=1)
-    reached, reached_too, _ = time_to_accuracy.measure(
-        folder, ROWS, torch.device("cpu"), target=0.0, every=2, recipe=recipe
-    )
-    assert reached["steps"] == reached_too["steps"] == 2
-    missed = time_to_accuracy.measure(folder, ROWS, torch.device("cpu"), target=1.1, every=2, recipe=recipe)
-    assert [run["steps"] for run in missed] == [None] * 3
-    assert [entry["step"] for entry in missed[0]["history"]] == [2, 4]
-    # The Trainer's defaults: three epochs of 18 rows in batches of 8.
-    assert [entry["step"] for entry in missed[2]["history"]] == [2, 4, 6, 8]
-    assert "not in" in time_to_accuracy.table(missed)
+def test_time_to_accuracy_stops_at_the_target_says_what_was_missed_and_goes_on(folder: str, tmp_path: Path) -> None:
+    for name, rows in {"train": ROWS[:16], "dev": ROWS[16:], "test": ROWS[16:]}.items():
+        lines = [json.dumps({"text": row.columns["text"], "label": ["bad", "good"][row.label or 0]}) for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    task = {
+        "name": "films",
+        "base": folder,
+        "task": {"template": "Review: {text}\nSentiment:", "target": " {label}", "labels": ["bad", "good"]},
+        "data": {"train": "train.jsonl", "validation": "dev.jsonl", "test": "test.jsonl"},
+        "prompt": {"num_virtual_tokens": 3},
+        "recipe": {"max_steps": 4, "batch_size": 4, "warmup_steps": 1},
+    }
+    (tmp_path / "task.yaml").write_text(json.dumps(task))
+    command = [str(tmp_path / "task.yaml"), "--device", "cpu", "--every", "2", "--results", str(tmp_path / "results")]
+    for target in ("0", "1.1"):
+        time_to_accuracy.main([*command, "--target", target])
+    document = json.loads((tmp_path / "results" / "time_to_accuracy.json").read_text())
+    reached, missed = document["rows"][:5], document["rows"][5:]
+    assert [row["side"] for row in reached] == [row["side"] for row in missed] == list(time_to_accuracy.SIDES)
+    assert {row["steps"] for row in reached} == {0}
+    assert {row["steps"] for row in missed} == {None}
+    steps = [[entry["step"] for entry in row["history"]] for row in missed]
+    # The Trainer's defaults: three epochs of 16 rows in batches of 8.
+    assert steps == [[0, 2, 4], [0, 2, 4], [0, 2, 4], [0, 2, 4, 6], [0, 2, 4]]
+    assert "1 of 1 not in" in time_to_accuracy.table(document)
+    before = (tmp_path / "results" / "time_to_accuracy.md").read_text()
+    time_to_accuracy.main([*command, "--target", "1.1"])
+    assert (tmp_path / "results" / "time_to_accuracy.md").read_text().split("\n\n")[0] == before.split("\n\n")[0]
 
 
 def test_options_of_quick_and_of_the_whole_run() -> None:
