@@ -1,6 +1,6 @@
 """What a prompt gives away of its training rows, and what differential privacy costs: sentences about films.
 
-    python -m benchmarks.privacy [--epsilons 1 3 8 inf] [--seeds 0 1 2] [--parts epsilon starts canaries cost]
+    python -m benchmarks.privacy [TASK.yaml] [--epsilons 1 3 8 inf] [--seeds 0 1 2] [--parts epsilon starts canaries]
 
 Finished rows stay in the results and are not repeated, so a run that was interrupted goes on where it stopped. Owns the
 settings and the tables; the training is `softprompt.train`, the figures are `softprompt.leakage`'s.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -22,20 +22,24 @@ import torch
 import softprompt as sp
 from benchmarks.measure import RESULTS, Kept, footing, markdown_table, seconds
 from benchmarks.movies import INIT_TEXT, TASK, load_movies
+from benchmarks.quality import read_rows
 from softprompt import demo
 from softprompt.bases.sources import read_snippets
 from softprompt.models.prompted import PromptedModel
 from softprompt.tasks.encode import Encoder
 from softprompt.training.privacy import make_mechanism
 from softprompt.training.schedule import flatten, learned_rows
-from softprompt.training.taskfile import PromptStart, make_prompt
+from softprompt.training.taskfile import PromptStart, load_task_file, make_prompt
 
 NAME = "privacy"
 PARTS = ("epsilon", "starts", "canaries", "cost")
 DELTA = 1e-5
 LEAK_ROWS = 200  # of each kind, that are told apart
-# Of the private runs, and of those that they are compared with: many rows in a step, few steps.
-PRIVATE = {"num_virtual_tokens": 8, "max_steps": 24, "batch_size": 32, "learning_rate": 0.01, "max_grad_norm": 0.1}
+# Of the private runs, and of those that they are compared with: few numbers to learn, many rows in a step, few steps.
+PRIVATE = {"num_virtual_tokens": 2, "max_steps": 80, "batch_size": 128, "max_grad_norm": 1.0}
+RATES = {"learning_rate": 0.001, "head_learning_rate": 0.03}
+_MAX_TOKENS = 2048  # computed at one time: a copy of the prompt for each row takes memory
+_NAMES = {"inf": "no privacy", "zero-shot": "zero-shot, words"}
 STARTS = ("text", "labels", "examples", "random")
 # So few rows so often that they are learned by heart.
 OVERFIT = {"rows": 8, "canaries": 4, "repeats": 4, "max_steps": 100, "batch_size": 24, "learning_rate": 0.03}
@@ -43,6 +47,7 @@ OVERFIT = {"rows": 8, "canaries": 4, "repeats": 4, "max_steps": 100, "batch_size
 
 def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.privacy", description=__doc__.splitlines()[0])
+    parser.add_argument("task", nargs="?", type=Path, help="a task file, for the epsilons alone; default: films")
     parser.add_argument("--epsilons", type=float, nargs="+", default=[1, 3, 8, float("inf")])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
@@ -51,20 +56,25 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
     options = parser.parse_args(arguments)
     base = sp.load_base(options.base)
     settings = {
-        "private": PRIVATE,
+        "private": PRIVATE | RATES,
         "delta": DELTA,
         "overfit": OVERFIT,
         "leak_rows": LEAK_ROWS,
         "dtype": str(base.dtype),
     }
     found = Kept(options.results, NAME, arguments, settings, _table, _plot)
-    data = _Data.read()
+    data = _Data.read(options.task)
+    if options.task is not None:
+        options.parts = [part for part in options.parts if part == "epsilon"]
     if "epsilon" in options.parts:
-        found.add({"part": "epsilon", "epsilon": "zero-shot", "seed": 0}, lambda: _accuracy(base, None, data))
+        key = {"part": "epsilon", "task": data.name}
+        found.add(key | {"epsilon": "zero-shot", "seed": 0}, lambda: _accuracy(base, None, data))
         for seed in options.seeds:
             for epsilon in options.epsilons:
-                key = {"part": "epsilon", "epsilon": str(epsilon), "seed": seed}
-                found.add(key, lambda epsilon=epsilon, seed=seed: _private(base, data, epsilon, seed))  # type: ignore[misc]
+                found.add(
+                    key | {"epsilon": str(epsilon), "seed": seed},
+                    lambda epsilon=epsilon, seed=seed: _private(base, data.by_head(), epsilon, seed),  # type: ignore[misc]
+                )
     if "starts" in options.parts:
         for init in STARTS:
             found.add({"part": "starts", "start": init, "seed": 0}, lambda init=init: _start(base, data, init))  # type: ignore[misc]
@@ -83,23 +93,35 @@ def _table(document: dict[str, Any]) -> str:
     return "\n".join(table for table in tables if table.count("\n") > 2) + footing(document)
 
 
+@dataclass
 class _Data:
-    """The demonstration's rows."""
+    """A task with two labels and its rows."""
 
-    def __init__(self, train: list[sp.Row], validation: list[sp.Row], test: list[sp.Row]) -> None:
-        self.train, self.validation, self.test = train, validation, test
+    name: str
+    task: sp.Task
+    train: Sequence[sp.Row]
+    validation: Sequence[sp.Row]
+    test: Sequence[sp.Row]
 
     @classmethod
-    def read(cls) -> _Data:
+    def read(cls, path: Path | None) -> _Data:
+        """A task file's; None: the demonstration's."""
+        if path is not None:
+            file = load_task_file(path)
+            return cls(file.name, file.task, *read_rows(file))
         rows = load_movies()
         held = demo.split(read_snippets("movieReview"), [])["test.csv"]
         labelled = ((one.text, int(one.rating > 0)) for one in held)
         test = [sp.Row({"text": text}, label, f" {(TASK.labels or [])[label]}") for text, label in labelled]
-        return cls(rows[demo.VALIDATION_ROWS :], rows[: demo.VALIDATION_ROWS], test)
+        return cls("films", TASK, rows[demo.VALIDATION_ROWS :], rows[: demo.VALIDATION_ROWS], test)
+
+    def by_head(self) -> _Data:
+        """The same, answered by a head."""
+        return replace(self, task=self.task.model_copy(update={"answer": "head"}))
 
 
 def _accuracy(base: sp.Base, prompt: sp.SoftPrompt | None, data: _Data) -> dict[str, Any]:
-    found = sp.evaluate(base, prompt, TASK, data.test)
+    found = sp.evaluate(base, prompt, data.task, data.test)
     return {"accuracy": found.accuracy, "log_loss": found.log_loss, "n": found.n}
 
 
@@ -110,7 +132,8 @@ def _private(base: sp.Base, data: _Data, epsilon: float, seed: int) -> dict[str,
     recipe = sp.Recipe(
         max_steps=steps,
         batch_size=size,
-        learning_rate=PRIVATE["learning_rate"],
+        **RATES,
+        max_tokens=_MAX_TOKENS,
         warmup_steps=steps // 10,
         evaluate_every=steps // 2,
         monitor=False,
@@ -118,7 +141,7 @@ def _private(base: sp.Base, data: _Data, epsilon: float, seed: int) -> dict[str,
         private=None if epsilon == float("inf") else private,
     )
     start = sp.SoftPrompt.from_text(base, INIT_TEXT, int(PRIVATE["num_virtual_tokens"]))
-    run = sp.train(base, start, TASK, train=data.train, validation=data.validation, recipe=recipe)
+    run = sp.train(base, start, data.task, train=data.train, validation=data.validation, recipe=recipe)
     mechanism = make_mechanism(recipe, start, len(data.train))
     if mechanism is None:
         learned = learned_rows(len(data.train), size, steps, seed)
@@ -131,7 +154,7 @@ def _private(base: sp.Base, data: _Data, epsilon: float, seed: int) -> dict[str,
 def _leaks(
     base: sp.Base, prompt: sp.SoftPrompt, learned: Sequence[sp.Row], data: _Data, **settings: Any
 ) -> dict[str, Any]:
-    found = sp.leakage(base, prompt, learned, unseen=data.test[:LEAK_ROWS], task=TASK, **settings)
+    found = sp.leakage(base, prompt, learned, unseen=data.test[:LEAK_ROWS], task=data.task, **settings)
     return {"leakage": {key: value for key, value in found.to_json().items() if key != "caption"}}
 
 
@@ -202,15 +225,15 @@ def _auc(row: dict[str, Any]) -> str:
 
 def _epsilon_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in _of(rows, "epsilon"):
-        groups.setdefault(row["epsilon"], []).append(row)
-    for epsilon, some in groups.items():
+        groups.setdefault((row["task"], row["epsilon"]), []).append(row)
+    for (task, epsilon), some in groups.items():
         told = [row["leakage"]["membership"] for row in some if "leakage" in row]
         spent = [row["leakage"]["private"] for row in some if "leakage" in row and row["leakage"]["private"]]
         lines.append(
             [
-                {"inf": "no privacy"}.get(epsilon, epsilon),
+                f"{task}, {_NAMES.get(epsilon, 'epsilon ' + epsilon)}",
                 f"{spent[0]['noise_multiplier']:.2f}" if spent else "",
                 _spread([row["accuracy"] for row in some]),
                 _spread([one["auc"] for one in told]) if told else "",
@@ -218,7 +241,7 @@ def _epsilon_table(rows: Sequence[dict[str, Any]]) -> str:
                 str(len(some)),
             ]
         )
-    head = ("epsilon", "noise", "test accuracy", "membership AUC", "found at 1% false alarms", "seeds")
+    head = ("task", "noise", "test accuracy", "membership AUC", "found at 1% false alarms", "seeds")
     return markdown_table(head, lines)
 
 
@@ -264,15 +287,17 @@ def _plot(document: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 3.5))
-    for row in _of(rows, "epsilon"):
-        if row["epsilon"] not in ("zero-shot", "inf"):
-            axes.plot(float(row["epsilon"]), row["accuracy"], "o", color="tab:blue")
-    for epsilon, style in (("zero-shot", ":"), ("inf", "--")):
-        values = [row["accuracy"] for row in _of(rows, "epsilon") if row["epsilon"] == epsilon]
-        if values:
-            axes.axhline(fmean(values), linestyle=style, color="gray")
-            axes.text(1, fmean(values), {"inf": "no privacy"}.get(epsilon, epsilon), va="bottom", color="gray")
-    axes.set(xscale="log", xlabel=f"epsilon (delta {DELTA:g})", ylabel="accuracy, 400 test rows", title="Films")
+    for number, task in enumerate(dict.fromkeys(row["task"] for row in _of(rows, "epsilon"))):
+        here = [row for row in _of(rows, "epsilon") if row["task"] == task]
+        points = [(float(row["epsilon"]), row["accuracy"]) for row in here if row["epsilon"] not in _NAMES]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o", color=f"C{number}", label=task)
+        for epsilon, style in (("zero-shot", ":"), ("inf", "--")):
+            values = [row["accuracy"] for row in here if row["epsilon"] == epsilon]
+            if values:
+                axes.axhline(fmean(values), linestyle=style, color=f"C{number}", label=f"{task}, {_NAMES[epsilon]}")
+    axes.legend(fontsize="small")
+    axes.set(xscale="log", xlabel=f"epsilon (delta {DELTA:g})", ylabel="test accuracy")
     axes.set_xticks([1, 3, 8], ["1", "3", "8"])
     axes.minorticks_off()
     figure.tight_layout()
