@@ -31,6 +31,8 @@ class Batch:
         rows: `[A]` text of each place asked for.
         columns: `[A]` token of the text whose hidden state is asked for; -1 is the prompt's last virtual token.
         tree: continuations of every text (packed route only); columns count on from the text's length.
+        pooled: whether the state of the whole text is asked for, as an encoder pools it, and not a token's.
+        pooling: of each of the K prompts the layer `[H, H + 1]` by which it does so, where they have one of their own.
     """
 
     tokens: Tensor
@@ -39,6 +41,8 @@ class Batch:
     rows: Tensor
     columns: Tensor
     tree: Tree | None = None
+    pooled: bool = False
+    pooling: Sequence[Tensor] = ()
 
 
 class Family(ABC):
@@ -48,10 +52,12 @@ class Family(ABC):
         routes: the ways to the same hidden states, from the fastest to the plainest, which is the reference.
         ways: those to generate where no pool can be kept, by their names in `models/generation.py`, from the fastest to
             the plainest; all but the last are used only where a probe shows them to be exact.
+        looks_ahead: whether a token sees what comes after it.
     """
 
     routes: ClassVar[tuple[str, ...]]
     ways: ClassVar[tuple[str, ...]]
+    looks_ahead: ClassVar[bool] = False
 
     @abstractmethod
     def check(self, model: PreTrainedModel) -> None:

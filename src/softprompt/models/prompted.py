@@ -29,6 +29,7 @@ from softprompt.models.division import divide_gradients, divide_value
 from softprompt.models.family import Batch, family_of, hidden_states, logits
 from softprompt.models.probe import find_route, objection, probe
 from softprompt.models.readout import read_heads
+from softprompt.prompts.card import HEAD_TYPES
 from softprompt.prompts.prompt import SoftPrompt
 
 # Logits held at one time, in numbers (0.25 GB in float32); more label places are taken in turns.
@@ -63,7 +64,8 @@ class PromptedModel(nn.Module):
 
     Args:
         base: the frozen base, from `load_base`. It is put in eval mode and its parameters stay without gradient.
-        prompts: K prompts, of any lengths; all with a head, or none. None at all gives the bare base (zero-shot).
+        prompts: K prompts, of any lengths; all with a head, or none, and of one task type. None at all gives the bare
+            base (zero-shot).
         max_tokens: the most text tokens in one packed row; a longer batch is split, its gradients added up exactly,
             and at most one part's activations are held at a time (without labels it is not split). None: no bound.
         gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations. A cache
@@ -77,6 +79,7 @@ class PromptedModel(nn.Module):
     """
 
     accepts_loss_kwargs = True
+    task_type: str | None  # PEFT's name for what the prompts do; None where nothing says so
 
     def __init__(
         self,
@@ -100,6 +103,12 @@ class PromptedModel(nn.Module):
         if heads and len(heads) != len(prompts):
             raise SoftPromptError("some of the prompts have a head and some have not: ask them apart")
         self.heads = nn.ParameterList(head.to(base.device, copy=True) for head in heads)
+        types = {prompt.task_type for prompt in prompts if isinstance(prompt, SoftPrompt)}
+        if len(types) > 1 and types & {*HEAD_TYPES, "FEATURE_EXTRACTION"}:
+            raise SoftPromptError(f"the prompts are for different kinds of answers ({', '.join(sorted(types))})")
+        self.task_type = next(iter(types), None)
+        layers = [prompt.pooling for prompt in prompts if isinstance(prompt, SoftPrompt)]
+        self.pooling = [layer.to(base.device) for layer in layers if layer is not None]
         self.label_weights: Tensor | None = None  # `[L]` how much each label counts in a head's loss
         if max_tokens is not None and max_tokens < 1:
             raise SoftPromptError(f"max_tokens is {max_tokens}: at least 1, or None for no bound")
@@ -115,8 +124,14 @@ class PromptedModel(nn.Module):
         """The prompt of index `k` before the same base: the very tensors that are trained."""
         one = PromptedModel(self.base, [], route=self.route)
         one.logits_route = self.logits_route
-        one.prompts, one.heads = self.prompts[k : k + 1], self.heads[k : k + 1]
+        one.prompts, one.heads, one.pooling = (some[k : k + 1] for some in (self.prompts, self.heads, self.pooling))
+        one.task_type = self.task_type
         return one
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a head reads the state that an encoder pools of the whole text, and not a token's."""
+        return self.task_type == "SEQ_CLS" and not self.base.family.words
 
     @property
     def kernel(self) -> str:
@@ -215,7 +230,8 @@ class PromptedModel(nn.Module):
             copies = [one.detach().expand(count, *one.shape).clone().requires_grad_() for one in trained]
             with torch.enable_grad():
                 leaves = [one for every in copies for one in every.unbind()]
-                found, _ = self.losses(leaves, replace(part, prompt_of_text=range(count)), wanted, False)
+                each = replace(part, prompt_of_text=range(count), pooling=self.pooling * count)
+                found, _ = self.losses(leaves, each, wanted, False)
                 of_row = found.new_zeros(count).index_add(0, part.rows, found) / part.rows.bincount()
                 grads.append(torch.autograd.grad(of_row.sum(), copies))
             losses.append(of_row.detach())
@@ -347,9 +363,13 @@ class PromptedModel(nn.Module):
         # The first word stays: not every route takes a text of no tokens.
         counts = rows.bincount(minlength=len(sizes))
         last = torch.where(counts > 0, asked[wanted][(counts.cumsum(0) - 1).clamp(min=0)], 0).clamp(min=0)
+        if family_of(self.base.model).looks_ahead:
+            last = sizes
         needed = columns <= last[texts.rows]
         kept = torch.zeros_like(sizes).index_add_(0, texts.rows, needed.long())
-        batch = Batch(tokens[needed], kept.tolist(), index, rows, asked[wanted])
+        batch = Batch(
+            tokens[needed], kept.tolist(), index, rows, asked[wanted], pooled=self.pooled, pooling=self.pooling
+        )
         return batch, labels[wanted], torch.stack([rows, texts.columns[wanted]], dim=1)
 
     def _no_prompt(self) -> Tensor:
@@ -521,6 +541,8 @@ def _split(batch: Batch, targets: Tensor, max_tokens: int | None, beside: int = 
                     batch.prompt_of_text[start:stop],
                     batch.rows[asked] - start,
                     batch.columns[asked],
+                    pooled=batch.pooled,
+                    pooling=batch.pooling,
                 ),
                 targets[asked],
             )

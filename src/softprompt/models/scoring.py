@@ -79,8 +79,14 @@ def final_states(
     texts: Sequence[Sequence[int]],
     prompt_index: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
+    places: Sequence[Sequence[int]] | None = None,
 ) -> Tensor:
-    """`[B, H]` float32 on the CPU: the final hidden state of each text's last token behind its prompt; see `score`.
+    """`[A, H]` float32 on the CPU: final hidden states of texts behind their prompts; see `score`.
+
+    Args:
+        model, texts, prompt_index, progress: as `score` takes them.
+        places: of each text the tokens whose states are asked for, text after text; None: the last token's, or where
+            the model's heads read what an encoder pools, that.
 
     Raises:
         SoftPromptError: a text is empty and has no prompt before it, a token is not in the vocabulary, or prompt and
@@ -90,20 +96,26 @@ def final_states(
     index = model.check_rows([len(text) for text in texts], prompt_index)
     model.check_not_empty(texts, index)
     vectors, device = model.vectors(), model.base.device
-    found = torch.empty(len(texts), model.base.hidden_size)
+    if places is None:
+        places = [[len(text) - 1] for text in texts]
+    found = [torch.empty(0)] * len(texts)
     for rows in batch_by_tokens([len(text) for text in texts]):
         lengths = [len(texts[row]) for row in rows]
         batch = Batch(
             tokens=torch.tensor([token for row in rows for token in texts[row]], dtype=torch.long, device=device),
             lengths=lengths,
             prompt_of_text=[index[row] for row in rows],
-            rows=torch.arange(len(rows), device=device),
-            columns=torch.tensor(lengths, device=device) - 1,
+            rows=torch.tensor([i for i, row in enumerate(rows) for _ in places[row]], dtype=torch.long, device=device),
+            columns=torch.tensor([at for row in rows for at in places[row]], dtype=torch.long, device=device),
+            pooled=model.pooled,
+            pooling=model.pooling,
         )
-        found[rows] = model.hidden(vectors, batch).float().cpu()
+        states = model.hidden(vectors, batch).float().cpu()
+        for row, some in zip(rows, states.split([len(places[row]) for row in rows]), strict=True):
+            found[row] = some
         if progress is not None:
             progress(len(rows))
-    return found
+    return torch.cat([torch.empty(0, model.base.hidden_size), *found])
 
 
 def check_tokens(what: str, sequences: Sequence[Sequence[int]], vocabulary: int) -> None:

@@ -99,6 +99,22 @@ class Encoded:
         return sum(self.cut)
 
 
+def check_kind(base: Base, kind: str) -> None:
+    """Refuse a kind of answer that a base cannot give.
+
+    Raises:
+        SoftPromptError: naming what it can.
+    """
+    given = {name for name in ("words", "states") if getattr(base.family, name)} | {None}
+    if KINDS[kind].needs not in given:
+        what = "says no words" if KINDS[kind].needs == "words" else "gives no states of a text's tokens"
+        can = [name for name, one in KINDS.items() if one.needs in given]
+        raise SoftPromptError(
+            f"base {base.name!r} ({base.model.config.model_type}) {what}: task.answer can be {', '.join(can)}, "
+            f"not {kind}"
+        )
+
+
 class Encoder:
     """Encodes a task's rows with a base's tokenizer; see `TaskTokenizer`, and `Answer` for what its targets are.
 
@@ -120,6 +136,7 @@ class Encoder:
         limits = [limit for limit in (base.room(virtual_tokens), max_length) if limit is not None]
         self.task, self.max_tokens = task, min(limits, default=None)
         self._tokens = TaskTokenizer(base.tokenizer, task, apart=base.family.apart)
+        check_kind(base, task.kind)
         kind: type[Answer] = pkgutil.resolve_name(KINDS[task.kind].where)
         self.answer = kind(self._tokens)
 

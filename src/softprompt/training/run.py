@@ -23,7 +23,7 @@ from softprompt.files import write_file
 from softprompt.models.generation import find_way
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
-from softprompt.tasks.encode import Encoded, Encoder
+from softprompt.tasks.encode import Encoded, Encoder, check_kind
 from softprompt.tasks.problems import Problem, in_rows, in_words, unseen
 from softprompt.tasks.rows import Row, Rows, as_rows
 from softprompt.tasks.splits import check_trainable, with_validation
@@ -160,7 +160,7 @@ def train(
         rows, checks = with_validation(train, validation, task, recipe.seed)
         recipe = recipe.for_rows(len(rows))
         parts = rows, checks, None if test is None else as_rows(test, task)
-        prepared = prepare(base, prompt, choose_answer(task, rows, prompt), recipe, parts)
+        prepared = prepare(base, prompt, choose_answer(task, rows, prompt, base), recipe, parts)
     check_same(prepared.about)
     with ExitStack() as stack:
         folder = _folder(output, prepared.about, stack, resume=resume, force=force)
@@ -307,14 +307,15 @@ def prepare(
         WrongBaseError: the prompt was made for another base.
     """
     prompt.check_base(base)
+    check_kind(base, task.kind)
     rows, checks, test = data
     mechanism = make_mechanism(recipe, prompt, len(rows))
     warn_of_start(prompt)
-    prompt = with_head(prompt, task)
+    prompt = with_head(prompt, task, base)
     model = PromptedModel(
         base, [prompt], max_tokens=recipe.max_tokens, gradient_checkpointing=recipe.gradient_checkpointing
     )
-    if task.labels is None:
+    if task.kind == "text":
         find_way(model)  # says now, not after the last step, if the base cannot generate, or only slowly
     check_trainable(rows, task)
     problems = _problems({"training": rows, "validation": checks, "test": test}, task, recipe)
@@ -372,12 +373,11 @@ def finish(
     best_step = steps if member.best is None else member.step
     card = prepared.prompt.card.replace(
         base=base.identity.model_dump(),
-        task_type=base.family.task_type,
         task=task.model_dump(exclude_none=True),
         recipe=recipe.for_card(dtype_name(base.dtype)),
         calibration=None,
     )
-    learned = SoftPrompt(member.learned.embeddings, card, member.learned.head)
+    learned = replace(prepared.prompt, embeddings=member.learned.embeddings, card=card, head=member.learned.head)
     made = None if learned.head is None else "trained" if steps else "fitted"
     mechanism = prepared.mechanism
     if learned.head is not None and checks is not None and mechanism is None:
