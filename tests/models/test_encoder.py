@@ -162,9 +162,7 @@ def test_roberta_counts_its_positions_from_its_paddings(tmp_path: Path) -> None:
 
 def rows(count: int, start: int = 0) -> list[sp.Row]:
     """Texts whose first letter tells their label."""
-    return [
-        sp.Row({"text": "mw"[i % 2] + str(i * 37)}, i % 2, f" {'yes no'.split()[i % 2]}") for i in range(start, count)
-    ]
+    return [sp.Row({"text": "mw"[i % 2] + str(i * 37)}, i % 2, f" {['yes', 'no'][i % 2]}") for i in range(start, count)]
 
 
 @pytest.mark.parametrize("family", ENCODERS)

@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt.bases.checkpoint import sample
-from softprompt.bases.decoder import reach
 from softprompt.bases.classifier import head_module, lost_positions
+from softprompt.bases.decoder import reach
 from softprompt.bases.families import FamilyKind, family_kind
 from softprompt.bases.identity import BaseIdentity
 

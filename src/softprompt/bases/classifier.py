@@ -1,4 +1,4 @@
-"""Transformers' classifiers: where their last layer is, which a task's head takes the place of, and an encoder without it.
+"""Transformers' classifiers: where their last layer is, which a head takes the place of, and an encoder without it.
 
 Owns these names, and what stands in for a pooling layer that a checkpoint has not. Knows nothing of prompts.
 """

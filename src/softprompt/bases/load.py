@@ -38,8 +38,8 @@ from transformers.utils import logging as transformers_logging
 from softprompt.bases import sources
 from softprompt.bases.base import Base, dtype_name
 from softprompt.bases.checkpoint import UnsureError, find_files, read_samples
-from softprompt.bases.decoder import reach
 from softprompt.bases.classifier import remove_classifier
+from softprompt.bases.decoder import reach
 from softprompt.bases.families import family_kind
 from softprompt.bases.hub import UNREACHED, hub_or_cache
 from softprompt.errors import SoftPromptError

@@ -24,5 +24,8 @@ def row_scores(metric: str, rows: Sequence[Row], answers: Sequence[Any]) -> NDAr
         return np.array([float(answer == row.label) for row, answer in zip(rows, answers, strict=True)])
     if metric == "bleu":
         return None
+    if metric == "mrr" or metric.startswith("recall_at_"):  # the answers are ranks
+        most = int(metric.rpartition("_")[2]) if metric != "mrr" else None
+        return np.array([1 / rank if most is None else float(rank <= most) for rank in answers])
     pairs = zip(answers, rows, strict=True)
     return np.array([text_metrics([answer], [row.target or ""])[metric] for answer, row in pairs])

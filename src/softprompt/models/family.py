@@ -10,7 +10,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -31,8 +31,10 @@ class Batch:
         rows: `[A]` text of each place asked for.
         columns: `[A]` token of the text whose hidden state is asked for; -1 is the prompt's last virtual token.
         tree: continuations of every text (packed route only); columns count on from the text's length.
-        pooled: whether the state of the whole text is asked for, as an encoder pools it, and not a token's.
-        pooling: of each of the K prompts the layer `[H, H + 1]` by which it does so, where they have one of their own.
+        read: of an encoder what is asked for: "state", a token's final hidden state; "class", what Transformers'
+            classes for tokens and questions make of that before their last layer; "pooled", what its class for
+            sequences makes of the whole text.
+        pooling: of each of the K prompts the layer `[H, H + 1]` by which it is pooled, where they have one.
     """
 
     tokens: Tensor
@@ -41,7 +43,7 @@ class Batch:
     rows: Tensor
     columns: Tensor
     tree: Tree | None = None
-    pooled: bool = False
+    read: Literal["state", "class", "pooled"] = "state"
     pooling: Sequence[Tensor] = ()
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
 from softprompt.models.attention import choose_kernel
 from softprompt.models.division import divide_gradients, divide_value
+from softprompt.models.embedding import pair_losses
 from softprompt.models.family import Batch, family_of, hidden_states, logits
 from softprompt.models.probe import find_route, objection, probe
 from softprompt.models.readout import read_heads
@@ -129,9 +130,11 @@ class PromptedModel(nn.Module):
         return one
 
     @property
-    def pooled(self) -> bool:
-        """Whether a head reads the state that an encoder pools of the whole text, and not a token's."""
-        return self.task_type == "SEQ_CLS" and not self.base.family.words
+    def read(self) -> Literal["state", "class", "pooled"]:
+        """What the heads read of an encoder, see `Batch`."""
+        if self.base.family.words or not self.heads:
+            return "state"
+        return "pooled" if self.task_type == "SEQ_CLS" else "class"
 
     @property
     def kernel(self) -> str:
@@ -157,7 +160,9 @@ class PromptedModel(nn.Module):
             attention_mask: `[B, T]`, 0 where padding stands; None: no padding.
             labels: shaped as `input_ids`: token ids at the places to learn, -100 elsewhere. A label at a row's first
                 token is predicted by the prompt's last virtual token. With heads a label is an index of the head's
-                rows, and stands at the token whose final hidden state is read. None: no loss; the logits are
+                rows, and stands at the token whose final hidden state is read; where an encoder pools the text, at any
+                of its tokens. Of prompts for FEATURE_EXTRACTION a row is a pair of texts, one after the other, with one
+                label, 0, at the second's first token; see `models/embedding.py`. None: no loss; the logits are
                 `[B, T, V]`, each predicting the token at its own place, as the Trainer's `label_smoothing_factor` asks.
             prompt_index: `[B]` which prompt stands before each row; may be left out with one prompt.
             num_items_in_batch: divide the summed loss by this instead of the number of label places (as the
@@ -173,6 +178,8 @@ class PromptedModel(nn.Module):
         if labels is None:
             return PromptedOutput(logits=self._predictions(input_ids, attention_mask, prompt_index))
         texts = _texts(input_ids, attention_mask, labels, lengths)
+        if self.task_type == "FEATURE_EXTRACTION":
+            return self._compare_pairs(texts, prompt_index, num_items_in_batch)
         batch, targets, places = self._read(texts, prompt_index)
         count = len(targets) if num_items_in_batch is None else num_items_in_batch
         vectors = self.vectors()
@@ -216,6 +223,8 @@ class PromptedModel(nn.Module):
         Raises:
             SoftPromptError: there are several prompts or none, or a row has no label; and as `forward`.
         """
+        if self.task_type == "FEATURE_EXTRACTION":
+            raise SoftPromptError("a pair is compared with the others of its batch: no row has a gradient of its own")
         if len(self.prompts) != 1:
             raise SoftPromptError(f"gradients of single rows are for one prompt, not {len(self.prompts)}")
         trained = [*self.prompts, *self.heads]
@@ -236,6 +245,19 @@ class PromptedModel(nn.Module):
                 grads.append(torch.autograd.grad(of_row.sum(), copies))
             losses.append(of_row.detach())
         return torch.cat(losses), [torch.cat(some) for some in zip(*grads, strict=True)]
+
+    def _compare_pairs(self, texts: _Texts, prompt_index: Tensor | None, items: Tensor | int | None) -> PromptedOutput:
+        """The loss of pairs of texts; see `models/embedding.py`."""
+        index = self.check_rows(texts.lengths, None if prompt_index is None else prompt_index.tolist())
+        label = texts.labels != -100
+        rows = texts.rows[label].tolist()
+        if rows != list(range(len(texts.lengths))):
+            raise SoftPromptError("each pair has one label, at the first token of its second text")
+        sizes = torch.tensor(texts.lengths, device=texts.tokens.device)
+        starts = label.nonzero()[:, 0] - (sizes.cumsum(0) - sizes)
+        k = torch.tensor(index, device=texts.tokens.device)
+        losses = pair_losses(self, self.vectors(), texts.tokens, texts.lengths, starts, k)
+        return PromptedOutput(loss=losses.sum() / (len(losses) if items is None else items), row_loss=losses.detach())
 
     @property
     def config(self) -> PretrainedConfig:
@@ -368,7 +390,7 @@ class PromptedModel(nn.Module):
         needed = columns <= last[texts.rows]
         kept = torch.zeros_like(sizes).index_add_(0, texts.rows, needed.long())
         batch = Batch(
-            tokens[needed], kept.tolist(), index, rows, asked[wanted], pooled=self.pooled, pooling=self.pooling
+            tokens[needed], kept.tolist(), index, rows, asked[wanted], read=self.read, pooling=self.pooling
         )
         return batch, labels[wanted], torch.stack([rows, texts.columns[wanted]], dim=1)
 
@@ -541,7 +563,7 @@ def _split(batch: Batch, targets: Tensor, max_tokens: int | None, beside: int = 
                     batch.prompt_of_text[start:stop],
                     batch.rows[asked] - start,
                     batch.columns[asked],
-                    pooled=batch.pooled,
+                    read=batch.read,
                     pooling=batch.pooling,
                 ),
                 targets[asked],

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from softprompt.errors import SoftPromptError
+from softprompt.models.embedding import embed
 from softprompt.models.family import Batch, logits
 from softprompt.models.packed import Tree
 from softprompt.models.prompted import PromptedModel
@@ -107,7 +108,7 @@ def final_states(
             prompt_of_text=[index[row] for row in rows],
             rows=torch.tensor([i for i, row in enumerate(rows) for _ in places[row]], dtype=torch.long, device=device),
             columns=torch.tensor([at for row in rows for at in places[row]], dtype=torch.long, device=device),
-            pooled=model.pooled,
+            read=model.read,
             pooling=model.pooling,
         )
         states = model.hidden(vectors, batch).float().cpu()
@@ -116,6 +117,26 @@ def final_states(
         if progress is not None:
             progress(len(rows))
     return torch.cat([torch.empty(0, model.base.hidden_size), *found])
+
+
+@torch.no_grad()
+def embeddings(model: PromptedModel, texts: Sequence[Sequence[int]]) -> Tensor:
+    """`[B, H]` float32 on the CPU: the embedding of each text behind the model's prompt, where it has one.
+
+    Raises:
+        SoftPromptError: a text is empty, a token is not in the vocabulary, or prompt and text do not fit the context.
+    """
+    check_tokens("text", texts, model.base.vocab_size)
+    if not all(map(len, texts)):
+        raise SoftPromptError(f"row {[*map(len, texts)].index(0)} is empty: it has no embedding")
+    model.check_rows([len(text) for text in texts], [0] * len(texts))
+    vectors, device = model.vectors(), model.base.device
+    found = torch.empty(len(texts), model.base.hidden_size)
+    for rows in batch_by_tokens([len(text) for text in texts]):
+        tokens = torch.tensor([token for row in rows for token in texts[row]], dtype=torch.long, device=device)
+        lengths, k = [len(texts[row]) for row in rows], torch.zeros(len(rows), dtype=torch.long, device=device)
+        found[rows] = embed(model, vectors, tokens, lengths, k).float().cpu()
+    return found
 
 
 def check_tokens(what: str, sequences: Sequence[Sequence[int]], vocabulary: int) -> None:

@@ -80,7 +80,7 @@ class Encoded:
     gold: list[Any] | None
     cut: list[bool]
     with_special: int = 0
-    learned: Callable[[Sequence[int], Sequence[int], Any], list[int]] = Answer.learned
+    learned: Callable[[Sequence[int], Sequence[int], Any], list[int]] | None = None
 
     def example(self, row: int) -> dict[str, list[int]]:
         """A row as it is learned: `ids` of its text and target, and `labels`, see `Answer.learned`.
@@ -88,7 +88,7 @@ class Encoded:
         Raises:
             SoftPromptError: the rows came without targets.
         """
-        if self.target_ids is None or self.gold is None:
+        if self.target_ids is None or self.gold is None or self.learned is None:
             raise SoftPromptError("rows without targets cannot be learned from")
         text, target = self.input_ids[row], self.target_ids[row]
         return {"ids": text + target, "labels": self.learned(text, target, self.gold[row])}
@@ -177,7 +177,10 @@ class Encoder:
         cut = [False] * len(rows)
         for i, row in enumerate(rows):
             if self.max_tokens is not None:
-                room = self.max_tokens - max(reserve, len(targets[i]) if targets else 0)
+                if targets and self.answer.is_text and len(targets[i]) > self.max_tokens:
+                    targets[i] = self._tokens.shortened(targets[i], self.max_tokens)
+                    cut[i] = True
+                room = self.max_tokens - max(reserve, len(targets[i]) if targets and not self.answer.is_text else 0)
                 if len(input_ids[i]) > room:
                     input_ids[i] = self._cut(row, input_ids[i], room)
                     cut[i] = True

@@ -17,12 +17,14 @@ from typing import Any
 from transformers import TrainerCallback
 
 from softprompt.bases.base import Base, dtype_name
+from softprompt.errors import SoftPromptError
 from softprompt.evaluation.calibration import calibrate, check_labels, rows_of, worth_keeping, worth_trying
 from softprompt.evaluation.evaluate import Evaluation, Evaluator, evaluate, tell_cut
 from softprompt.files import write_file
 from softprompt.models.generation import find_way
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
+from softprompt.tasks.answers import KINDS
 from softprompt.tasks.encode import Encoded, Encoder, check_kind
 from softprompt.tasks.problems import Problem, in_rows, in_words, unseen
 from softprompt.tasks.rows import Row, Rows, as_rows
@@ -309,6 +311,8 @@ def prepare(
     prompt.check_base(base)
     check_kind(base, task.kind)
     rows, checks, test = data
+    if recipe.private is not None and KINDS[task.kind].task_type == "FEATURE_EXTRACTION":
+        raise SoftPromptError("recipe.private is not for embeddings: a pair's loss depends on the others of its batch")
     mechanism = make_mechanism(recipe, prompt, len(rows))
     warn_of_start(prompt)
     prompt = with_head(prompt, task, base)

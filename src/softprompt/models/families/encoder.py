@@ -39,20 +39,19 @@ class Encoder(Family):
             rows.append(torch.cat([prompts[k].to(words.dtype), words]))
         seen = pad_sequence([row.new_ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
         vectors = pad_sequence(rows, batch_first=True)
-        if batch.pooling:
+        if batch.read == "pooled" and batch.pooling:
             hidden = model.base_model(inputs_embeds=vectors, attention_mask=seen).last_hidden_state
             poolings = [batch.pooling[k] for k in batch.prompt_of_text]
             states = [_pool(model, one[None], layer) for one, layer in zip(hidden, poolings, strict=True)]
             return torch.cat(states)[batch.rows]
-        if batch.pooled:
+        if batch.read == "pooled":
             whole: Any = model
             pooled: Tensor = whole(inputs_embeds=vectors, attention_mask=seen).logits
             return pooled[batch.rows]
         before = torch.tensor([len(prompts[k]) for k in batch.prompt_of_text], device=vectors.device)
         hidden = model.base_model(inputs_embeds=vectors, attention_mask=seen).last_hidden_state
         found: Tensor = hidden[batch.rows, before[batch.rows] + batch.columns]
-        # ModernBERT's classes for tokens and questions put this layer between the states and the last layer.
-        between: Any = getattr(model, "head", None)
+        between: Any = getattr(model, "head", None) if batch.read == "class" else None  # ModernBERT
         return found if between is None else between(found)
 
     def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
@@ -76,7 +75,7 @@ class Encoder(Family):
             own = torch.cat([whole(input_ids=text[None]).logits for text in texts])
             check_finite(model, own)
             rows = torch.arange(len(texts), device=own.device)
-            pooled = Batch(batch.tokens, batch.lengths, batch.prompt_of_text, rows, rows * 0, pooled=True)
+            pooled = Batch(batch.tokens, batch.lengths, batch.prompt_of_text, rows, rows * 0, read="pooled")
             if logit_distance(self.hidden("encoder", model, none, pooled), own) > tolerance(model):
                 raise SoftPromptError(f"{name} computes something else from embeddings than from token ids")
             together = self.hidden("encoder", model, prompts, asked)

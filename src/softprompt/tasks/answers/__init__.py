@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 CLASSIFICATION_METRICS = ("accuracy", "macro_f1")
+EMBEDDING_METRICS = ("recall_at_1", "recall_at_5", "recall_at_10", "mrr")
 TEXT_METRICS = ("exact_match", "token_f1", "rouge_l", "bleu")
 
 
@@ -33,5 +34,8 @@ class Kind:
 KINDS = {
     "words": Kind("softprompt.tasks.answers.words:Words", True, CLASSIFICATION_METRICS),
     "head": Kind("softprompt.tasks.answers.head:Head", True, CLASSIFICATION_METRICS, "SEQ_CLS", None, "labels"),
+    "embedding": Kind(
+        "softprompt.tasks.answers.embedding:Embedding", False, EMBEDDING_METRICS, "FEATURE_EXTRACTION", "states"
+    ),
     "text": Kind("softprompt.tasks.answers.text:FreeText", False, TEXT_METRICS),
 }

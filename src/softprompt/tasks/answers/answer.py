@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -26,7 +26,8 @@ class Prediction(BaseModel):
 
     Attributes:
         label, probabilities: for classification, the likeliest label and every label's probability (they sum to 1).
-        output: for free text, the generated text.
+        output: for free text, the generated text; of tags, these.
+        embedding: of a text that is embedded, H numbers, whose squares sum to 1.
         truncated: whether the text was cut to fit the base's context.
     """
 
@@ -35,7 +36,22 @@ class Prediction(BaseModel):
     label: str | None = None
     probabilities: dict[str, float] | None = None
     output: str | None = None
+    embedding: list[float] | None = None
     truncated: bool = False
+
+
+class Embedded(NamedTuple):
+    """Embeddings of length 1.
+
+    Attributes:
+        texts: `[n, H]` float32.
+        targets: `[m, H]` of the rows' targets, each once; None where the rows have none.
+        own: of each text, which of the targets is its row's.
+    """
+
+    texts: Tensor
+    targets: Tensor | None
+    own: list[int]
 
 
 class Asked(Protocol):
@@ -45,7 +61,10 @@ class Asked(Protocol):
         """`[n, C]` float32: the log-likelihood of each continuation after each text."""
 
     def read_head(self) -> Tensor:
-        """`[n, L]`: the scores that the prompt's head gives for each text."""
+        """`[n, L]`: the scores that the prompt's head gives for each text, or for each place in turn; see `places`."""
+
+    def embed(self) -> Embedded:
+        """The embeddings of the texts and of their rows' targets."""
 
     def generate(self, max_new_tokens: int) -> list[str]:
         """The likeliest text after each text, without white space around it."""
@@ -61,11 +80,13 @@ class Answer(ABC):
         reserve: tokens to keep free after each text whether or not its row has a target.
         new_tokens: the most tokens that are generated after a text.
         label_ids: each label's target ids, where the labels are words.
+        is_text: whether the target is a text of its own, which takes no room from the first.
     """
 
     reserve = 0
     new_tokens = 0
     label_ids: list[list[int]] | None = None
+    is_text = False
 
     def __init__(self, tokens: TaskTokenizer) -> None:
         self.task, self._tokens = tokens.task, tokens
@@ -78,8 +99,7 @@ class Answer(ABC):
     def gold(self, rows: Sequence[Row]) -> list[Any]:
         """The right answer of each row: a label's index, or a text."""
 
-    @staticmethod
-    def learned(text: Sequence[int], target: Sequence[int], gold: Any) -> list[int]:
+    def learned(self, text: Sequence[int], target: Sequence[int], gold: Any) -> list[int]:
         """What is learned at each token of a text with its target, -100 for nothing: by default the target's ids."""
         return [*(-100 for _ in text), *target]
 
