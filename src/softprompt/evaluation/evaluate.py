@@ -39,6 +39,8 @@ class Evaluation(BaseModel):
         n: rows.
         accuracy, macro_f1, log_loss, per_label, confusion: see `classification_metrics`.
         exact_match, token_f1, rouge_l, bleu: see `text_metrics`.
+        f1, precision, recall: of tags, those of whole entities; see `tasks/answers/tags.py`. Their accuracy is that of
+            words.
         recall_at_1, recall_at_5, recall_at_10: of embeddings, the share of texts whose own target is among the so many
             nearest of all targets.
         mrr: the mean of 1 / the own target's rank.
@@ -58,6 +60,9 @@ class Evaluation(BaseModel):
     token_f1: float | None = None
     rouge_l: float | None = None
     bleu: float | None = None
+    f1: float | None = None
+    precision: float | None = None
+    recall: float | None = None
     recall_at_1: float | None = None
     recall_at_5: float | None = None
     recall_at_10: float | None = None
@@ -168,8 +173,17 @@ class _Texts:
     def read_head(self) -> torch.Tensor:
         if not self.model.heads:
             raise SoftPromptError("the task is answered by a head, which this prompt has not: train it with one")
-        states = final_states(self.model, self._every, self._index, self._told())
-        return read_heads(states, [head.detach().cpu() for head in self.model.heads], self._index)
+        heads = [head.detach().cpu() for head in self.model.heads]
+        places, of_place = self.places, self._index
+        if places is not None:
+            places = [*places] * len(heads)
+            of_place = [k for k, some in zip(of_place, places, strict=True) for _ in some]
+        states = final_states(self.model, self._every, self._index, self._told(), places)
+        return read_heads(states, heads, of_place)
+
+    @property
+    def places(self) -> Sequence[Sequence[int]] | None:
+        return self.encoded.places
 
     def embed(self) -> Embedded:
         of_rows = [tuple(ids) for ids in self.encoded.target_ids or []]

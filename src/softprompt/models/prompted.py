@@ -389,9 +389,7 @@ class PromptedModel(nn.Module):
             last = sizes
         needed = columns <= last[texts.rows]
         kept = torch.zeros_like(sizes).index_add_(0, texts.rows, needed.long())
-        batch = Batch(
-            tokens[needed], kept.tolist(), index, rows, asked[wanted], read=self.read, pooling=self.pooling
-        )
+        batch = Batch(tokens[needed], kept.tolist(), index, rows, asked[wanted], read=self.read, pooling=self.pooling)
         return batch, labels[wanted], torch.stack([rows, texts.columns[wanted]], dim=1)
 
     def _no_prompt(self) -> Tensor:

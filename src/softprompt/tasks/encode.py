@@ -72,6 +72,7 @@ class Encoded:
         target_ids: Each target's ids; None where the rows came without targets.
         gold: Each row's right answer, see `Answer.gold`; None without targets.
         cut: Of each text whether it was cut to fit.
+        places: The tokens of each text at which the head is read; None: the texts are read as wholes.
         with_special: How many rows have the text of a special token in a value, where it is text.
     """
 
@@ -79,8 +80,9 @@ class Encoded:
     target_ids: Ids | None
     gold: list[Any] | None
     cut: list[bool]
+    places: Ids | None = None
     with_special: int = 0
-    learned: Callable[[Sequence[int], Sequence[int], Any], list[int]] | None = None
+    learned: Callable[..., list[int]] | None = None
 
     def example(self, row: int) -> dict[str, list[int]]:
         """A row as it is learned: `ids` of its text and target, and `labels`, see `Answer.learned`.
@@ -91,7 +93,8 @@ class Encoded:
         if self.target_ids is None or self.gold is None or self.learned is None:
             raise SoftPromptError("rows without targets cannot be learned from")
         text, target = self.input_ids[row], self.target_ids[row]
-        return {"ids": text + target, "labels": self.learned(text, target, self.gold[row])}
+        places = None if self.places is None else self.places[row]
+        return {"ids": text + target, "labels": self.learned(text, target, self.gold[row], places)}
 
     @property
     def truncated(self) -> int:
@@ -188,11 +191,17 @@ class Encoder:
                 raise SoftPromptError(f"{row.place}: the tokenizer finds no tokens in {shown(row.columns)}")
         found.input_ids.extend(input_ids)
         found.cut.extend(cut)
+        places, of_texts = self.answer.places(rows, input_ids), None
+        if places is not None:
+            of_texts = found.places or Ids()
+            of_texts.extend(places)
         of_all = None if targets is None else found.target_ids
         if of_all is not None:
             of_all.extend(targets or [])
         with_special += found.with_special
-        return replace(found, target_ids=of_all, with_special=with_special, learned=self.answer.learned)
+        return replace(
+            found, target_ids=of_all, places=of_texts, with_special=with_special, learned=self.answer.learned
+        )
 
     def _cut(self, row: Row, ids: list[int], room: int) -> list[int]:
         values = {name: row.columns[name] for name in self.task.columns}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -94,9 +95,18 @@ def label_weights(encoded: Encoded, task: Task, recipe: Recipe) -> Tensor | None
         return None
     if KINDS[task.kind].head != "labels":
         raise SoftPromptError("recipe.class_weights is for answers by a head: set task.answer: head")
-    gold = torch.tensor(encoded.gold or [], dtype=torch.long)
+    gold = torch.tensor(_labels(encoded, range(len(encoded.gold or []))), dtype=torch.long)
     counts = gold.bincount(minlength=len(task.labels or [])).float()
     return torch.where(counts > 0, len(gold) / (counts.clamp(min=1) * (counts > 0).sum()), 0.0)
+
+
+def _labels(encoded: Encoded, rows: Sequence[int]) -> list[int]:
+    """The right label at each place at which a head is read, of these rows one after the other."""
+    gold = encoded.gold or []
+    if encoded.places is None:
+        return [gold[row] for row in rows]
+    # Words that were cut off with their text have no place.
+    return [label for row in rows for label, _ in zip(gold[row], encoded.places[row], strict=False)]
 
 
 def rows_to_fit(count: int, recipe: Recipe) -> list[int]:
@@ -122,9 +132,13 @@ def fit(
     """
     gold = encoded.gold or []
     rows = rows_to_fit(len(gold), recipe)
+    if encoded.places is not None:  # as many states as a row has words
+        words = sum(len(encoded.places[row]) for row in rows)
+        rows = rows[:: math.ceil(words / recipe.fit_rows)]
     if len(rows) < len(gold):
         logger.warning("the head is fitted on %s of %s training rows", f"{len(rows):,}", f"{len(gold):,}")
-    states = final_states(model, [encoded.input_ids[row] for row in rows], progress=progress)
+    places = None if encoded.places is None else [encoded.places[row] for row in rows]
+    states = final_states(model, [encoded.input_ids[row] for row in rows], progress=progress, places=places)
     states = with_ones(states, model.heads[0])
-    right, weights = [gold[row] for row in rows], label_weights(encoded, task, recipe)
+    right, weights = _labels(encoded, rows), label_weights(encoded, task, recipe)
     return fit_states(states, right, len(task.labels or []), None if weights is None else weights[right]).head

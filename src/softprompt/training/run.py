@@ -207,7 +207,7 @@ def rows_around(task: Task, recipe: Recipe, rows: int, checks: int) -> tuple[int
     """
     if recipe.private is not None:
         return 0, 0
-    if task.kind == "head":
+    if KINDS[task.kind].head == "labels":
         fitted = len(rows_to_fit(rows, recipe))
         return fitted, fitted + checks if checks else 0
     if worth_trying(recipe.calibrate, task, validates=bool(checks)):
@@ -340,7 +340,7 @@ def _learned(recipe: Recipe, count: int, task: Task) -> list[int]:
     if recipe.private is not None:
         return list(range(count))
     steps = learned_rows(count, recipe.batch_size, recipe.max_steps, recipe.seed)
-    return sorted({*steps, *rows_to_fit(count, recipe)}) if task.kind == "head" else steps
+    return sorted({*steps, *rows_to_fit(count, recipe)}) if KINDS[task.kind].head == "labels" else steps
 
 
 def _problems(parts: Mapping[str, Sequence[Row] | None], task: Task, recipe: Recipe) -> list[Problem]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 CLASSIFICATION_METRICS = ("accuracy", "macro_f1")
+TAG_METRICS = ("f1", "accuracy")
 EMBEDDING_METRICS = ("recall_at_1", "recall_at_5", "recall_at_10", "mrr")
 TEXT_METRICS = ("exact_match", "token_f1", "rouge_l", "bleu")
 
@@ -34,6 +35,7 @@ class Kind:
 KINDS = {
     "words": Kind("softprompt.tasks.answers.words:Words", True, CLASSIFICATION_METRICS),
     "head": Kind("softprompt.tasks.answers.head:Head", True, CLASSIFICATION_METRICS, "SEQ_CLS", None, "labels"),
+    "tags": Kind("softprompt.tasks.answers.tags:Tags", True, TAG_METRICS, "TOKEN_CLS", "states", "labels"),
     "embedding": Kind(
         "softprompt.tasks.answers.embedding:Embedding", False, EMBEDDING_METRICS, "FEATURE_EXTRACTION", "states"
     ),

@@ -55,7 +55,14 @@ class Embedded(NamedTuple):
 
 
 class Asked(Protocol):
-    """A base behind its prompts, as a kind of answer asks it; texts are token ids."""
+    """A base behind its prompts, as a kind of answer asks it; texts are token ids.
+
+    Attributes:
+        places: of each text the tokens at which the head is read, see `Answer.places`.
+    """
+
+    @property
+    def places(self) -> Sequence[Sequence[int]] | None: ...
 
     def score(self, continuations: Sequence[Sequence[int]]) -> Tensor:
         """`[n, C]` float32: the log-likelihood of each continuation after each text."""
@@ -97,9 +104,15 @@ class Answer(ABC):
 
     @abstractmethod
     def gold(self, rows: Sequence[Row]) -> list[Any]:
-        """The right answer of each row: a label's index, or a text."""
+        """The right answer of each row: a label's index, a text, or the labels' indices of its words."""
 
-    def learned(self, text: Sequence[int], target: Sequence[int], gold: Any) -> list[int]:
+    def places(self, rows: Sequence[Row], texts: Sequence[Sequence[int]]) -> list[list[int]] | None:
+        """The tokens of each row's text, as ids, at which the head is read; None: each text is read as a whole."""
+        return None
+
+    def learned(
+        self, text: Sequence[int], target: Sequence[int], gold: Any, places: Sequence[int] | None = None
+    ) -> list[int]:
         """What is learned at each token of a text with its target, -100 for nothing: by default the target's ids."""
         return [*(-100 for _ in text), *target]
 

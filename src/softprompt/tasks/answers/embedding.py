@@ -35,7 +35,9 @@ class Embedding(Answer):
     def gold(self, rows: Sequence[Row]) -> list[str]:
         return [row.target for row in rows if row.target is not None]
 
-    def learned(self, text: Sequence[int], target: Sequence[int], gold: Any) -> list[int]:
+    def learned(
+        self, text: Sequence[int], target: Sequence[int], gold: Any, places: Sequence[int] | None = None
+    ) -> list[int]:
         return [*(-100 for _ in text), 0, *(-100 for _ in target[1:])]
 
     def read(self, asked: Asked, log_priors: Sequence[float] | None = None) -> Embedded:
