@@ -118,7 +118,7 @@ class Evaluator:
         virtual = len(model.vectors()[0]) if virtual_tokens is None else virtual_tokens
         encoder = Encoder(model.base, task, virtual_tokens=virtual)
         self.answer = encoder.answer
-        self._encoded = encoder.encode_rows(rows, reserve=self.answer.new_tokens)
+        self._encoded = encoder.encode_rows(rows, reserve=self.answer.new_tokens, whole=True)
         tell_cut(self._encoded, encoder.max_tokens)
 
     @property
@@ -140,7 +140,8 @@ class Evaluator:
 
     def predict(self, progress: Progress | None = None) -> list[Prediction]:
         """The answer to each row."""
-        return self.answer.predictions(self.answers(progress), self._encoded.cut)
+        cut = [False] * len(self.rows) if self.answer.in_windows else self._encoded.cut
+        return self.answer.predictions(self.answers(progress), cut)
 
     def evaluate(self, progress: Progress | None = None) -> Evaluation:
         """The figures over all rows, which need targets."""
@@ -180,6 +181,14 @@ class _Texts:
             of_place = [k for k, some in zip(of_place, places, strict=True) for _ in some]
         states = final_states(self.model, self._every, self._index, self._told(), places)
         return read_heads(states, heads, of_place)
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        return self.encoded.rows
+
+    @property
+    def owners(self) -> Sequence[int]:
+        return self.encoded.owners
 
     @property
     def places(self) -> Sequence[Sequence[int]] | None:

@@ -29,5 +29,6 @@ def row_scores(metric: str, rows: Sequence[Row], answers: Sequence[Any]) -> NDAr
     if metric == "mrr" or metric.startswith("recall_at_"):  # the answers are ranks
         most = int(metric.rpartition("_")[2]) if metric != "mrr" else None
         return np.array([1 / rank if most is None else float(rank <= most) for rank in answers])
+    # Of spans too: that their exact match takes no notice of case and punctuation is a matter of their whole.
     pairs = zip(answers, rows, strict=True)
     return np.array([text_metrics([answer], [row.target or ""])[metric] for answer, row in pairs])

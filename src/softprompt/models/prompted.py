@@ -30,6 +30,7 @@ from softprompt.models.embedding import pair_losses
 from softprompt.models.family import Batch, family_of, hidden_states, logits
 from softprompt.models.probe import find_route, objection, probe
 from softprompt.models.readout import read_heads
+from softprompt.models.spans import mark_spans, span_losses
 from softprompt.prompts.card import HEAD_TYPES
 from softprompt.prompts.prompt import SoftPrompt
 
@@ -162,8 +163,10 @@ class PromptedModel(nn.Module):
                 token is predicted by the prompt's last virtual token. With heads a label is an index of the head's
                 rows, and stands at the token whose final hidden state is read; where an encoder pools the text, at any
                 of its tokens. Of prompts for FEATURE_EXTRACTION a row is a pair of texts, one after the other, with one
-                label, 0, at the second's first token; see `models/embedding.py`. None: no loss; the logits are
-                `[B, T, V]`, each predicting the token at its own place, as the Trainer's `label_smoothing_factor` asks.
+                label, 0, at the second's first token; see `models/embedding.py`. For QUESTION_ANS a row has one label,
+                at the answer's first token: how many tokens on its last one is; see `models/spans.py`. None: no loss;
+                the logits are `[B, T, V]`, each predicting the token at its own place, as the Trainer's
+                `label_smoothing_factor` asks.
             prompt_index: `[B]` which prompt stands before each row; may be left out with one prompt.
             num_items_in_batch: divide the summed loss by this instead of the number of label places (as the
                 Trainer asks with gradient accumulation).
@@ -181,7 +184,7 @@ class PromptedModel(nn.Module):
         if self.task_type == "FEATURE_EXTRACTION":
             return self._compare_pairs(texts, prompt_index, num_items_in_batch)
         batch, targets, places = self._read(texts, prompt_index)
-        count = len(targets) if num_items_in_batch is None else num_items_in_batch
+        count = int((texts.labels != -100).sum()) if num_items_in_batch is None else num_items_in_batch
         vectors = self.vectors()
         late = self.base.dtype == torch.float16 and not return_logits
         leaves = [*vectors, *self.heads]
@@ -241,7 +244,9 @@ class PromptedModel(nn.Module):
                 leaves = [one for every in copies for one in every.unbind()]
                 each = replace(part, prompt_of_text=range(count), pooling=self.pooling * count)
                 found, _ = self.losses(leaves, each, wanted, False)
-                of_row = found.new_zeros(count).index_add(0, part.rows, found) / part.rows.bincount()
+                of_row = found.new_zeros(count).index_add(0, part.rows, found)
+                if self.task_type != "QUESTION_ANS":  # of which a row has one
+                    of_row = of_row / part.rows.bincount()
                 grads.append(torch.autograd.grad(of_row.sum(), copies))
             losses.append(of_row.detach())
         return torch.cat(losses), [torch.cat(some) for some in zip(*grads, strict=True)]
@@ -336,6 +341,8 @@ class PromptedModel(nn.Module):
         hidden = self.hidden(vectors, batch)
         if heads:
             scores = read_heads(hidden, heads, [batch.prompt_of_text[row] for row in batch.rows.tolist()])
+            if self.task_type == "QUESTION_ANS":
+                return span_losses(scores, targets, batch.rows), scores if return_logits else None
             weights = None if self.label_weights is None else self.label_weights.to(scores)
             losses = functional.cross_entropy(scores, targets, weights, reduction="none")
             return losses, scores if return_logits else None
@@ -367,6 +374,8 @@ class PromptedModel(nn.Module):
         tokens, labels = texts.tokens, texts.labels
         wanted, known = labels != -100, self.base.embedding_count
         limit = min(map(len, self.heads), default=self.base.vocab_size)
+        if self.task_type == "QUESTION_ANS":
+            limit = len(tokens)
         holder = "head has {} rows" if self.heads else "vocabulary has {} ids"
         texts.refuse(wanted & ((labels < 0) | (labels >= limit)), "label", labels, f"the {holder.format(limit)}")
         texts.refuse((tokens < 0) | (tokens >= known), "token", tokens, f"the base has {known} embeddings")
@@ -376,6 +385,12 @@ class PromptedModel(nn.Module):
         starts = sizes.cumsum(0) - sizes
         columns = torch.arange(len(tokens), device=tokens.device) - starts[texts.rows]
         asked = columns if self.heads else columns - 1
+        if self.task_type == "QUESTION_ANS":
+            marks = mark_spans(labels, texts.rows)
+            if bool((marks < 0).any()) or bool((texts.rows[wanted].bincount(minlength=len(sizes)) != 1).any()):
+                raise SoftPromptError("each text has one label, at its answer's first token, of an end within the text")
+            batch = Batch(tokens, texts.lengths, index, texts.rows, columns, read=self.read, pooling=self.pooling)
+            return batch, marks, torch.stack([texts.rows, texts.columns], dim=1)
         bare = torch.tensor([not len(self.vectors()[k]) for k in index], device=tokens.device)
         wanted = wanted & ~(bare[texts.rows] & (asked < 0))
         rows = texts.rows[wanted]

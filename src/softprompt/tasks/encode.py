@@ -73,6 +73,8 @@ class Encoded:
         gold: Each row's right answer, see `Answer.gold`; None without targets.
         cut: Of each text whether it was cut to fit.
         places: The tokens of each text at which the head is read; None: the texts are read as wholes.
+        rows: Whose texts they are; where texts are read in windows these, each a row.
+        owners: Of each text its row, counted from 0.
         with_special: How many rows have the text of a special token in a value, where it is text.
     """
 
@@ -81,6 +83,8 @@ class Encoded:
     gold: list[Any] | None
     cut: list[bool]
     places: Ids | None = None
+    rows: Sequence[Row] = ()
+    owners: Sequence[int] = ()
     with_special: int = 0
     learned: Callable[..., list[int]] | None = None
 
@@ -147,7 +151,7 @@ class Encoder:
         """The ids of one row's text, cut where it must be; see `encode_rows`."""
         return self.encode_rows([Row(dict(columns))], reserve=reserve).input_ids[0]
 
-    def encode_rows(self, rows: Sequence[Row], *, reserve: int = 0) -> Encoded:
+    def encode_rows(self, rows: Sequence[Row], *, reserve: int = 0, whole: bool = False) -> Encoded:
         """Encode rows, cutting the texts that are too long for `max_tokens`.
 
         The columns' values are cut at their ends, the longest first, until text and target fit; the
@@ -156,18 +160,27 @@ class Encoder:
         Args:
             rows: From `load_rows` or `rows_from`; all with targets, or none.
             reserve: Tokens to keep free after each text where its target is shorter: those to be generated.
+            whole: Where the kind of answer reads windows, all windows of each row in place of the one that is learned.
 
         Raises:
             SoftPromptError: A text has no tokens, or does not fit with its values cut to nothing.
         """
-        found = Encoded(Ids(), Ids(), None, [])
+        given, owners = rows, list(range(len(rows)))
+        if self.answer.in_windows and whole:
+            every = [self.answer.windows(row, self.max_tokens) for row in rows]
+            rows, owners = [one for some in every for one in some], [i for i, some in enumerate(every) for _ in some]
+        elif self.answer.in_windows:
+            rows = [self.answer.learned_window(row, self.max_tokens) for row in rows]
+        found = Encoded(Ids(), Ids(), None, [], rows=rows, owners=owners)
         said = time.monotonic()
         for start in range(0, max(1, len(rows)), _AT_ONCE):  # what a tokenizer gives is large
             found = self._with_more(found, rows[start : start + _AT_ONCE], max(reserve, self.answer.reserve))
             if time.monotonic() - said > _SILENCE:
                 said = time.monotonic()
                 logger.info("encoded %s of %s rows", f"{len(found.input_ids):,}", f"{len(rows):,}")
-        return found if found.target_ids is None else replace(found, gold=self.answer.gold(rows))
+        if found.target_ids is None:
+            return found
+        return replace(found, gold=self.answer.gold(given) if whole else self.answer.learned_gold(rows))
 
     def _with_more(self, found: Encoded, rows: Sequence[Row], reserve: int) -> Encoded:
         """What was encoded before, with more rows."""

@@ -94,10 +94,11 @@ class Task(BaseModel):
             columns of the data that hold the answer.
         answer: The kind of answer: `words` (the likelihood of each label's text) or `text` (free text); `auto`
             (default): chosen where the task is learned, else `words` with labels and `text` without. `head`: a head's
-            scores of the labels. `tags`: a label for each word. `embedding`: template and target are texts that
-            belong together.
+            scores of the labels. `tags`: a label for each word. `span`: words of the template's last column.
+            `embedding`: template and target are texts that belong together.
         max_new_tokens: Free text: the most tokens that an answer may have.
         metric: `accuracy` (default) or `macro_f1` for classification; `f1` (default) or `accuracy` for tags;
+            `token_f1` (default) or `exact_match` for spans;
             `exact_match` (default), `token_f1`, `rouge_l` or `bleu` for free text; `recall_at_1` (default),
             `recall_at_5`, `recall_at_10` or `mrr` for embeddings.
 

@@ -76,12 +76,12 @@ def fit_head(
     recipe: Recipe,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Fit the model's head, where it has one, to what its prompt makes of the training rows.
+    """Fit the model's head, where it scores labels, to what its prompt makes of the training rows.
 
     Raises:
         SoftPromptError: see `head.fit`.
     """
-    for head in model.heads:
+    for head in model.heads if KINDS[task.kind].head == "labels" else ():
         head.copy_(fit(model, encoded, task, recipe, progress))
 
 

@@ -384,7 +384,7 @@ def finish(
     learned = replace(prepared.prompt, embeddings=member.learned.embeddings, card=card, head=member.learned.head)
     made = None if learned.head is None else "trained" if steps else "fitted"
     mechanism = prepared.mechanism
-    if learned.head is not None and checks is not None and mechanism is None:
+    if KINDS[task.kind].head == "labels" and checks is not None and mechanism is None:
         learned, validated, made = _refit(prepared, learned, validated, progress)
     if mechanism is None and worth_trying(recipe.calibrate, task, validates=checks is not None):
         calibrated = calibrate(base, learned, task, prepared.rows, progress=progress)

@@ -7,6 +7,7 @@ from typing import Literal
 
 CLASSIFICATION_METRICS = ("accuracy", "macro_f1")
 TAG_METRICS = ("f1", "accuracy")
+SPAN_METRICS = ("token_f1", "exact_match")
 EMBEDDING_METRICS = ("recall_at_1", "recall_at_5", "recall_at_10", "mrr")
 TEXT_METRICS = ("exact_match", "token_f1", "rouge_l", "bleu")
 
@@ -36,6 +37,7 @@ KINDS = {
     "words": Kind("softprompt.tasks.answers.words:Words", True, CLASSIFICATION_METRICS),
     "head": Kind("softprompt.tasks.answers.head:Head", True, CLASSIFICATION_METRICS, "SEQ_CLS", None, "labels"),
     "tags": Kind("softprompt.tasks.answers.tags:Tags", True, TAG_METRICS, "TOKEN_CLS", "states", "labels"),
+    "span": Kind("softprompt.tasks.answers.span:Span", False, SPAN_METRICS, "QUESTION_ANS", "states", 2),
     "embedding": Kind(
         "softprompt.tasks.answers.embedding:Embedding", False, EMBEDDING_METRICS, "FEATURE_EXTRACTION", "states"
     ),

@@ -59,10 +59,16 @@ class Asked(Protocol):
 
     Attributes:
         places: of each text the tokens at which the head is read, see `Answer.places`.
+        rows: whose texts they are, or windows of such rows.
+        owners: of each text its row, counted from 0.
     """
 
     @property
     def places(self) -> Sequence[Sequence[int]] | None: ...
+    @property
+    def rows(self) -> Sequence[Row]: ...
+    @property
+    def owners(self) -> Sequence[int]: ...
 
     def score(self, continuations: Sequence[Sequence[int]]) -> Tensor:
         """`[n, C]` float32: the log-likelihood of each continuation after each text."""
@@ -87,13 +93,15 @@ class Answer(ABC):
         reserve: tokens to keep free after each text whether or not its row has a target.
         new_tokens: the most tokens that are generated after a text.
         label_ids: each label's target ids, where the labels are words.
-        is_text: whether the target is a text of its own, which takes no room from the first.
+        is_text: whether the target takes no room from the text.
+        in_windows: whether a text that is too long is read in windows, and not cut.
     """
 
     reserve = 0
     new_tokens = 0
     label_ids: list[list[int]] | None = None
     is_text = False
+    in_windows = False
 
     def __init__(self, tokens: TaskTokenizer) -> None:
         self.task, self._tokens = tokens.task, tokens
@@ -115,6 +123,18 @@ class Answer(ABC):
     ) -> list[int]:
         """What is learned at each token of a text with its target, -100 for nothing: by default the target's ids."""
         return [*(-100 for _ in text), *target]
+
+    def windows(self, row: Row, room: int | None) -> list[Row]:
+        """The row in windows that fit the room, where texts are read so."""
+        return [row]
+
+    def learned_window(self, row: Row, room: int | None) -> Row:
+        """The one of the windows that is learned."""
+        return row
+
+    def learned_gold(self, rows: Sequence[Row]) -> list[Any]:
+        """What `learned` takes for each row: by default what is right."""
+        return self.gold(rows)
 
     @abstractmethod
     def read(self, asked: Asked, log_priors: Sequence[float] | None = None) -> Any:
