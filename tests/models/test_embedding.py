@@ -18,7 +18,7 @@ from softprompt.models.embedding import SCALE
 from softprompt.models.prompted import PromptedModel
 from softprompt.models.scoring import embeddings
 from tests.conftest import make_base
-from tests.models.encoders import base_of, whole
+from tests.models.encoders import ENCODERS, base_of, whole
 
 PAIRS = [([5, 6, 7], [8, 9]), ([11], [12, 13, 14, 15]), ([16, 17], [8, 9]), ([18, 19], [20])]
 TASK = sp.Task(template="{question}", target="{passage}", answer="embedding")
@@ -53,7 +53,7 @@ def plain(base: sp.Base, prompt: Tensor, text: list[int]) -> Tensor:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("max_tokens", [None, 6])
-@pytest.mark.parametrize("family", ["bert", "modernbert", "llama"])
+@pytest.mark.parametrize("family", [*ENCODERS, "llama"])
 def test_loss_and_gradient(family: str, max_tokens: int | None, side: str) -> None:
     tiny = base(family)
     prompt = prompt_of(tiny)

@@ -146,6 +146,15 @@ def test_a_run(family: str, tmp_path: Path) -> None:
     assert sp.evaluate(base, prompt, asked, data["validation"]).f1 == run.validation.f1
 
 
+def test_a_linear_probe() -> None:
+    base = pair("bert")[1]
+    run = sp.train(base, sp.SoftPrompt.none(base, 3), TASK, train=rows(40), validation=rows(12, 40))
+    assert (run.prompt.task_type, run.prompt.num_virtual_tokens, run.steps) == ("TOKEN_CLS", 0, 0)
+    assert run.validation is not None
+    assert run.validation.accuracy is not None
+    assert run.validation.accuracy > 0.7
+
+
 def test_a_word_is_labelled_at_its_first_token() -> None:
     base = pair("bert")[1]
     made = load_rows([{"words": "ab  çd e", "label": "O B-PER I-PER"}], TASK)
@@ -191,6 +200,7 @@ def test_unusable_tasks() -> None:
         Encoder(base, kinds)
     with pytest.raises(sp.SoftPromptError, match="macro_f1 does not measure tags"):
         sp.Task(template="{words}", labels=LABELS, answer="tags", metric="macro_f1")
-    head = sp.SoftPrompt.none(base, 3)
+    none = sp.SoftPrompt.none(base, 3)
+    head = replace(none, head=torch.ones_like(none.head))  # type: ignore[arg-type]
     with pytest.raises(sp.SoftPromptError, match="the prompt's head is for SEQ_CLS, the task for TOKEN_CLS"):
         sp.train(base, head, TASK, train=rows(8))

@@ -47,7 +47,7 @@ def head_module(model: PreTrainedModel, task_type: str, *, words: bool) -> tuple
     between = not words and hasattr(model, "head")  # ModernBERT's class for questions names its last layer otherwise
     if task_type == "QUESTION_ANS":
         return "classifier" if between else "qa_outputs", True
-    kind = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING.get(type(model.config), GenericForTokenClassification)
+    kind: Any = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING.get(type(model.config), GenericForTokenClassification)
     return "score" if issubclass(kind, GenericForTokenClassification) else "classifier", True
 
 

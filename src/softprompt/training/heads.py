@@ -60,7 +60,7 @@ def with_head(prompt: SoftPrompt, task: Task, base: Base) -> SoftPrompt:
             raise SoftPromptError("there is nothing to learn without virtual tokens and without a head")
         card = prompt.card.replace(task_type=kind.task_type or base.family.task_type)
         return replace(prompt, head=None, card=card)
-    if prompt.head is not None:
+    if prompt.head is not None and (prompt.task_type == kind.task_type or bool(prompt.head.any())):
         if prompt.task_type != kind.task_type:
             raise SoftPromptError(f"the prompt's head is for {prompt.task_type}, the task for {kind.task_type}")
         return prompt.for_labels(task.labels)
