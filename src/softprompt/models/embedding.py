@@ -8,7 +8,7 @@ among the second texts of the batch (van den Oord et al. 2018, https://arxiv.org
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,13 +18,19 @@ from torch.utils.checkpoint import checkpoint
 from softprompt.errors import SoftPromptError
 from softprompt.models.family import Batch
 
-if TYPE_CHECKING:
-    from softprompt.models.prompted import PromptedModel
-
 SCALE = 20.0  # by which cosines are multiplied, as in the sentence-transformers library
 
 
-def embed(model: PromptedModel, vectors: Sequence[Tensor], tokens: Tensor, lengths: Sequence[int], k: Tensor) -> Tensor:
+class Prompted(Protocol):
+    """What is asked of a `PromptedModel`."""
+
+    max_tokens: int | None
+
+    def hidden(self, vectors: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Final hidden states at the places that a batch asks for."""
+
+
+def embed(model: Prompted, vectors: Sequence[Tensor], tokens: Tensor, lengths: Sequence[int], k: Tensor) -> Tensor:
     """Embeddings `[B, H]` of length 1, float32 or wider.
 
     Args:
@@ -44,7 +50,7 @@ def embed(model: PromptedModel, vectors: Sequence[Tensor], tokens: Tensor, lengt
 
 
 def pair_losses(
-    model: PromptedModel, vectors: Sequence[Tensor], tokens: Tensor, lengths: Sequence[int], starts: Tensor, k: Tensor
+    model: Prompted, vectors: Sequence[Tensor], tokens: Tensor, lengths: Sequence[int], starts: Tensor, k: Tensor
 ) -> Tensor:
     """`[B]` the loss of each pair of texts among the pairs of the batch that stand behind the same prompt.
 
@@ -77,7 +83,7 @@ def _second(tokens: Tensor, sizes: list[int]) -> list[list[int]]:
     return [text.tolist() for text in tokens.split(sizes)[1::2]]
 
 
-def _in_parts(model: PromptedModel, vectors: Sequence[Tensor], texts: Sequence[Tensor], k: Tensor) -> list[Tensor]:
+def _in_parts(model: Prompted, vectors: Sequence[Tensor], texts: Sequence[Tensor], k: Tensor) -> list[Tensor]:
     """The embeddings of texts, at most `max_tokens` at a time."""
     limit = model.max_tokens
     if limit is None or sum(map(len, texts)) <= limit:

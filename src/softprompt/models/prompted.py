@@ -126,8 +126,8 @@ class PromptedModel(nn.Module):
         """The prompt of index `k` before the same base: the very tensors that are trained."""
         one = PromptedModel(self.base, [], route=self.route)
         one.logits_route = self.logits_route
-        one.prompts, one.heads, one.pooling = (some[k : k + 1] for some in (self.prompts, self.heads, self.pooling))
-        one.task_type = self.task_type
+        one.prompts, one.heads = self.prompts[k : k + 1], self.heads[k : k + 1]
+        one.pooling, one.task_type = self.pooling[k : k + 1], self.task_type
         return one
 
     @property

@@ -62,7 +62,8 @@ class Encoder(Family):
         outer, _, last = classifier_of(model).rpartition(".")
         if not isinstance(getattr(model.get_submodule(outer), last), nn.Identity):
             raise SoftPromptError(f"{name} still has its classifier: load the encoder with load_base")
-        width, states = model.get_input_embeddings().weight.shape[1], model.config.get_text_config().hidden_size
+        embedding: Any = model.get_input_embeddings()
+        width, states = embedding.weight.shape[1], model.config.get_text_config().hidden_size
         if width != states:
             raise SoftPromptError(f"{name} has words {width} wide and states {states} wide: it is not supported")
         prompts, batch = probe(model)

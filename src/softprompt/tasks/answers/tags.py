@@ -80,10 +80,8 @@ class Tags(Answer):
         return labels
 
     def read(self, asked: Asked, log_priors: Sequence[float] | None = None) -> list[list[int]]:
-        return [scores.argmax(-1).tolist() for scores in self._scores(asked)]
-
-    def _scores(self, asked: Asked) -> Sequence[Tensor]:
-        return asked.read_head().split([len(places) for places in asked.places or ()])
+        scores: Sequence[Tensor] = asked.read_head().split([len(places) for places in asked.places or ()])
+        return [some.argmax(-1).tolist() for some in scores]
 
     def best(self, found: list[list[int]]) -> list[list[int]]:
         return found
@@ -102,7 +100,9 @@ class Tags(Answer):
         pairs = [pair for tags, right in zip(said, gold, strict=True) for pair in zip(tags, right, strict=True)]
         figures: dict[str, Any] = {"n": len(gold), "accuracy": sum(a == b for a, b in pairs) / len(pairs)}
         if is_entities(self.labels):
-            from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
+            from seqeval.metrics.sequence_labeling import (  # type: ignore[import-untyped]
+                precision_recall_fscore_support,
+            )
 
             words = [[[self.labels[i] for i in tags] for tags in some] for some in (gold, said)]
             # A run that finds no entity has an F1 of 0.
