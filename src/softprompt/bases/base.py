@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt.bases.checkpoint import sample
+from softprompt.bases.classifier import head_module, lost_positions
 from softprompt.bases.decoder import reach
 from softprompt.bases.families import FamilyKind, family_kind
 from softprompt.bases.identity import BaseIdentity
@@ -31,7 +32,7 @@ _PROBE = "The 2024 café's naïve  plan:\n\n\tx = [1, 22, 4096]; // WE'LL don't 
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """A causal language model whose weights never change, with its tokenizer. Made by `load_base`.
+    """A language model whose weights never change, with its tokenizer. Made by `load_base`.
 
     Attributes:
         model: in evaluation mode, no parameter asks for a gradient.
@@ -68,11 +69,22 @@ class Base:
     @property
     def max_positions(self) -> int | None:
         """The context's length in tokens, virtual ones included (see `reach`); None where nothing states one."""
-        return reach(self.model.config).positions
+        stated = reach(self.model.config).positions
+        return stated if stated is None or self.family.words else stated - lost_positions(self.model)
 
     def room(self, virtual_tokens: int = 0) -> int | None:
         """Positions that a prompt of so many virtual tokens leaves for text and answer; None: any number."""
         return None if self.max_positions is None else self.max_positions - virtual_tokens
+
+    def head_module(self, task_type: str) -> tuple[str, bool]:
+        """Where a head for one of PEFT's task types is kept in its folder, and whether it has a bias."""
+        return head_module(self.model, task_type, words=self.family.words)
+
+    @property
+    def pooling(self) -> Tensor:
+        """`[H, H + 1]` weight and bias of the layer before a `classifier.out_proj`, float32."""
+        layer: Any = self.model.get_submodule("classifier.dense")
+        return torch.cat([layer.weight, layer.bias[:, None]], dim=1).detach().float()
 
     @cached_property
     def end_ids(self) -> frozenset[int]:

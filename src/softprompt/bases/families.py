@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from transformers import PretrainedConfig
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,9 @@ class FamilyKind:
         loader: the class of Transformers that reads such a base.
         task_type: PEFT's name for what it does in words.
         is_one: whether a configuration is of the family. The first family that says so has it.
-        apart: whether text and target are read apart, by an encoder and a decoder, each with special tokens of its own.
+        apart: whether text and target are read apart, each with the special tokens that the tokenizer puts around it.
+        words: whether it says words: scores them and generates.
+        states: whether it gives a state for each token of a text.
     """
 
     where: str
@@ -28,6 +30,8 @@ class FamilyKind:
     task_type: str
     is_one: Callable[[PretrainedConfig], bool]
     apart: bool = False
+    words: bool = True
+    states: bool = True
 
 
 FAMILIES = {
@@ -37,6 +41,15 @@ FAMILIES = {
         "SEQ_2_SEQ_LM",
         lambda config: bool(getattr(config, "is_encoder_decoder", False)),
         apart=True,
+        states=False,
+    ),
+    "encoder": FamilyKind(
+        "softprompt.models.families.encoder:Encoder",
+        "AutoModelForSequenceClassification",
+        "FEATURE_EXTRACTION",
+        lambda config: type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False),
+        apart=True,
+        words=False,
     ),
     "causal": FamilyKind(
         "softprompt.models.families.causal:Causal", "AutoModelForCausalLM", "CAUSAL_LM", lambda config: True

@@ -26,7 +26,6 @@ from safetensors import SafetensorError
 from tokenizers import pre_tokenizers
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoTokenizer,
     GgufConfig,
@@ -39,6 +38,7 @@ from transformers.utils import logging as transformers_logging
 from softprompt.bases import sources
 from softprompt.bases.base import Base, dtype_name
 from softprompt.bases.checkpoint import UnsureError, find_files, read_samples
+from softprompt.bases.classifier import remove_classifier
 from softprompt.bases.decoder import reach
 from softprompt.bases.families import family_kind
 from softprompt.bases.hub import UNREACHED, hub_or_cache
@@ -64,7 +64,7 @@ def load_base(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> Base:
-    """Load a language model, causal or an encoder-decoder, and its tokenizer, frozen.
+    """Load a language model, causal, an encoder-decoder or an encoder, and its tokenizer, frozen.
 
     Args:
         name: "smollm2-135m" (SmolLM2-135M-Instruct, downloaded once without the hub), a local folder, a GGUF
@@ -249,18 +249,12 @@ def _no_tokenizer(name: str) -> str:
 
 def check_supported(name: str, config: PretrainedConfig) -> None:
     kind = type(config)
-    encodes = kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
     loader = family_kind(config).loader
     brings_code = loader in (getattr(config, "auto_map", None) or {})
     if loader != "AutoModelForCausalLM":
         if kind not in getattr(transformers, loader)._model_mapping and not brings_code:
             raise SoftPromptError(f"base {name!r} ({config.model_type}) is none of Transformers' {loader}")
         return
-    if encodes:
-        raise SoftPromptError(
-            f"base {name!r} ({config.model_type}) is an encoder, which is not supported yet: "
-            "use a causal language model, such as Llama, Qwen or GPT-2, or an encoder-decoder, such as T5"
-        )
     if any(
         getattr(one, "use_bidirectional_attention", None) in (True, "all") or getattr(one, "is_causal", None) is False
         for one in (config, config.get_text_config())
@@ -302,8 +296,11 @@ def _read(
         raise
     except Exception as error:  # whatever a damaged file makes the readers stumble over
         raise SoftPromptError(_explain(name, error)) from error
-    if report["missing_keys"]:  # transformers would have filled them with random numbers
-        raise SoftPromptError(f"base {name!r} lacks weights, such as {min(report['missing_keys'])}")
+    missing = report["missing_keys"]  # transformers has filled them with random numbers
+    if not family_kind(config).words:
+        missing = remove_classifier(model, missing)
+    if missing:
+        raise SoftPromptError(f"base {name!r} lacks weights, such as {min(missing)}")
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # transformers' answer to files not found
         raise SoftPromptError(_no_tokenizer(name))
     return model, tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -189,6 +190,8 @@ def _describe(answered: Answered, task: Task) -> dict[str, Any]:
 def _line(prediction: Mapping[str, Any]) -> str:
     if "error" in prediction:
         return f"error\t\t{prediction['error']}"
+    if "embedding" in prediction:
+        return json.dumps(prediction["embedding"])
     if "label" not in prediction:
         return str(prediction["output"])
     text = " ".join(prediction["text"].split())

@@ -77,7 +77,7 @@ def measure_costs(
     asked = (checks or train_rows)[:ROWS]
     row_seconds = evaluate(base, prompt, task, asked).seconds / len(asked)
     answers = math.ceil(recipe.max_steps / recipe.evaluate_every) * len(checks)
-    answers += sum(rows_around(choose_answer(task, train_rows, prompt), recipe, len(train_rows), len(checks)))
+    answers += sum(rows_around(choose_answer(task, train_rows, prompt, base), recipe, len(train_rows), len(checks)))
     with tempfile.TemporaryDirectory(prefix="softprompt-") as folder:
         files = list(prompt.save(Path(folder) / "prompt").iterdir())
         artifact_bytes = sum(file.stat().st_size for file in files)

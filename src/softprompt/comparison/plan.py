@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 from softprompt.errors import SoftPromptError
+from softprompt.tasks.answers import KINDS
 from softprompt.tasks.rows import Row
 from softprompt.tasks.task import Task
 from softprompt.training.heads import choose_answer
@@ -65,6 +66,8 @@ def make_plan(file: TaskFile, *, quick: bool, one_setting: bool = False) -> Plan
     parts = file.rows()
     rows, validation = parts["training"], list(parts.get("validation", []))
     task = choose_answer(task, rows)
+    if KINDS[task.kind].needs == "states":
+        raise SoftPromptError(f"task.answer: {task.kind} is for `softprompt train`: its methods are not compared")
     test = list(parts.get("test", validation))
     recipe = recipe.for_rows(len(rows))
     if quick:

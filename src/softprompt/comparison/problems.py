@@ -18,6 +18,7 @@ from softprompt.tasks.encode import Encoder
 from softprompt.tasks.problems import Problem, in_rows, in_words, unseen
 from softprompt.tasks.rows import Row
 from softprompt.tasks.task import Task
+from softprompt.training.heads import choose_answer
 from softprompt.training.taskfile import PromptStart, TaskFile, make_prompt
 
 
@@ -64,6 +65,9 @@ def check(file: TaskFile, *, progress: Callable[[str, float], None] | None = Non
     if start.num_virtual_tokens == "auto":
         start = start.model_copy(update={"num_virtual_tokens": None})
     prompt = make_prompt(base, start, file.task, parts["training"])
+    if not base.family.words:
+        task = choose_answer(file.task, parts["training"], prompt, base)
+        file = file.model_copy(update={"task": task})
     problems = [
         *in_rows(parts, file.task),
         *unseen(len(parts["training"]), recipe.max_steps, recipe.batch_size),

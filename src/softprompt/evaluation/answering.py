@@ -178,7 +178,10 @@ def _row(answered: Answered) -> dict[str, Any]:
         put("error", answered.error)
         return row
     found = answered.prediction
-    put("prediction", found.output if found.label is None else found.label)
+    if found.embedding is not None:
+        put("embedding", found.embedding)
+    else:
+        put("prediction", found.output if found.label is None else found.label)
     if found.probabilities is not None and found.label is not None:
         put("probability", found.probabilities[found.label])
         put("probabilities", found.probabilities)

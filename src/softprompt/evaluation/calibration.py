@@ -131,8 +131,9 @@ def check_labels(task: Task, who: str) -> None:
     Raises:
         SoftPromptError: it generates free text.
     """
-    if task.labels is None:
-        raise SoftPromptError(f"{who} is for tasks with labels: this task generates free text")
+    if task.labels is None or task.kind == "tags":
+        what = {"text": "generates free text"}.get(task.kind, f"asks for {task.kind}")
+        raise SoftPromptError(f"{who} is for tasks with labels: this task {what}")
 
 
 def worth_trying(setting: Literal["auto"] | bool, task: Task, *, validates: bool) -> bool:

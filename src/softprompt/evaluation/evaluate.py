@@ -20,10 +20,10 @@ from softprompt.errors import SoftPromptError
 from softprompt.models.generation import generate
 from softprompt.models.prompted import PromptedModel
 from softprompt.models.readout import read_heads
-from softprompt.models.scoring import final_states, score
+from softprompt.models.scoring import embeddings, final_states, score
 from softprompt.prompts.ensemble import Ensemble, vote
 from softprompt.prompts.prompt import SoftPrompt
-from softprompt.tasks.answers.answer import Prediction, Progress, label_probabilities
+from softprompt.tasks.answers.answer import Embedded, Prediction, Progress, label_probabilities
 from softprompt.tasks.encode import Encoded, Encoder
 from softprompt.tasks.rows import Row, Rows, as_rows, rows_from
 from softprompt.tasks.task import Task
@@ -39,6 +39,11 @@ class Evaluation(BaseModel):
         n: rows.
         accuracy, macro_f1, log_loss, per_label, confusion: see `classification_metrics`.
         exact_match, token_f1, rouge_l, bleu: see `text_metrics`.
+        f1, precision, recall: of tags, those of whole entities; see `tasks/answers/tags.py`. Their accuracy is that of
+            words.
+        recall_at_1, recall_at_5, recall_at_10: of embeddings, the share of texts whose own target is among the so many
+            nearest of all targets.
+        mrr: the mean of 1 / the own target's rank.
         truncated: texts that were cut to fit the context.
         seconds: time taken.
     """
@@ -55,6 +60,13 @@ class Evaluation(BaseModel):
     token_f1: float | None = None
     rouge_l: float | None = None
     bleu: float | None = None
+    f1: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    recall_at_1: float | None = None
+    recall_at_5: float | None = None
+    recall_at_10: float | None = None
+    mrr: float | None = None
     truncated: int = 0
     seconds: float
 
@@ -106,7 +118,7 @@ class Evaluator:
         virtual = len(model.vectors()[0]) if virtual_tokens is None else virtual_tokens
         encoder = Encoder(model.base, task, virtual_tokens=virtual)
         self.answer = encoder.answer
-        self._encoded = encoder.encode_rows(rows, reserve=self.answer.new_tokens)
+        self._encoded = encoder.encode_rows(rows, reserve=self.answer.new_tokens, whole=True)
         tell_cut(self._encoded, encoder.max_tokens)
 
     @property
@@ -116,7 +128,7 @@ class Evaluator:
 
     def likelihoods(self, progress: Progress | None = None) -> torch.Tensor:
         """`[n, L]` float32: each label's log-likelihood given the text, as the model has it."""
-        return self.answer.likelihoods(_Texts(self.model, self._encoded.input_ids, progress))
+        return self.answer.likelihoods(_Texts(self.model, self._encoded, progress))
 
     def answers(self, progress: Progress | None = None) -> Any:
         """The answers in the form that the task's kind of answer (`answer`) takes them.
@@ -124,11 +136,12 @@ class Evaluator:
         Of labels `[n, L]` float64: each label's likelihood given the text, divided by the label's prior where the
         prompt is calibrated, made to sum to 1 over the labels. Of free text n texts.
         """
-        return self.answer.read(_Texts(self.model, self._encoded.input_ids, progress), self._log_priors)
+        return self.answer.read(_Texts(self.model, self._encoded, progress), self._log_priors)
 
     def predict(self, progress: Progress | None = None) -> list[Prediction]:
         """The answer to each row."""
-        return self.answer.predictions(self.answers(progress), self._encoded.cut)
+        cut = [False] * len(self.rows) if self.answer.in_windows else self._encoded.cut
+        return self.answer.predictions(self.answers(progress), cut)
 
     def evaluate(self, progress: Progress | None = None) -> Evaluation:
         """The figures over all rows, which need targets."""
@@ -148,8 +161,12 @@ class _Texts:
     """Texts before a model, to be asked by a kind of answer; see `Asked`. With K prompts each is asked behind each."""
 
     model: PromptedModel
-    ids: Sequence[Sequence[int]]
+    encoded: Encoded
     progress: Progress | None
+
+    @property
+    def ids(self) -> Sequence[Sequence[int]]:
+        return self.encoded.input_ids
 
     def score(self, continuations: Sequence[Sequence[int]]) -> torch.Tensor:
         return score(self.model, self._every, continuations, self._index, self._told())
@@ -157,8 +174,34 @@ class _Texts:
     def read_head(self) -> torch.Tensor:
         if not self.model.heads:
             raise SoftPromptError("the task is answered by a head, which this prompt has not: train it with one")
-        states = final_states(self.model, self._every, self._index, self._told())
-        return read_heads(states, [head.detach().cpu() for head in self.model.heads], self._index)
+        heads = [head.detach().cpu() for head in self.model.heads]
+        places, of_place = self.places, self._index
+        if places is not None:
+            places = [*places] * len(heads)
+            of_place = [k for k, some in zip(of_place, places, strict=True) for _ in some]
+        states = final_states(self.model, self._every, self._index, self._told(), places)
+        return read_heads(states, heads, of_place)
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        return self.encoded.rows
+
+    @property
+    def owners(self) -> Sequence[int]:
+        return self.encoded.owners
+
+    @property
+    def places(self) -> Sequence[Sequence[int]] | None:
+        return self.encoded.places
+
+    def embed(self) -> Embedded:
+        of_rows = [tuple(ids) for ids in self.encoded.target_ids or []]
+        number = {ids: i for i, ids in enumerate(dict.fromkeys(of_rows))}
+        texts = embeddings(self.model, [*self.ids, *number])
+        if self.progress is not None:
+            self.progress(len(self.ids))
+        own = [number[ids] for ids in of_rows]
+        return Embedded(texts[: len(self.ids)], texts[len(self.ids) :] if of_rows else None, own)
 
     @property
     def _index(self) -> list[int]:
@@ -201,7 +244,7 @@ class _Vote(Evaluator):
         self._priors = [prompt.card.log_priors(task.labels) for prompt in ensemble.prompts]
 
     def answers(self, progress: Progress | None = None) -> torch.Tensor:
-        found = self.answer.likelihoods(_Texts(self.model, self._encoded.input_ids, progress))
+        found = self.answer.likelihoods(_Texts(self.model, self._encoded, progress))
         of_member = zip(found.view(len(self._priors), len(self.rows), -1), self._priors, strict=True)
         return vote(torch.stack([label_probabilities(scores, priors) for scores, priors in of_member]))
 

@@ -77,7 +77,7 @@ def measure_importance(
         _evaluate_kept(base, prompt, [other for other in every if other != token], task, rows, progress)
         for token in every
     ]
-    return Importance("log_loss" if task.labels is not None else task.metric, whole, without)
+    return Importance("log_loss" if task.kind in ("words", "head") else task.metric, whole, without)
 
 
 def _evaluate_kept(

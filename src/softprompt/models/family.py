@@ -10,7 +10,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +31,10 @@ class Batch:
         rows: `[A]` text of each place asked for.
         columns: `[A]` token of the text whose hidden state is asked for; -1 is the prompt's last virtual token.
         tree: continuations of every text (packed route only); columns count on from the text's length.
+        read: of an encoder what is asked for: "state", a token's final hidden state; "class", what Transformers'
+            classes for tokens and questions make of that before their last layer; "pooled", what its class for
+            sequences makes of the whole text.
+        pooling: of each of the K prompts the layer `[H, H + 1]` by which it is pooled, where they have one.
     """
 
     tokens: Tensor
@@ -39,6 +43,8 @@ class Batch:
     rows: Tensor
     columns: Tensor
     tree: Tree | None = None
+    read: Literal["state", "class", "pooled"] = "state"
+    pooling: Sequence[Tensor] = ()
 
 
 class Family(ABC):
@@ -48,10 +54,12 @@ class Family(ABC):
         routes: the ways to the same hidden states, from the fastest to the plainest, which is the reference.
         ways: those to generate where no pool can be kept, by their names in `models/generation.py`, from the fastest to
             the plainest; all but the last are used only where a probe shows them to be exact.
+        looks_ahead: whether a token sees what comes after it.
     """
 
     routes: ClassVar[tuple[str, ...]]
     ways: ClassVar[tuple[str, ...]]
+    looks_ahead: ClassVar[bool] = False
 
     @abstractmethod
     def check(self, model: PreTrainedModel) -> None:

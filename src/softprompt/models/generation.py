@@ -28,6 +28,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from softprompt.bases.base import suppressed_ids
 from softprompt.bases.decoder import NO_TOKEN, Decoder
+from softprompt.errors import SoftPromptError
 from softprompt.models.engine import Scheduler, Work
 from softprompt.models.families.seq2seq import decode, encode, start_token
 from softprompt.models.family import Batch, family_of, logits, plain
@@ -350,13 +351,15 @@ def find_way(model: PromptedModel) -> type[Way]:
     is logged.
 
     Raises:
-        SoftPromptError: the base changes its logits in a way that softprompt does not know.
+        SoftPromptError: the base changes its logits in a way that softprompt does not know, or does not generate.
     """
     base = model.base.model
     if base.training:
         base.eval()
     if model.logits_route == "packed" and not objection_to_pool(base):
         return _Pooled
+    if not family_of(base).ways:
+        raise SoftPromptError(f"{type(base).__name__} is an encoder: it does not generate")
     known = _ways.setdefault(base, {})
     *ways, plainest = (_WAYS[name] for name in family_of(base).ways)
     for way in ways:

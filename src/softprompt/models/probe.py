@@ -22,6 +22,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from softprompt.bases.decoder import reach
+from softprompt.bases.families import family_kind
 from softprompt.errors import SoftPromptError
 from softprompt.models.attention import detach
 from softprompt.models.family import Batch, family_of, hidden_states, logits
@@ -101,7 +102,7 @@ def check_model(model: PreTrainedModel) -> None:
             not know; or its numbers are not finite.
     """
     name = type(model).__name__
-    if model.get_output_embeddings() is None:
+    if family_kind(model.config).words and model.get_output_embeddings() is None:
         raise SoftPromptError(f"{name} has no output head: a causal language model is needed")
     try:
         with _attention(model, _kernels(model)[-1]):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,12 @@ from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
 from softprompt.models.attention import choose_kernel
 from softprompt.models.division import divide_gradients, divide_value
+from softprompt.models.embedding import pair_losses
 from softprompt.models.family import Batch, family_of, hidden_states, logits
 from softprompt.models.probe import find_route, objection, probe
 from softprompt.models.readout import read_heads
+from softprompt.models.spans import mark_spans, span_losses
+from softprompt.prompts.card import HEAD_TYPES
 from softprompt.prompts.prompt import SoftPrompt
 
 # Logits held at one time, in numbers (0.25 GB in float32); more label places are taken in turns.
@@ -63,7 +66,8 @@ class PromptedModel(nn.Module):
 
     Args:
         base: the frozen base, from `load_base`. It is put in eval mode and its parameters stay without gradient.
-        prompts: K prompts, of any lengths; all with a head, or none. None at all gives the bare base (zero-shot).
+        prompts: K prompts, of any lengths; all with a head, or none, and of one task type. None at all gives the bare
+            base (zero-shot).
         max_tokens: the most text tokens in one packed row; a longer batch is split, its gradients added up exactly,
             and at most one part's activations are held at a time (without labels it is not split). None: no bound.
         gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations. A cache
@@ -77,6 +81,7 @@ class PromptedModel(nn.Module):
     """
 
     accepts_loss_kwargs = True
+    task_type: str | None  # PEFT's name for what the prompts do; None where nothing says so
 
     def __init__(
         self,
@@ -100,6 +105,12 @@ class PromptedModel(nn.Module):
         if heads and len(heads) != len(prompts):
             raise SoftPromptError("some of the prompts have a head and some have not: ask them apart")
         self.heads = nn.ParameterList(head.to(base.device, copy=True) for head in heads)
+        types = {prompt.task_type for prompt in prompts if isinstance(prompt, SoftPrompt)}
+        if len(types) > 1 and types & {*HEAD_TYPES, "FEATURE_EXTRACTION"}:
+            raise SoftPromptError(f"the prompts are for different kinds of answers ({', '.join(sorted(types))})")
+        self.task_type = next(iter(types), None)
+        layers = [prompt.pooling for prompt in prompts if isinstance(prompt, SoftPrompt)]
+        self.pooling = [layer.to(base.device) for layer in layers if layer is not None]
         self.label_weights: Tensor | None = None  # `[L]` how much each label counts in a head's loss
         if max_tokens is not None and max_tokens < 1:
             raise SoftPromptError(f"max_tokens is {max_tokens}: at least 1, or None for no bound")
@@ -116,7 +127,15 @@ class PromptedModel(nn.Module):
         one = PromptedModel(self.base, [], route=self.route)
         one.logits_route = self.logits_route
         one.prompts, one.heads = self.prompts[k : k + 1], self.heads[k : k + 1]
+        one.pooling, one.task_type = self.pooling[k : k + 1], self.task_type
         return one
+
+    @property
+    def read(self) -> Literal["state", "class", "pooled"]:
+        """What the heads read of an encoder, see `Batch`."""
+        if self.base.family.words or not self.heads:
+            return "state"
+        return "pooled" if self.task_type == "SEQ_CLS" else "class"
 
     @property
     def kernel(self) -> str:
@@ -142,8 +161,12 @@ class PromptedModel(nn.Module):
             attention_mask: `[B, T]`, 0 where padding stands; None: no padding.
             labels: shaped as `input_ids`: token ids at the places to learn, -100 elsewhere. A label at a row's first
                 token is predicted by the prompt's last virtual token. With heads a label is an index of the head's
-                rows, and stands at the token whose final hidden state is read. None: no loss; the logits are
-                `[B, T, V]`, each predicting the token at its own place, as the Trainer's `label_smoothing_factor` asks.
+                rows, and stands at the token whose final hidden state is read; where an encoder pools the text, at any
+                of its tokens. Of prompts for FEATURE_EXTRACTION a row is a pair of texts, one after the other, with one
+                label, 0, at the second's first token; see `models/embedding.py`. For QUESTION_ANS a row has one label,
+                at the answer's first token: how many tokens on its last one is; see `models/spans.py`. None: no loss;
+                the logits are `[B, T, V]`, each predicting the token at its own place, as the Trainer's
+                `label_smoothing_factor` asks.
             prompt_index: `[B]` which prompt stands before each row; may be left out with one prompt.
             num_items_in_batch: divide the summed loss by this instead of the number of label places (as the
                 Trainer asks with gradient accumulation).
@@ -158,8 +181,10 @@ class PromptedModel(nn.Module):
         if labels is None:
             return PromptedOutput(logits=self._predictions(input_ids, attention_mask, prompt_index))
         texts = _texts(input_ids, attention_mask, labels, lengths)
+        if self.task_type == "FEATURE_EXTRACTION":
+            return self._compare_pairs(texts, prompt_index, num_items_in_batch)
         batch, targets, places = self._read(texts, prompt_index)
-        count = len(targets) if num_items_in_batch is None else num_items_in_batch
+        count = int((texts.labels != -100).sum()) if num_items_in_batch is None else num_items_in_batch
         vectors = self.vectors()
         late = self.base.dtype == torch.float16 and not return_logits
         leaves = [*vectors, *self.heads]
@@ -201,6 +226,8 @@ class PromptedModel(nn.Module):
         Raises:
             SoftPromptError: there are several prompts or none, or a row has no label; and as `forward`.
         """
+        if self.task_type == "FEATURE_EXTRACTION":
+            raise SoftPromptError("a pair is compared with the others of its batch: no row has a gradient of its own")
         if len(self.prompts) != 1:
             raise SoftPromptError(f"gradients of single rows are for one prompt, not {len(self.prompts)}")
         trained = [*self.prompts, *self.heads]
@@ -215,11 +242,27 @@ class PromptedModel(nn.Module):
             copies = [one.detach().expand(count, *one.shape).clone().requires_grad_() for one in trained]
             with torch.enable_grad():
                 leaves = [one for every in copies for one in every.unbind()]
-                found, _ = self.losses(leaves, replace(part, prompt_of_text=range(count)), wanted, False)
-                of_row = found.new_zeros(count).index_add(0, part.rows, found) / part.rows.bincount()
+                each = replace(part, prompt_of_text=range(count), pooling=self.pooling * count)
+                found, _ = self.losses(leaves, each, wanted, False)
+                of_row = found.new_zeros(count).index_add(0, part.rows, found)
+                if self.task_type != "QUESTION_ANS":  # of which a row has one
+                    of_row = of_row / part.rows.bincount()
                 grads.append(torch.autograd.grad(of_row.sum(), copies))
             losses.append(of_row.detach())
         return torch.cat(losses), [torch.cat(some) for some in zip(*grads, strict=True)]
+
+    def _compare_pairs(self, texts: _Texts, prompt_index: Tensor | None, items: Tensor | int | None) -> PromptedOutput:
+        """The loss of pairs of texts; see `models/embedding.py`."""
+        index = self.check_rows(texts.lengths, None if prompt_index is None else prompt_index.tolist())
+        label = texts.labels != -100
+        rows = texts.rows[label].tolist()
+        if rows != list(range(len(texts.lengths))):
+            raise SoftPromptError("each pair has one label, at the first token of its second text")
+        sizes = torch.tensor(texts.lengths, device=texts.tokens.device)
+        starts = label.nonzero()[:, 0] - (sizes.cumsum(0) - sizes)
+        k = torch.tensor(index, device=texts.tokens.device)
+        losses = pair_losses(self, self.vectors(), texts.tokens, texts.lengths, starts, k)
+        return PromptedOutput(loss=losses.sum() / (len(losses) if items is None else items), row_loss=losses.detach())
 
     @property
     def config(self) -> PretrainedConfig:
@@ -298,6 +341,8 @@ class PromptedModel(nn.Module):
         hidden = self.hidden(vectors, batch)
         if heads:
             scores = read_heads(hidden, heads, [batch.prompt_of_text[row] for row in batch.rows.tolist()])
+            if self.task_type == "QUESTION_ANS":
+                return span_losses(scores, targets, batch.rows), scores if return_logits else None
             weights = None if self.label_weights is None else self.label_weights.to(scores)
             losses = functional.cross_entropy(scores, targets, weights, reduction="none")
             return losses, scores if return_logits else None
@@ -329,6 +374,8 @@ class PromptedModel(nn.Module):
         tokens, labels = texts.tokens, texts.labels
         wanted, known = labels != -100, self.base.embedding_count
         limit = min(map(len, self.heads), default=self.base.vocab_size)
+        if self.task_type == "QUESTION_ANS":
+            limit = len(tokens)
         holder = "head has {} rows" if self.heads else "vocabulary has {} ids"
         texts.refuse(wanted & ((labels < 0) | (labels >= limit)), "label", labels, f"the {holder.format(limit)}")
         texts.refuse((tokens < 0) | (tokens >= known), "token", tokens, f"the base has {known} embeddings")
@@ -338,6 +385,12 @@ class PromptedModel(nn.Module):
         starts = sizes.cumsum(0) - sizes
         columns = torch.arange(len(tokens), device=tokens.device) - starts[texts.rows]
         asked = columns if self.heads else columns - 1
+        if self.task_type == "QUESTION_ANS":
+            marks = mark_spans(labels, texts.rows)
+            if bool((marks < 0).any()) or bool((texts.rows[wanted].bincount(minlength=len(sizes)) != 1).any()):
+                raise SoftPromptError("each text has one label, at its answer's first token, of an end within the text")
+            batch = Batch(tokens, texts.lengths, index, texts.rows, columns, read=self.read, pooling=self.pooling)
+            return batch, marks, torch.stack([texts.rows, texts.columns], dim=1)
         bare = torch.tensor([not len(self.vectors()[k]) for k in index], device=tokens.device)
         wanted = wanted & ~(bare[texts.rows] & (asked < 0))
         rows = texts.rows[wanted]
@@ -347,9 +400,11 @@ class PromptedModel(nn.Module):
         # The first word stays: not every route takes a text of no tokens.
         counts = rows.bincount(minlength=len(sizes))
         last = torch.where(counts > 0, asked[wanted][(counts.cumsum(0) - 1).clamp(min=0)], 0).clamp(min=0)
+        if family_of(self.base.model).looks_ahead:
+            last = sizes
         needed = columns <= last[texts.rows]
         kept = torch.zeros_like(sizes).index_add_(0, texts.rows, needed.long())
-        batch = Batch(tokens[needed], kept.tolist(), index, rows, asked[wanted])
+        batch = Batch(tokens[needed], kept.tolist(), index, rows, asked[wanted], read=self.read, pooling=self.pooling)
         return batch, labels[wanted], torch.stack([rows, texts.columns[wanted]], dim=1)
 
     def _no_prompt(self) -> Tensor:
@@ -521,6 +576,8 @@ def _split(batch: Batch, targets: Tensor, max_tokens: int | None, beside: int = 
                     batch.prompt_of_text[start:stop],
                     batch.rows[asked] - start,
                     batch.columns[asked],
+                    read=batch.read,
+                    pooling=batch.pooling,
                 ),
                 targets[asked],
             )

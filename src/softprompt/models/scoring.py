@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from softprompt.errors import SoftPromptError
+from softprompt.models.embedding import embed
 from softprompt.models.family import Batch, logits
 from softprompt.models.packed import Tree
 from softprompt.models.prompted import PromptedModel
@@ -79,8 +80,14 @@ def final_states(
     texts: Sequence[Sequence[int]],
     prompt_index: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
+    places: Sequence[Sequence[int]] | None = None,
 ) -> Tensor:
-    """`[B, H]` float32 on the CPU: the final hidden state of each text's last token behind its prompt; see `score`.
+    """`[A, H]` float32 on the CPU: final hidden states of texts behind their prompts; see `score`.
+
+    Args:
+        model, texts, prompt_index, progress: as `score` takes them.
+        places: of each text the tokens whose states are asked for, text after text; None: the last token's, or where
+            the model's heads read what an encoder pools, that.
 
     Raises:
         SoftPromptError: a text is empty and has no prompt before it, a token is not in the vocabulary, or prompt and
@@ -90,19 +97,45 @@ def final_states(
     index = model.check_rows([len(text) for text in texts], prompt_index)
     model.check_not_empty(texts, index)
     vectors, device = model.vectors(), model.base.device
-    found = torch.empty(len(texts), model.base.hidden_size)
+    if places is None:
+        places = [[len(text) - 1] for text in texts]
+    found = [torch.empty(0)] * len(texts)
     for rows in batch_by_tokens([len(text) for text in texts]):
         lengths = [len(texts[row]) for row in rows]
         batch = Batch(
             tokens=torch.tensor([token for row in rows for token in texts[row]], dtype=torch.long, device=device),
             lengths=lengths,
             prompt_of_text=[index[row] for row in rows],
-            rows=torch.arange(len(rows), device=device),
-            columns=torch.tensor(lengths, device=device) - 1,
+            rows=torch.tensor([i for i, row in enumerate(rows) for _ in places[row]], dtype=torch.long, device=device),
+            columns=torch.tensor([at for row in rows for at in places[row]], dtype=torch.long, device=device),
+            read=model.read,
+            pooling=model.pooling,
         )
-        found[rows] = model.hidden(vectors, batch).float().cpu()
+        states = model.hidden(vectors, batch).float().cpu()
+        for row, some in zip(rows, states.split([len(places[row]) for row in rows]), strict=True):
+            found[row] = some
         if progress is not None:
             progress(len(rows))
+    return torch.cat([torch.empty(0, model.base.hidden_size), *found])
+
+
+@torch.no_grad()
+def embeddings(model: PromptedModel, texts: Sequence[Sequence[int]]) -> Tensor:
+    """`[B, H]` float32 on the CPU: the embedding of each text behind the model's prompt, where it has one.
+
+    Raises:
+        SoftPromptError: a text is empty, a token is not in the vocabulary, or prompt and text do not fit the context.
+    """
+    check_tokens("text", texts, model.base.vocab_size)
+    if not all(map(len, texts)):
+        raise SoftPromptError(f"row {[*map(len, texts)].index(0)} is empty: it has no embedding")
+    model.check_rows([len(text) for text in texts], [0] * len(texts))
+    vectors, device = model.vectors(), model.base.device
+    found = torch.empty(len(texts), model.base.hidden_size)
+    for rows in batch_by_tokens([len(text) for text in texts]):
+        tokens = torch.tensor([token for row in rows for token in texts[row]], dtype=torch.long, device=device)
+        lengths, k = [len(texts[row]) for row in rows], torch.zeros(len(rows), dtype=torch.long, device=device)
+        found[rows] = embed(model, vectors, tokens, lengths, k).float().cpu()
     return found
 
 

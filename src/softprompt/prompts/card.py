@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # a card is read without PyTorch, which takes a second to imp
 
 # 1: one tensor and no task_type. 2: a head may be among the tensors.
 FORMAT_VERSION = 2
+HEAD_TYPES = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")  # PEFT's task types with a head
 
 
 def digest(*tensors: Tensor | None) -> str:
@@ -57,7 +58,11 @@ class Card(Described):
     """
 
     format_version: int = Field(default=FORMAT_VERSION, ge=1, le=FORMAT_VERSION)
-    task_type: Literal["CAUSAL_LM", "SEQ_2_SEQ_LM"] = "CAUSAL_LM"  # PEFT's name for what the base does in words
+    # PEFT's name for what the prompt does; of one with a head that reads whole texts, for what the base does in words.
+    task_type: Literal["CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"] = (
+        "CAUSAL_LM"
+    )
+    head_module: str = "score"  # what Transformers' class calls the layer that the head is
     base: BaseIdentity | None = None
     task: dict[str, JsonValue] | None = None
     data: dict[str, JsonValue] | None = None  # what the tables that it learned from call its columns and labels

@@ -20,7 +20,7 @@ from torch import Tensor
 from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError, WrongBaseError
 from softprompt.prompts import files
-from softprompt.prompts.card import Card, digest
+from softprompt.prompts.card import HEAD_TYPES, Card, digest
 from softprompt.prompts.names import CARD, WEIGHTS
 from softprompt.prompts.starts import examples as from_examples
 from softprompt.prompts.starts import labels as from_labels
@@ -48,7 +48,10 @@ class SoftPrompt:
         embeddings: floating point `[P, H]`; kept as a detached, contiguous float32 copy on the CPU.
         card: what is known of the prompt; its `sha256` is set from the tensors. Default: an empty card.
         head: floating point `[L, H]`, a row for each label of the card's task, kept likewise: a label's score is its
-            row times the final hidden state of the text's last token. None: the answers are words.
+            row times the final hidden state of the text's last token. Where Transformers' class has a bias, as those of
+            encoders and of tokens have, `[L, H + 1]`, the bias last. None: there is no head.
+        pooling: floating point `[H, H + 1]`, the layer before the head where PEFT keeps that with it, as for RoBERTa;
+            it is the base's, and is not trained.
 
     Raises:
         SoftPromptError: not a floating point tensor `[P, H]` with P and H of at least 1 (with a head P may be 0), a
@@ -60,11 +63,12 @@ class SoftPrompt:
     embeddings: Tensor
     card: Card = field(default_factory=Card)
     head: Tensor | None = None
+    pooling: Tensor | None = None
 
     def __post_init__(self) -> None:
         embeddings = _checked(self.embeddings, "embeddings", "P", 0 if self.head is not None else 1)
         head = None if self.head is None else _checked(self.head, "head", "L", 2)
-        if head is not None and head.shape[1] != embeddings.shape[1]:
+        if head is not None and head.shape[1] - embeddings.shape[1] not in (0, 1):
             raise SoftPromptError(f"a head {list(head.shape)} does not fit embeddings {list(embeddings.shape)}")
         labels = (self.card.task or {}).get("labels")
         if head is not None and isinstance(labels, list) and len(labels) != len(head):
@@ -76,7 +80,9 @@ class SoftPrompt:
             )
         object.__setattr__(self, "embeddings", embeddings)
         object.__setattr__(self, "head", head)
-        object.__setattr__(self, "card", self.card.replace(sha256=digest(embeddings, head)))
+        if self.pooling is not None:
+            object.__setattr__(self, "pooling", _checked(self.pooling, "pooling layer", "H", 1))
+        object.__setattr__(self, "card", self.card.replace(sha256=digest(embeddings, head, self.pooling)))
 
     def __repr__(self) -> str:
         base = self.card.base.name if self.card.base else None
@@ -101,11 +107,17 @@ class SoftPrompt:
     @property
     def trainable_parameters(self) -> int:
         """How many numbers a task has: those of the embeddings and of the head."""
-        return sum(tensor.numel() for tensor in self._tensors)
+        return sum(tensor.numel() for tensor in (self.embeddings, self.head) if tensor is not None)
+
+    @property
+    def task_type(self) -> str:
+        """PEFT's name for what the prompt does, such as "CAUSAL_LM", or with a head "SEQ_CLS"."""
+        own = self.card.task_type
+        return own if self.head is None or own in HEAD_TYPES else "SEQ_CLS"
 
     @property
     def _tensors(self) -> list[Tensor]:
-        return [self.embeddings, *([] if self.head is None else [self.head])]
+        return [tensor for tensor in (self.embeddings, self.head, self.pooling) if tensor is not None]
 
     @classmethod
     def from_text(cls, base: Base, text: str, num_virtual_tokens: int = 16, *, spread: bool = False) -> SoftPrompt:
@@ -192,7 +204,16 @@ class SoftPrompt:
     def none(cls, base: Base, labels: int) -> SoftPrompt:
         """No virtual tokens, and a head of zeros for so many labels, to be fitted: a linear probe."""
         card = Card(base=base.identity, task_type=base.family.task_type, initialisation={"method": "none"})
-        return cls(torch.zeros(0, base.hidden_size), card, torch.zeros(labels, base.hidden_size))
+        start = cls(torch.zeros(0, base.hidden_size), card, torch.zeros(1 + 1, base.hidden_size))
+        return start.with_head(base, labels, "SEQ_CLS")
+
+    def with_head(self, base: Base, rows: int, task_type: str) -> SoftPrompt:
+        """The prompt with a head of zeros, of so many rows, for one of PEFT's task types."""
+        module, biased = base.head_module(task_type)
+        in_words = task_type == "SEQ_CLS" and base.family.words
+        card = self.card.replace(head_module=module, task_type=base.family.task_type if in_words else task_type)
+        pooling = base.pooling if module == "classifier.out_proj" else None
+        return replace(self, head=torch.zeros(rows, base.hidden_size + biased), card=card, pooling=pooling)
 
     @classmethod
     def _initialised(cls, base: Base, embeddings: Tensor, **initialisation: Any) -> SoftPrompt:
@@ -249,7 +270,9 @@ class SoftPrompt:
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the prompt's folder at `path` and return it; see `files.save`, also for what it raises."""
         current = replace(self)  # the tensors may have been changed in place since
-        return files.save(current.embeddings, current.card, path, head=current.head, force=force)
+        return files.save(
+            current.embeddings, current.card, path, head=current.head, pooling=current.pooling, force=force
+        )
 
     @classmethod
     def load(cls, path: str | Path, base: Base | None = None) -> SoftPrompt:
@@ -259,9 +282,9 @@ class SoftPrompt:
             WrongBaseError: the prompt was made for another base.
             SoftPromptError: a file that is missing, damaged, unsafe or too new, naming it.
         """
-        embeddings, card, head = files.load(path)
+        embeddings, card, head, pooling = files.load(path)
         try:
-            prompt = cls(embeddings, card, head)
+            prompt = cls(embeddings, card, head, pooling)
         except SoftPromptError as error:
             raise type(error)(f"{Path(path) / WEIGHTS}: {error}") from None
         if card.sha256 not in ("", prompt.card.sha256):

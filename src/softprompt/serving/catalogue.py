@@ -212,6 +212,8 @@ class Catalogue:
                 f"its {prompt.num_virtual_tokens} virtual tokens leave no room in {self._base.max_positions}"
             )
         classifier = None
+        if prompt.task_type in ("TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"):
+            raise SoftPromptError(f"it is for {prompt.task_type}, which no engine serves: use `softprompt predict`")
         if prompt.card.task is not None:
             task = Task.from_dict(prompt.card.task, "card.json: task")
             if task.labels is not None:

@@ -103,6 +103,8 @@ class VllmEngine:
         _check_flags(flags)
         options = {key: flags[key] for key in ("revision", "trust_remote_code") if key in flags}
         self.base = load_outline(base, **options)
+        if not self.base.family.words:
+            raise SoftPromptError(f"base {base!r} is an encoder: no engine serves it")
         self._suppressed = suppressed_ids(self.base.model)
         self._probe_ids = torch.arange(_PROBES) * self.base.vocab_size // _PROBES
         self._probe_rows = self.base.embed(self._probe_ids)

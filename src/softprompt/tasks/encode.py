@@ -72,6 +72,9 @@ class Encoded:
         target_ids: Each target's ids; None where the rows came without targets.
         gold: Each row's right answer, see `Answer.gold`; None without targets.
         cut: Of each text whether it was cut to fit.
+        places: The tokens of each text at which the head is read; None: the texts are read as wholes.
+        rows: Whose texts they are; where texts are read in windows these, each a row.
+        owners: Of each text its row, counted from 0.
         with_special: How many rows have the text of a special token in a value, where it is text.
     """
 
@@ -79,8 +82,11 @@ class Encoded:
     target_ids: Ids | None
     gold: list[Any] | None
     cut: list[bool]
+    places: Ids | None = None
+    rows: Sequence[Row] = ()
+    owners: Sequence[int] = ()
     with_special: int = 0
-    learned: Callable[[Sequence[int], Sequence[int], Any], list[int]] = Answer.learned
+    learned: Callable[..., list[int]] | None = None
 
     def example(self, row: int) -> dict[str, list[int]]:
         """A row as it is learned: `ids` of its text and target, and `labels`, see `Answer.learned`.
@@ -88,15 +94,32 @@ class Encoded:
         Raises:
             SoftPromptError: the rows came without targets.
         """
-        if self.target_ids is None or self.gold is None:
+        if self.target_ids is None or self.gold is None or self.learned is None:
             raise SoftPromptError("rows without targets cannot be learned from")
         text, target = self.input_ids[row], self.target_ids[row]
-        return {"ids": text + target, "labels": self.learned(text, target, self.gold[row])}
+        places = None if self.places is None else self.places[row]
+        return {"ids": text + target, "labels": self.learned(text, target, self.gold[row], places)}
 
     @property
     def truncated(self) -> int:
         """How many texts were cut."""
         return sum(self.cut)
+
+
+def check_kind(base: Base, kind: str) -> None:
+    """Refuse a kind of answer that a base cannot give.
+
+    Raises:
+        SoftPromptError: naming what it can.
+    """
+    given = {name for name in ("words", "states") if getattr(base.family, name)} | {None}
+    if KINDS[kind].needs not in given:
+        what = "says no words" if KINDS[kind].needs == "words" else "gives no states of a text's tokens"
+        can = [name for name, one in KINDS.items() if one.needs in given]
+        raise SoftPromptError(
+            f"base {base.name!r} ({base.model.config.model_type}) {what}: task.answer can be {', '.join(can)}, "
+            f"not {kind}"
+        )
 
 
 class Encoder:
@@ -120,6 +143,7 @@ class Encoder:
         limits = [limit for limit in (base.room(virtual_tokens), max_length) if limit is not None]
         self.task, self.max_tokens = task, min(limits, default=None)
         self._tokens = TaskTokenizer(base.tokenizer, task, apart=base.family.apart)
+        check_kind(base, task.kind)
         kind: type[Answer] = pkgutil.resolve_name(KINDS[task.kind].where)
         self.answer = kind(self._tokens)
 
@@ -127,7 +151,7 @@ class Encoder:
         """The ids of one row's text, cut where it must be; see `encode_rows`."""
         return self.encode_rows([Row(dict(columns))], reserve=reserve).input_ids[0]
 
-    def encode_rows(self, rows: Sequence[Row], *, reserve: int = 0) -> Encoded:
+    def encode_rows(self, rows: Sequence[Row], *, reserve: int = 0, whole: bool = False) -> Encoded:
         """Encode rows, cutting the texts that are too long for `max_tokens`.
 
         The columns' values are cut at their ends, the longest first, until text and target fit; the
@@ -136,18 +160,27 @@ class Encoder:
         Args:
             rows: From `load_rows` or `rows_from`; all with targets, or none.
             reserve: Tokens to keep free after each text where its target is shorter: those to be generated.
+            whole: Where the kind of answer reads windows, all windows of each row in place of the one that is learned.
 
         Raises:
             SoftPromptError: A text has no tokens, or does not fit with its values cut to nothing.
         """
-        found = Encoded(Ids(), Ids(), None, [])
+        given, owners = rows, list(range(len(rows)))
+        if self.answer.in_windows and whole:
+            every = [self.answer.windows(row, self.max_tokens) for row in rows]
+            rows, owners = [one for some in every for one in some], [i for i, some in enumerate(every) for _ in some]
+        elif self.answer.in_windows:
+            rows = [self.answer.learned_window(row, self.max_tokens) for row in rows]
+        found = Encoded(Ids(), Ids(), None, [], rows=rows, owners=owners)
         said = time.monotonic()
         for start in range(0, max(1, len(rows)), _AT_ONCE):  # what a tokenizer gives is large
             found = self._with_more(found, rows[start : start + _AT_ONCE], max(reserve, self.answer.reserve))
             if time.monotonic() - said > _SILENCE:
                 said = time.monotonic()
                 logger.info("encoded %s of %s rows", f"{len(found.input_ids):,}", f"{len(rows):,}")
-        return found if found.target_ids is None else replace(found, gold=self.answer.gold(rows))
+        if found.target_ids is None:
+            return found
+        return replace(found, gold=self.answer.gold(given) if whole else self.answer.learned_gold(rows))
 
     def _with_more(self, found: Encoded, rows: Sequence[Row], reserve: int) -> Encoded:
         """What was encoded before, with more rows."""
@@ -160,7 +193,10 @@ class Encoder:
         cut = [False] * len(rows)
         for i, row in enumerate(rows):
             if self.max_tokens is not None:
-                room = self.max_tokens - max(reserve, len(targets[i]) if targets else 0)
+                if targets and self.answer.is_text and len(targets[i]) > self.max_tokens:
+                    targets[i] = self._tokens.shortened(targets[i], self.max_tokens)
+                    cut[i] = True
+                room = self.max_tokens - max(reserve, len(targets[i]) if targets and not self.answer.is_text else 0)
                 if len(input_ids[i]) > room:
                     input_ids[i] = self._cut(row, input_ids[i], room)
                     cut[i] = True
@@ -168,11 +204,17 @@ class Encoder:
                 raise SoftPromptError(f"{row.place}: the tokenizer finds no tokens in {shown(row.columns)}")
         found.input_ids.extend(input_ids)
         found.cut.extend(cut)
+        places, of_texts = self.answer.places(rows, input_ids), None
+        if places is not None:
+            of_texts = found.places or Ids()
+            of_texts.extend(places)
         of_all = None if targets is None else found.target_ids
         if of_all is not None:
             of_all.extend(targets or [])
         with_special += found.with_special
-        return replace(found, target_ids=of_all, with_special=with_special, learned=self.answer.learned)
+        return replace(
+            found, target_ids=of_all, places=of_texts, with_special=with_special, learned=self.answer.learned
+        )
 
     def _cut(self, row: Row, ids: list[int], room: int) -> list[int]:
         values = {name: row.columns[name] for name in self.task.columns}

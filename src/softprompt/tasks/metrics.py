@@ -108,6 +108,31 @@ def text_metrics(outputs: Sequence[str], references: Sequence[str]) -> dict[str,
     }
 
 
+def span_metrics(outputs: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+    """Figures for spans against one reference each, as SQuAD has them (Rajpurkar et al. 2016).
+
+    Case, punctuation and English articles do not count.
+
+    Args:
+        outputs: The n spans.
+        references: The n right ones.
+
+    Returns:
+        `n`; `exact_match`, the share with the same words; `token_f1`, the mean F1 of words.
+
+    Raises:
+        SoftPromptError: There are no rows.
+    """
+    if not references:
+        raise SoftPromptError("there are no rows to measure")
+    pairs = list(zip(outputs, references, strict=True))
+    return {
+        "n": len(references),
+        "exact_match": fmean(_squad_words(output) == _squad_words(reference) for output, reference in pairs),
+        "token_f1": fmean(_token_f1(output, reference) for output, reference in pairs),
+    }
+
+
 class _Words:
     """Words for ROUGE: rouge-score's own for English; its tokenizer drops every letter beyond a to z."""
 

@@ -264,7 +264,7 @@ def as_rows(data: Rows, task: Task, *, need_targets: bool = True, reading: Readi
         SoftPromptError: A row's label is none of the task's, or as `load_rows`.
     """
     if isinstance(data, Sequence) and all(isinstance(row, Row) for row in data):
-        known = range(len(task.labels or ()))
+        known = range(0 if task.kind == "tags" else len(task.labels or ()))
         for row in data if need_targets and known else ():
             if row.label not in known:
                 place = f"an index into the task's labels, from 0 to {known[-1]}"
@@ -273,8 +273,8 @@ def as_rows(data: Rows, task: Task, *, need_targets: bool = True, reading: Readi
     return load_rows(data, task, need_targets=need_targets, reading=reading)
 
 
-def find_labels(source: Rows, reading: Reading, *, root: str | Path | None = None) -> list[str]:
-    """The labels that stand in a source, sorted, for `labels: auto`.
+def find_labels(source: Rows, reading: Reading, *, root: str | Path | None = None, by_word: bool = False) -> list[str]:
+    """The labels that stand in a source, sorted, for `labels: auto`; `by_word`: one for each word of a row.
 
     Raises:
         SoftPromptError: There are so many that they are hardly labels, or fewer than two.
@@ -286,11 +286,12 @@ def find_labels(source: Rows, reading: Reading, *, root: str | Path | None = Non
             raise SoftPromptError(_no_column(table.name, LABEL_COLUMN, column, table.columns))
         for record in table.records:
             try:
-                text = _text(_value(record.values, LABEL_COLUMN, reading, None), column)
+                found = _value(record.values, LABEL_COLUMN, reading, None)
+                text = " ".join(map(str, found)) if by_word and isinstance(found, list) else _text(found, column)
             except _UnusableError:  # said where the rows are read
                 continue
-            if text.strip():
-                counts[reading.labels.get(text, text)] += 1
+            for label in text.split() if by_word else [text] if text.strip() else []:
+                counts[reading.labels.get(label, label)] += 1
     if not 2 <= len(counts) <= MOST_LABELS:
         raise SoftPromptError(
             f"task.labels: auto finds {len(counts):,} labels in the column {shown(column)} of {source}: write them "
@@ -319,6 +320,8 @@ class _Maker:
         if record.fault:
             return Entry(record, None, record.fault)
         values = with_messages(record.values)
+        if self._task.kind == "tags":
+            return self._tagged(record, values, source, number)
         label = target = None
         try:
             columns = {name: _required(values, name, self._reading) for name in self._columns}
@@ -334,6 +337,38 @@ class _Maker:
         except _UnusableError as fault:
             return Entry(record, None, str(fault))
         return Entry(record, Row(columns, label, target, source, number))
+
+    def _tagged(self, record: Record, values: Mapping[str, object], source: str, number: int) -> Entry:
+        """The same of words, with a label for each, as texts with white space between them or as lists."""
+        (name,), target = self._columns, None
+        try:
+            text = _spaced(values, name, self._reading)
+            if self._targets:
+                tags = _spaced(values, LABEL_COLUMN, self._reading).split()
+                if len(tags) != len(text.split()):
+                    raise _UnusableError(
+                        f"column {shown(name)} has {len(text.split())} words, but column {shown(LABEL_COLUMN)} "
+                        f"{len(tags)} labels; give one for each word"
+                    )
+                tags = [self._reading.labels.get(tag, tag) for tag in tags]
+                if unknown := next((tag for tag in tags if tag not in self._index), None):
+                    return Entry(record, None, _unknown(unknown, self._task.labels or []), unknown)
+                target = " ".join(tags)
+        except _UnusableError as fault:
+            return Entry(record, None, str(fault))
+        return Entry(record, Row({name: text}, None, target, source, number))
+
+
+def _spaced(values: Mapping[str, object], name: str, reading: Reading) -> str:
+    """A column of words as one text; a list's are joined by spaces."""
+    found = _value(values, name, reading, None)
+    if not isinstance(found, list | tuple):
+        return _required(values, name, reading)
+    if wrong := next((one for one in found if not isinstance(one, str) or len(one.split()) != 1), None):
+        raise _UnusableError(f"column {shown(name)} has {shown(wrong)} in its list, which is no word without spaces")
+    if not found:
+        raise _UnusableError(f"column {shown(name)} is empty; fill it in or leave the row out")
+    return " ".join(found)
 
 
 def _value(values: Mapping[str, object], name: str, reading: Reading, default: object) -> object:

@@ -29,6 +29,8 @@ def check_trainable(rows: Sequence[Row], task: Task) -> None:
         SoftPromptError: All rows of a classification task have the same label.
     """
     seen = {row.label for row in rows if row.label is not None}
+    if task.kind == "tags":
+        return
     if task.labels is not None and len(seen) < 2:
         raise SoftPromptError(
             f"{rows[0].source}: all {len(rows)} rows have the label {shown([task.labels[i] for i in seen])}; "

@@ -93,10 +93,14 @@ class Task(BaseModel):
         target: What follows the input. Classification: text around `{label}`. Free text: names the
             columns of the data that hold the answer.
         answer: The kind of answer: `words` (the likelihood of each label's text) or `text` (free text); `auto`
-            (default): chosen where the task is learned, else `words` with labels and `text` without.
+            (default): chosen where the task is learned, else `words` with labels and `text` without. `head`: a head's
+            scores of the labels. `tags`: a label for each word. `span`: words of the template's last column.
+            `embedding`: template and target are texts that belong together.
         max_new_tokens: Free text: the most tokens that an answer may have.
-        metric: `accuracy` (default) or `macro_f1` for classification; `exact_match` (default),
-            `token_f1`, `rouge_l` or `bleu` for free text.
+        metric: `accuracy` (default) or `macro_f1` for classification; `f1` (default) or `accuracy` for tags;
+            `token_f1` (default) or `exact_match` for spans;
+            `exact_match` (default), `token_f1`, `rouge_l` or `bleu` for free text; `recall_at_1` (default),
+            `recall_at_5`, `recall_at_10` or `mrr` for embeddings.
 
     Raises:
         SoftPromptError: A key is unknown, missing or wrong; the line names it.
@@ -201,9 +205,10 @@ class Task(BaseModel):
     def _check_metric(cls, metric: str, info: ValidationInfo) -> str:
         if "labels" not in info.data or "answer" not in info.data:
             return metric
-        known = KINDS[_kind(info.data["answer"], info.data["labels"])].metrics
+        kind = _kind(info.data["answer"], info.data["labels"])
+        known = KINDS[kind].metrics
         if metric not in known:
-            what = "free text" if info.data["labels"] is None else "classification"
+            what = {"text": "free text", "words": "classification", "head": "classification"}.get(kind, kind)
             raise ValueError(f"{metric} does not measure {what}: choose one of {', '.join(known)}")
         return metric
 
@@ -219,8 +224,9 @@ class Task(BaseModel):
         return self.model_copy(update={"answer": "head" if head and self.labels is not None else self.kind})
 
     def answered_by(self, kind: str) -> Task:
-        """The task with labels answered by `kind`, such as "words" where there is no head; free text as it is."""
-        return self if self.labels is None else self.model_copy(update={"answer": kind})
+        """The task with one label for a text answered by `kind`, such as "words" where there is no head; others as they
+        are."""
+        return self if self.labels is None or self.kind == "tags" else self.model_copy(update={"answer": kind})
 
     @property
     def columns(self) -> list[str]:

@@ -42,6 +42,16 @@ class TaskTokenizer:
         end = self.special.end if self._apart else []
         return [self.special.with_start(ids) + end for ids in self._ids(texts)]
 
+    def shortened(self, ids: list[int], room: int) -> list[int]:
+        """The ids of a text from `texts`, cut to so many, with what the tokenizer puts after it."""
+        end = self.special.end if self._apart else []
+        return ids[: room - len(end)] + end
+
+    def around(self, ids: Sequence[int]) -> tuple[int, int]:
+        """How many of a text's ids, from `texts`, the tokenizer has put before it and after it."""
+        start, end = self.special.start, self.special.end if self._apart else []
+        return len(start) if list(ids[: len(start)]) == start else 0, len(end)
+
     def following(self, targets: Sequence[Sequence[Part]]) -> list[list[int]]:
         """The ids of targets as they follow a text.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from transformers import TrainerCallback
@@ -13,6 +14,7 @@ from softprompt.prompts.ensemble import Ensemble
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.rows import Row
 from softprompt.tasks.task import Task
+from softprompt.training.heads import with_head
 from softprompt.training.recipe import Recipe
 from softprompt.training.side_by_side import train_side_by_side
 
@@ -66,12 +68,13 @@ def train_ensemble(
         metrics: dict[str, Any] = {"best_step": member.step}
         if member.validation is not None:
             metrics["validation"] = member.validation.for_card()
-        card = prompt.card.replace(
+        begun = with_head(prompt, task, base)
+        card = begun.card.replace(
             base=base.identity.model_dump(),
             task=task.model_dump(exclude_none=True),
             recipe=recipe.model_dump() | {"learning_rate": recipe.rate, "seed": seed, "dtype": dtype_name(base.dtype)},
             metrics=metrics,
             calibration=None,
         )
-        learned.append(SoftPrompt(member.learned.embeddings, card, member.learned.head))
+        learned.append(replace(begun, embeddings=member.learned.embeddings, card=card, head=member.learned.head))
     return Ensemble(Ensemble(learned).marked())

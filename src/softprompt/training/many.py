@@ -22,6 +22,7 @@ from softprompt.bases.base import Base
 from softprompt.files import write_file
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
+from softprompt.tasks.answers import KINDS
 from softprompt.tasks.rows import Row
 from softprompt.tasks.task import Task
 from softprompt.training.folder import RECORD, Replaced, check_folder, locked, open_run, write_problems
@@ -70,7 +71,8 @@ def shape(task: Task, recipe: Recipe) -> Hashable | None:
     # A tracker's run, a loss's weights and a promise of privacy are of one task.
     if recipe.report_to or recipe.class_weights != "none" or recipe.private is not None:
         return None
-    head = len(task.labels or []) if task.kind == "head" else None
+    kind = KINDS[task.kind]
+    head = (kind.task_type, len(task.labels or []) if kind.head == "labels" else kind.head)
     return (head, *recipe.model_dump(exclude=_OWN | {"report_to"}).items())
 
 

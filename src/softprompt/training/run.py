@@ -17,13 +17,15 @@ from typing import Any
 from transformers import TrainerCallback
 
 from softprompt.bases.base import Base, dtype_name
+from softprompt.errors import SoftPromptError
 from softprompt.evaluation.calibration import calibrate, check_labels, rows_of, worth_keeping, worth_trying
 from softprompt.evaluation.evaluate import Evaluation, Evaluator, evaluate, tell_cut
 from softprompt.files import write_file
 from softprompt.models.generation import find_way
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
-from softprompt.tasks.encode import Encoded, Encoder
+from softprompt.tasks.answers import KINDS
+from softprompt.tasks.encode import Encoded, Encoder, check_kind
 from softprompt.tasks.problems import Problem, in_rows, in_words, unseen
 from softprompt.tasks.rows import Row, Rows, as_rows
 from softprompt.tasks.splits import check_trainable, with_validation
@@ -160,7 +162,7 @@ def train(
         rows, checks = with_validation(train, validation, task, recipe.seed)
         recipe = recipe.for_rows(len(rows))
         parts = rows, checks, None if test is None else as_rows(test, task)
-        prepared = prepare(base, prompt, choose_answer(task, rows, prompt), recipe, parts)
+        prepared = prepare(base, prompt, choose_answer(task, rows, prompt, base), recipe, parts)
     check_same(prepared.about)
     with ExitStack() as stack:
         folder = _folder(output, prepared.about, stack, resume=resume, force=force)
@@ -205,7 +207,7 @@ def rows_around(task: Task, recipe: Recipe, rows: int, checks: int) -> tuple[int
     """
     if recipe.private is not None:
         return 0, 0
-    if task.kind == "head":
+    if KINDS[task.kind].head == "labels":
         fitted = len(rows_to_fit(rows, recipe))
         return fitted, fitted + checks if checks else 0
     if worth_trying(recipe.calibrate, task, validates=bool(checks)):
@@ -307,14 +309,17 @@ def prepare(
         WrongBaseError: the prompt was made for another base.
     """
     prompt.check_base(base)
+    check_kind(base, task.kind)
     rows, checks, test = data
+    if recipe.private is not None and KINDS[task.kind].task_type == "FEATURE_EXTRACTION":
+        raise SoftPromptError("recipe.private is not for embeddings: a pair's loss depends on the others of its batch")
     mechanism = make_mechanism(recipe, prompt, len(rows))
     warn_of_start(prompt)
-    prompt = with_head(prompt, task)
+    prompt = with_head(prompt, task, base)
     model = PromptedModel(
         base, [prompt], max_tokens=recipe.max_tokens, gradient_checkpointing=recipe.gradient_checkpointing
     )
-    if task.labels is None:
+    if task.kind == "text":
         find_way(model)  # says now, not after the last step, if the base cannot generate, or only slowly
     check_trainable(rows, task)
     problems = _problems({"training": rows, "validation": checks, "test": test}, task, recipe)
@@ -335,7 +340,7 @@ def _learned(recipe: Recipe, count: int, task: Task) -> list[int]:
     if recipe.private is not None:
         return list(range(count))
     steps = learned_rows(count, recipe.batch_size, recipe.max_steps, recipe.seed)
-    return sorted({*steps, *rows_to_fit(count, recipe)}) if task.kind == "head" else steps
+    return sorted({*steps, *rows_to_fit(count, recipe)}) if KINDS[task.kind].head == "labels" else steps
 
 
 def _problems(parts: Mapping[str, Sequence[Row] | None], task: Task, recipe: Recipe) -> list[Problem]:
@@ -372,15 +377,14 @@ def finish(
     best_step = steps if member.best is None else member.step
     card = prepared.prompt.card.replace(
         base=base.identity.model_dump(),
-        task_type=base.family.task_type,
         task=task.model_dump(exclude_none=True),
         recipe=recipe.for_card(dtype_name(base.dtype)),
         calibration=None,
     )
-    learned = SoftPrompt(member.learned.embeddings, card, member.learned.head)
+    learned = replace(prepared.prompt, embeddings=member.learned.embeddings, card=card, head=member.learned.head)
     made = None if learned.head is None else "trained" if steps else "fitted"
     mechanism = prepared.mechanism
-    if learned.head is not None and checks is not None and mechanism is None:
+    if KINDS[task.kind].head == "labels" and checks is not None and mechanism is None:
         learned, validated, made = _refit(prepared, learned, validated, progress)
     if mechanism is None and worth_trying(recipe.calibrate, task, validates=checks is not None):
         calibrated = calibrate(base, learned, task, prepared.rows, progress=progress)

@@ -65,7 +65,7 @@ def train_side_by_side(
         prompt.check_base(base)
     check_trainable(train, task)
     task = task.resolved(head=any(prompt.head is not None for prompt in prompts))
-    prompts = [with_head(prompt, task) for prompt in prompts]
+    prompts = [with_head(prompt, task, base) for prompt in prompts]
     model = PromptedModel(
         base, prompts, max_tokens=recipe.max_tokens, gradient_checkpointing=recipe.gradient_checkpointing
     )

@@ -261,7 +261,7 @@ def _find_labels(content: dict[str, Any], folder: Path) -> None:
         read = Data.model_validate(data, context={"folder": folder})
     except ValidationError as error:
         raise SoftPromptError(validation_line(error, "data")) from None
-    task["labels"] = find_labels(read.train, read)
+    task["labels"] = find_labels(read.train, read, by_word=task.get("answer") == "tags")
 
 
 def make_prompt(base: Base, start: PromptStart, task: Task, rows: Sequence[Row] = ()) -> SoftPrompt:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -26,7 +26,8 @@ class Prediction(BaseModel):
 
     Attributes:
         label, probabilities: for classification, the likeliest label and every label's probability (they sum to 1).
-        output: for free text, the generated text.
+        output: for free text, the generated text; of tags, these.
+        embedding: of a text that is embedded, H numbers, whose squares sum to 1.
         truncated: whether the text was cut to fit the base's context.
     """
 
@@ -35,17 +36,48 @@ class Prediction(BaseModel):
     label: str | None = None
     probabilities: dict[str, float] | None = None
     output: str | None = None
+    embedding: list[float] | None = None
     truncated: bool = False
 
 
+class Embedded(NamedTuple):
+    """Embeddings of length 1.
+
+    Attributes:
+        texts: `[n, H]` float32.
+        targets: `[m, H]` of the rows' targets, each once; None where the rows have none.
+        own: of each text, which of the targets is its row's.
+    """
+
+    texts: Tensor
+    targets: Tensor | None
+    own: list[int]
+
+
 class Asked(Protocol):
-    """A base behind its prompts, as a kind of answer asks it; texts are token ids."""
+    """A base behind its prompts, as a kind of answer asks it; texts are token ids.
+
+    Attributes:
+        places: of each text the tokens at which the head is read, see `Answer.places`.
+        rows: whose texts they are, or windows of such rows.
+        owners: of each text its row, counted from 0.
+    """
+
+    @property
+    def places(self) -> Sequence[Sequence[int]] | None: ...
+    @property
+    def rows(self) -> Sequence[Row]: ...
+    @property
+    def owners(self) -> Sequence[int]: ...
 
     def score(self, continuations: Sequence[Sequence[int]]) -> Tensor:
         """`[n, C]` float32: the log-likelihood of each continuation after each text."""
 
     def read_head(self) -> Tensor:
-        """`[n, L]`: the scores that the prompt's head gives for each text."""
+        """`[n, L]`: the scores that the prompt's head gives for each text, or for each place in turn; see `places`."""
+
+    def embed(self) -> Embedded:
+        """The embeddings of the texts and of their rows' targets."""
 
     def generate(self, max_new_tokens: int) -> list[str]:
         """The likeliest text after each text, without white space around it."""
@@ -61,11 +93,15 @@ class Answer(ABC):
         reserve: tokens to keep free after each text whether or not its row has a target.
         new_tokens: the most tokens that are generated after a text.
         label_ids: each label's target ids, where the labels are words.
+        is_text: whether the target takes no room from the text.
+        in_windows: whether a text that is too long is read in windows, and not cut.
     """
 
     reserve = 0
     new_tokens = 0
     label_ids: list[list[int]] | None = None
+    is_text = False
+    in_windows = False
 
     def __init__(self, tokens: TaskTokenizer) -> None:
         self.task, self._tokens = tokens.task, tokens
@@ -76,12 +112,29 @@ class Answer(ABC):
 
     @abstractmethod
     def gold(self, rows: Sequence[Row]) -> list[Any]:
-        """The right answer of each row: a label's index, or a text."""
+        """The right answer of each row: a label's index, a text, or the labels' indices of its words."""
 
-    @staticmethod
-    def learned(text: Sequence[int], target: Sequence[int], gold: Any) -> list[int]:
+    def places(self, rows: Sequence[Row], texts: Sequence[Sequence[int]]) -> list[list[int]] | None:
+        """The tokens of each row's text, as ids, at which the head is read; None: each text is read as a whole."""
+        return None
+
+    def learned(
+        self, text: Sequence[int], target: Sequence[int], gold: Any, places: Sequence[int] | None = None
+    ) -> list[int]:
         """What is learned at each token of a text with its target, -100 for nothing: by default the target's ids."""
         return [*(-100 for _ in text), *target]
+
+    def windows(self, row: Row, room: int | None) -> list[Row]:
+        """The row in windows that fit the room, where texts are read so."""
+        return [row]
+
+    def learned_window(self, row: Row, room: int | None) -> Row:
+        """The one of the windows that is learned."""
+        return row
+
+    def learned_gold(self, rows: Sequence[Row]) -> list[Any]:
+        """What `learned` takes for each row: by default what is right."""
+        return self.gold(rows)
 
     @abstractmethod
     def read(self, asked: Asked, log_priors: Sequence[float] | None = None) -> Any:

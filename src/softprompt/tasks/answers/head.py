@@ -32,8 +32,9 @@ class Head(Labels):
         gold = self.gold(rows)
         return [[] for _ in gold] if len(gold) == len(rows) else None
 
-    @staticmethod
-    def learned(text: Sequence[int], target: Sequence[int], gold: int) -> list[int]:
+    def learned(
+        self, text: Sequence[int], target: Sequence[int], gold: int, places: Sequence[int] | None = None
+    ) -> list[int]:
         return [*(-100 for _ in text[1:]), gold]
 
     def likelihoods(self, asked: Asked) -> Tensor:
