@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import pytest
 import torch
@@ -52,20 +53,19 @@ class Varlen:
         assert type(max_q) is type(max_k) is int, "a tensor would be asked for its number"
         queries, keys = cu_seq_q.tolist(), cu_seq_k.tolist()
         assert (queries[0], queries[-1], keys[0], keys[-1]) == (0, len(query), 0, len(key))
-        assert max_q == max(b - a for a, b in zip(queries, queries[1:], strict=False))
-        assert max_k == max(b - a for a, b in zip(keys, keys[1:], strict=False))
+        assert max_q == max(b - a for a, b in pairwise(queries))
+        assert max_k == max(b - a for a, b in pairwise(keys))
         assert window_size == (-1, 0), "another window than causal is not used"
         scale = width**-0.5 if scale is None else scale
         answers = []
-        for first, last, begin, end in zip(queries, queries[1:], keys, keys[1:], strict=False):
+        for (first, last), (begin, end) in zip(pairwise(queries), pairwise(keys), strict=True):
             q = query[first:last].transpose(0, 1)
             k, v = (t[begin:end].transpose(0, 1).repeat_interleave(heads // key_heads, 0) for t in (key, value))
             wide = torch.promote_types(query.dtype, torch.float32)
             scores = (q @ k.transpose(1, 2)).to(wide) * scale
-            length, width_of_keys = last - first, end - begin
-            seen = torch.ones(length, width_of_keys, dtype=torch.bool).tril(
-                width_of_keys - length
-            )  # aligned at the end
+            length, depth = last - first, end - begin
+            # Aligned at the end: the last query sees every key.
+            seen = torch.ones(length, depth, dtype=torch.bool, device=q.device).tril(depth - length)
             weights = scores.masked_fill(~seen, -torch.inf).softmax(-1).to(q.dtype)
             answers.append((weights @ v).transpose(0, 1))
         return torch.cat(answers)

@@ -72,7 +72,7 @@ def varlen_kernel() -> Callable[..., Any] | None:
 
 @lru_cache
 def objection_to_device(device: torch.device, dtype: torch.dtype) -> str:
-    """Why the varlen kernel does not run on a device in a dtype; "" where it does. Found out, and of GPUs said, once."""
+    """Why the varlen kernel does not run on a device in a dtype; "" where it does. Found out and said once."""
     if device.type != "cuda":
         return "it is for CUDA"
     reason = ""
@@ -106,14 +106,18 @@ def _objection_to_row(layout: Layout, query: Tensor, key: Tensor, value: Tensor,
         return _said(f"its heads are {width} and {value.shape[3]} wide, not equal multiples of 8 up to 256")
     if window is not None and layout.sequences.longest_key > window:
         return _said(f"rows are longer than its sliding window of {window}")
-    if width > _WIDE_HEAD and query.requires_grad and query.is_cuda:
-        if torch.cuda.get_device_capability(query.device) not in _GPUS_OF_WIDE_HEADS:
-            return _said(f"{torch.cuda.get_device_name(query.device)} has no room for heads of {width} backward")
+    if width > _WIDE_HEAD and query.requires_grad and not _takes_wide_heads(query.device):
+        return _said(f"{torch.cuda.get_device_name(query.device)} has no room for heads of {width} backward")
     rows = query.shape[2] + _ROWS_AT_ONCE * len(layout.sequences.query_ends)
     widest = -(-width // 64) * 64  # the buffers' rows are rounded up
     if max(rows, len(layout.sequences.keys)) * heads * widest > _MOST_PLACES:
         return _said(f"{rows:,} rows of {heads} heads are more than it counts: lower max_tokens or the batch size")
     return "" if heads % key_heads == 0 else _said(f"{heads} heads do not share {key_heads} evenly")
+
+
+@lru_cache
+def _takes_wide_heads(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) in _GPUS_OF_WIDE_HEADS
 
 
 def _said(reason: str) -> str:
@@ -203,7 +207,7 @@ def _sdpa_attention(query: Tensor, key: Tensor, value: Tensor, plans: Sequence[P
 class _Gather(torch.autograd.Function):
     """Rows of `[C, heads, d]`, some of them several times; their gradients are added up in float32.
 
-    All texts' gradients meet at their prompt's keys: rounded to bfloat16 after each, their sum would lose what is small.
+    All texts' gradients meet at their prompt's keys: rounded to bfloat16 one by one, their sum would lose small ones.
     """
 
     @staticmethod

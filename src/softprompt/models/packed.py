@@ -99,7 +99,7 @@ class Layout:
     positions: Tensor
     make_blocks: Callable[[], Sequence[Block]]
     spans: Sequence[tuple[Tensor, int]] | None = None
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     kernel: str | None = None
     kept: Kept | None = None
     _plans: dict[tuple[int, int, int | None], list[Plan]] = field(default_factory=dict, repr=False)

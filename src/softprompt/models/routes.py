@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def packed(model: PreTrainedModel, prompts: Sequence[Tensor], batch: Batch) -> T
     prompt_of_text = [renumbered[k] for k in batch.prompt_of_text]
     attach(model)
     embed = model.get_input_embeddings()
-    device = embed.weight.device
+    device = _device(model)
     layout = build_layout(lengths, prompt_of_text, batch.lengths, batch.tree)
     layout.device = device
     tokens = _with_tree(batch)
@@ -133,6 +134,12 @@ def _share_beginning(batch: Batch) -> tuple[Tensor, Batch]:
     return texts[0][:shared], rest
 
 
+def _device(model: PreTrainedModel) -> torch.device:
+    """Where a row begins."""
+    device: Any = model.get_input_embeddings().weight.device
+    return device  # type: ignore[no-any-return]
+
+
 def _no_tokens(prompt: Tensor, like: Tensor) -> Tensor:
     """`[P]`, for the virtual tokens among the ids of words."""
     return like.new_full((len(prompt),), NO_TOKEN)
@@ -152,5 +159,5 @@ def _padded(batch: Batch, model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     mask = torch.arange(max(batch.lengths)) < torch.tensor(batch.lengths)[:, None]
     ids = batch.tokens.new_zeros(mask.shape)
     ids[mask] = batch.tokens
-    ids, mask = to_device([ids, mask.long()], model.get_input_embeddings().weight.device)
+    ids, mask = to_device([ids, mask.long()], _device(model))
     return ids, mask

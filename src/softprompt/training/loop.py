@@ -242,7 +242,7 @@ class PromptTrainer(Trainer):
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
         if self.args.world_size > 1:  # the Trainer's adds the processes up, and waits for the device
-            super()._track_num_input_tokens(inputs)
+            super()._track_num_input_tokens(inputs)  # type: ignore[no-untyped-call]
         else:
             self.state.num_input_tokens_seen += inputs["input_ids"].numel()
 
