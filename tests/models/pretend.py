@@ -1,8 +1,8 @@
-"""A pretended accelerator, on which whatever would wait for the device fails: a step is run on it, in its own process.
+"""A pretended accelerator, on which whatever would wait for the device fails.
 
-Its tensors are on a device called "pretend", and lie within on the CPU. As with a GPU, an operation takes tensors of one
-device (or a single number from the CPU), `bool(tensor)`, `tensor.tolist()`, a boolean index and the like ask the device
-for its numbers, and so does every copy to the CPU, or one from the CPU that is not marked `non_blocking`.
+Its tensors are on a device called "pretend", and lie within on the CPU. As with a GPU, an operation takes tensors of
+one device (or a single number from the CPU); `bool(tensor)`, `tensor.tolist()`, a boolean index and the like ask the
+device for its numbers, and so does every copy to the CPU, or one from the CPU that is not marked `non_blocking`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A training step asks a GPU for nothing: run on a pretended one, for which `steps_without_waiting.py` has a process."""
+"""A training step asks a GPU for nothing: it is run on a pretended one, in a process of `steps_without_waiting.py`."""
 
 from __future__ import annotations
 
