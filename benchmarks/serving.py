@@ -84,7 +84,7 @@ class PeftLoop:
     @torch.no_grad()
     def generate(self, task: int, ids: Sequence[int]) -> list[int]:
         self.model.set_adapter(str(task))
-        text = torch.tensor([ids])
+        text = torch.tensor([ids], device=self.model.device)
         found = self.model.generate(
             input_ids=text,
             attention_mask=torch.ones_like(text),
@@ -99,7 +99,9 @@ class PeftLoop:
     def classify(self, task: int, ids: Sequence[int], labels: Sequence[Sequence[int]]) -> list[float]:
         """Log-likelihood of labels of one token each."""
         self.model.set_adapter(str(task))
-        scores = self.model(input_ids=torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
+        scores = (
+            self.model(input_ids=torch.tensor([ids], device=self.model.device)).logits[0, -1].float().log_softmax(-1)
+        )
         return [float(scores[label[0]]) for label in labels]
 
 
@@ -108,7 +110,7 @@ async def measure_engine(base: sp.Base, requests: int, peft_requests: int, round
     prompts = make_prompts(base, MIXED_TASKS)
     texts = texts_of(base, requests)
     labels = Encoder(base, TASK).answer.label_ids or []
-    loop = PeftLoop(sp.load_base(base.name, dtype=base.dtype), prompts)
+    loop = PeftLoop(sp.load_base(base.name, dtype=base.dtype, device=base.device), prompts)
     engine = LocalEngine(base)
     await engine.start()
     for prompt in prompts:
@@ -393,6 +395,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--only", choices=["engine", "state", "server"], help="this part alone; results are written as *_PART")
     add("--tasks", nargs="+", type=int, help="default 1 10 100 1000, with --quick 1 10")
     add("--base", default="smollm2-135m", help="what load_base takes")
+    add(
+        "--device",
+        default="cpu",
+        help="of what runs in this process, such as cuda: up to 10000 tasks; a server takes a GPU if any",
+    )
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     add(
         "--state-bytes",
@@ -404,18 +411,26 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--out", type=Path, default=RESULTS, help="folder for the results")
     add("--json", action="store_true", help="print JSON instead of the table")
     options = parser.parse_args(arguments)
-    options.tasks = options.tasks or ([1, 10] if options.quick else [1, 10, 100, 1000])
+    most = [10000] if options.device.startswith("cuda") else []
+    options.tasks = options.tasks or ([1, 10] if options.quick else [1, 10, 100, 1000, *most])
     return options
 
 
 def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
     options = parse(arguments)
     quick = options.quick
-    base = sp.load_base(options.base, dtype=options.dtype, device="cpu")
+    base = sp.load_base(options.base, dtype=options.dtype, device=options.device)
     document = describe(NAME, arguments, base.device) | {"dtype": dtype_name(base.dtype)}
 
     def keep() -> None:
-        name = "_".join([NAME, *([options.only] if options.only else []), *(["quick"] if quick else [])])
+        name = "_".join(
+            [
+                NAME,
+                *(["cuda"] if base.device.type == "cuda" else []),
+                *([options.only] if options.only else []),
+                *(["quick"] if quick else []),
+            ]
+        )
         write_results(options.out, name, document, table(document))
 
     if options.only in (None, "engine"):

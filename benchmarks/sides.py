@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 import softprompt as sp
 
 Batch = dict[str, Tensor]
-OURS = "softprompt"
+OURS, FLASH = "softprompt", "peft, flash_attention_2"
 
 # Llama shapes to fill with random weights: SmolLM2 135M, Llama 3.2 1B and Llama 3.1 8B.
 SHAPES = {

@@ -2,9 +2,10 @@
 
     python -m benchmarks.training_step [--quick]
 
-On a CPU: SmolLM2-135M, in float32, and in bfloat16 where the machine multiplies it faster. On a GPU: Llama shapes of
-135M, 1B and 8B with random weights, in bfloat16. Owns the cases and the turns that the sides take. The steps
-are in `sides.py`, the memory in `peak_memory.py`, the table and the plot in `step_report.py`.
+On a CPU: SmolLM2-135M, in float32, and in bfloat16 where the machine multiplies it faster. On a GPU: SmolLM2-135M and
+Llama shapes of 1B and 8B with random weights, in bfloat16, and PEFT by FlashAttention 2 too where it is installed; not
+measured on a GPU yet. Owns the cases and the turns that the sides take. The steps are in `sides.py`, the memory in
+`peak_memory.py`, the table and the plot in `step_report.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import copy
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
+from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,7 +39,7 @@ from benchmarks.measure import (
     write_results,
 )
 from benchmarks.movies import INIT_TEXT, load_movies, make_batches
-from benchmarks.sides import OURS, SHAPES, SIDES, Batch, Side, open_model
+from benchmarks.sides import FLASH, OURS, SHAPES, SIDES, Batch, Side, open_model
 from benchmarks.step_report import plot, table
 from softprompt.bases.base import dtype_name
 
@@ -62,6 +66,17 @@ def compare_gradients(sides: Mapping[str, Side], batch: Batch) -> dict[str, Any]
     }
 
 
+def compare_to_float32(model: PreTrainedModel, sides: Mapping[str, Side], batch: Batch) -> dict[str, float]:
+    """The relative distance of each side's gradient to the concatenation's with the same weights in float32.
+
+    Raises:
+        OutOfMemoryError: the device does not hold these beside the rest.
+    """
+    prompt = sp.SoftPrompt(sides[OURS].prompt.detach().cpu())
+    _, right = SIDES["concatenation"](copy.deepcopy(model).float(), prompt).gradient(batch)
+    return {name: distance(side.gradient(batch)[1], right) for name, side in sides.items()}
+
+
 def time_steps(sides: Mapping[str, Side], batches: Sequence[Batch]) -> dict[str, list[float]]:
     """Seconds of each side's step on each batch, the sides taking turns; the first batch is the warm-up."""
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -84,8 +99,11 @@ def measure_case(
     """
     device = models[OURS].device
     batches = [{name: value.to(device) for name, value in batch.items()} for batch in batches]
-    sides = {name: make(models[name], prompt) for name, make in SIDES.items()}
+    sides = {name: SIDES[name.partition(",")[0]](model, prompt) for name, model in models.items()}
     case = compare_gradients(sides, batches[0])
+    if device.type == "cuda":
+        with suppress(torch.OutOfMemoryError):  # the weights in float32 are twice as large
+            case["gradient_to_float32"] = compare_to_float32(models["concatenation"], sides, batches[0])
     times = time_steps(sides, batches)
     lengths = [batch["attention_mask"].sum(1).tolist() for batch in batches[1:]]
     labels = [int((batch["labels"] != -100).sum()) for batch in batches[1:]]
@@ -149,24 +167,28 @@ def measure_base(
             return
     document["matmul_peak_gflops"][label] = peak / 1e9
     untouched = copy.deepcopy(model)  # PEFT and the concatenation run on a model that softprompt has not prepared
-    models = dict.fromkeys(SIDES, untouched) | {OURS: model}
+    models = {OURS: model} | dict.fromkeys([side for side in SIDES if side != OURS], untouched)
+    if options.device.type == "cuda" and dtype != torch.float32 and find_spec("flash_attn") is not None:
+        models[FLASH] = copy.deepcopy(untouched)
+        models[FLASH].set_attn_implementation("flash_attention_2")
     base = sp.Base(model, tokenizer, name)
     for length in options.prompt_lengths:
         prompt = sp.SoftPrompt.from_text(base, INIT_TEXT, length)
-        for size in options.batch_sizes:
-            print(f"{label}, P={length}, B={size} ...", file=sys.stderr)
-            batches = make_batches(base, rows, size, options.rounds + 1)
-            case = {"base": name, "dtype": dtype_name(dtype), "P": length, "B": size}
+        for size, tokens in product(options.batch_sizes, options.text_lengths or [None]):
+            where = f"{label}, P={length}, B={size}" + ("" if tokens is None else f", T={tokens}")
+            print(f"{where} ...", file=sys.stderr)
+            batches = make_batches(base, rows, size, options.rounds + 1, tokens)
+            case = {"base": name, "dtype": dtype_name(dtype), "P": length, "B": size, "T": tokens}
             try:
                 case |= measure_case(models, prompt, batches, peak)
             except torch.OutOfMemoryError:
-                document["skipped"].append(f"{label}, P={length}, B={size}: {_NO_ROOM}")
+                document["skipped"].append(f"{where}: {_NO_ROOM}")
                 continue
             if size == min(options.batch_sizes) and options.memory:
                 try:
                     case["peak_memory_bytes"] = measure_memory(name, dtype, options.device, prompt, batches)
                 except peak_memory.FailedError as error:
-                    document["skipped"].append(f"{label}, P={length}, B={size}: {error}")
+                    document["skipped"].append(f"{where}: {error}")
             times = ", ".join(f"{side} {took['milliseconds']:.0f} ms" for side, took in case["sides"].items())
             print(f"  {times}", file=sys.stderr)
             document["cases"].append(case)
@@ -188,7 +210,20 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--base", nargs="+", help=f"what load_base takes, or a shape: {', '.join(SHAPES)}")
     add("--dtype", nargs="+", choices=["float32", "bfloat16"], help="even where the machine is slow in it")
     add("--prompt-lengths", nargs="+", type=_count, metavar="P", help="default 8 20 100")
-    add("--batch-sizes", nargs="+", type=_count, metavar="B", help="default 16 32; memory is measured at the smallest")
+    add(
+        "--batch-sizes",
+        nargs="+",
+        type=_count,
+        metavar="B",
+        help="default 16 32, on a GPU 16 64; memory is measured at the smallest",
+    )
+    add(
+        "--text-lengths",
+        nargs="+",
+        type=_count,
+        metavar="T",
+        help="tokens of a text; default: the films' own, on a GPU 32 256 1024",
+    )
     add("--no-memory", dest="memory", action="store_false", help="leave out the processes that measure memory")
     add("--device", type=torch.device, default=default_device(), help="default: a GPU where there is one")
     add("--out", type=Path, default=RESULTS, help="folder for the results")
@@ -196,9 +231,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     on_gpu = options.device.type == "cuda"
     options.rounds = options.rounds or (5 if options.quick else 7)
-    options.base = options.base or (list(SHAPES) if on_gpu else ["smollm2-135m"])
+    options.base = options.base or ["smollm2-135m", *(["llama-1b", "llama-8b"] if on_gpu else [])]
     options.prompt_lengths = options.prompt_lengths or ([20] if options.quick else [8, 20, 100])
-    options.batch_sizes = options.batch_sizes or ([16] if options.quick else [16, 32])
+    options.batch_sizes = options.batch_sizes or ([16] if options.quick else [16, 64] if on_gpu else [16, 32])
+    if on_gpu and not options.quick:
+        options.text_lengths = options.text_lengths or [32, 256, 1024]
     options.name = "training_step" + ("_cuda" if on_gpu else "") + ("_quick" if options.quick else "")
     return options
 

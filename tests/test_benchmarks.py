@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import measure, peak_memory, sides, time_to_accuracy, train_many, training_step
+from benchmarks import gradients, measure, peak_memory, sides, time_to_accuracy, train_many, training_step
 from benchmarks.movies import INIT_TEXT, make_batches
 
 import softprompt as sp
@@ -86,9 +86,64 @@ def test_training_step_writes_table_json_and_plot(
         assert 0 < case["padding"] < 1
     table = (out / "training_step.md").read_text(encoding="utf-8")
     assert table == training_step.table(document)
-    assert f"| {folder}, float32, 7, 3 |" in table
+    assert f"| {folder}, float32, 7, 3, films |" in table
     assert document["command"] in table
     assert "<svg" in (out / "training_step.svg").read_text(encoding="utf-8")
+
+
+def test_texts_of_a_length_end_with_their_label(tiny_base: sp.Base) -> None:
+    films = make_batches(tiny_base, ROWS, 3, 2)
+    for length in (5, 300):
+        for batch, other in zip(make_batches(tiny_base, ROWS, 3, 2, length), films, strict=True):
+            assert batch["input_ids"].shape == (3, length)
+            assert batch["attention_mask"].all()
+            for row in range(3):
+                labels = batch["labels"][row]
+                assert torch.equal(labels[labels != -100], other["labels"][row][other["labels"][row] != -100][-length:])
+                assert labels[-1] != -100
+
+
+def test_training_step_of_given_text_lengths(tmp_path: Path, folder: str) -> None:
+    arguments = ["--base", folder, "--prompt-lengths", "2", "--batch-sizes", "2", "--rounds", "1", "--no-memory"]
+    arguments += ["--dtype", "float32", "--device", "cpu", "--text-lengths", "9", "40", "--out", str(tmp_path)]
+    training_step.main(arguments, ROWS)
+    document = json.loads((tmp_path / "training_step.json").read_text(encoding="utf-8"))
+    assert [(case["T"], case["tokens"]) for case in document["cases"]] == [(9, 18), (40, 80)]
+    for part in document["cases"]:
+        part["sides"][sides.FLASH] = part["sides"]["peft"]
+        part["speed_ratio"][sides.FLASH] = 2.0
+        part["gradient_to_float32"] = {"softprompt": 1e-3}
+    table = training_step.table(document)
+    assert "PEFT by FlashAttention 2" in table
+    assert "P=2, B=2, T=40: softprompt 1.0e-03" in table
+
+
+def test_the_gradients_distance_to_float32(tiny_base: sp.Base) -> None:
+    (batch,) = make_batches(tiny_base, ROWS, 2, 1)
+    prompt, plain = sp.SoftPrompt.from_text(tiny_base, INIT_TEXT, 3), copy.deepcopy(tiny_base.model).bfloat16()
+    made = {
+        name: make(copy.deepcopy(tiny_base.model).bfloat16() if name == "softprompt" else plain, prompt)
+        for name, make in sides.SIDES.items()
+    }
+    found = training_step.compare_to_float32(plain, made, batch)
+    assert set(found) == set(sides.SIDES)
+    assert all(1e-5 < off < 0.1 for off in found.values())
+
+
+def test_gradients_are_held_against_a_wider_reference(tmp_path: Path, folder: str) -> None:
+    arguments = ["--base", folder, "--families", "llama", "--dtype", "float32", "bfloat16", "--seeds", "1"]
+    gradients.main([*arguments, "--device", "cpu", "--out", str(tmp_path)])
+    document = json.loads((tmp_path / "gradients.json").read_text(encoding="utf-8"))
+    found = {(case["model"], case["dtype"]): case for case in document["cases"]}
+    assert set(found) == {("llama, tiny", "float32"), ("llama, tiny", "bfloat16"), (folder, "bfloat16")}
+    narrow, half = found["llama, tiny", "float32"], found["llama, tiny", "bfloat16"]
+    assert 0 < narrow["packed"] < 1e-4 < half["packed"] < 0.5
+    assert half["ratio"] == pytest.approx(half["packed"] / half["concatenated"])
+    document["cases"][0]["ratio"] = 2.0
+    document["cases"].append({"model": "x", "dtype": "float16", "refused": "no route"})
+    table = gradients.table(document)
+    assert "concatenation's: llama, tiny in float32." in table
+    assert "x in float16: no route" in table
 
 
 def test_a_slow_dtype_is_skipped_openly_unless_asked_for(
@@ -183,7 +238,9 @@ def test_options_of_quick_and_of_the_whole_run() -> None:
     quick = training_step.parse(["--quick", "--device", "cpu"])
     assert (quick.prompt_lengths, quick.batch_sizes, quick.rounds, quick.name) == ([20], [16], 5, "training_step_quick")
     whole: argparse.Namespace = training_step.parse(["--device", "cuda"])
-    assert (whole.prompt_lengths, whole.batch_sizes, whole.base) == ([8, 20, 100], [16, 32], list(sides.SHAPES))
+    assert (whole.prompt_lengths, whole.batch_sizes, whole.text_lengths) == ([8, 20, 100], [16, 64], [32, 256, 1024])
+    assert whole.base == ["smollm2-135m", "llama-1b", "llama-8b"]
+    assert training_step.parse(["--device", "cpu"]).text_lengths is None
     assert whole.name == "training_step_cuda"
 
 

@@ -552,6 +552,10 @@ def test_a_missing_task_file_is_refused(project, prompt):
         (KeyboardInterrupt(), "interrupted"),
         (MemoryError(), "out of memory: choose a smaller base"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory: choose a smaller"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
+            "or recipe.dtype bfloat16 in place of",
+        ),
         (OSError(errno.EACCES, "Permission denied", "/there"), "/there: Permission denied"),
         (KeyError("x\ny"), "unexpected KeyError in test_cli.py, line"),
     ],

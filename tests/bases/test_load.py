@@ -234,8 +234,18 @@ class TestDtypeAndDevice:
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
         assert fast_dtype(torch.device("cpu")) == fast_dtype(torch.device("mps")) == torch.float32
 
+    def test_bfloat16_that_is_emulated_is_said_to_be_slow(self, folder, monkeypatch, caplog):
+        monkeypatch.setattr(base_module, "_has_bfloat16", lambda device: False)
+        with caplog.at_level("WARNING", logger="softprompt"):
+            assert load_base(folder, dtype="float32", device="cpu").dtype == torch.float32
+            assert caplog.messages == []
+            assert load_base(folder, dtype="bfloat16", device="cpu").dtype == torch.bfloat16
+        (line,) = caplog.messages
+        assert re.fullmatch(r"bfloat16 is emulated on this cpu: a product takes [\d.]+ times as long as .*", line)
+
     @pytest.mark.parametrize("name", ["float32", "bfloat16"])
     def test_a_variable_says_what_auto_is(self, folder, monkeypatch, caplog, name):
+        monkeypatch.setattr(base_module, "_has_bfloat16", lambda device: True)
         monkeypatch.setenv("SOFTPROMPT_DTYPE", name)
         with caplog.at_level("INFO", logger="softprompt"):
             assert load_base(folder).dtype == getattr(torch, name)

@@ -126,13 +126,32 @@ def test_plans_are_made_once_for_each_shape(monkeypatch):
     assert made == [(4, 2, None)] * 2 + [(4, 2, 3)] * 2
 
 
-def test_the_layout_moves_to_a_device_with_its_kernel():
+def test_what_a_row_needs_goes_to_its_device_and_is_planned_on_the_cpu():
     layout = build_layout([2, 3], [1, 0], [3, 1])
-    layout.kernel = "sdpa"
-    moved = layout.to(torch.device("meta"))
-    assert moved.kernel == "sdpa"
-    assert {t.device.type for b in moved.blocks for t in (b.queries, b.keys, b.seen)} == {"meta"}
-    assert moved.positions.device.type == "meta"
+    layout.device = torch.device("meta")
+    plans = layout.plans(2, 1, None)
+    assert {t.device.type for p in plans for t in (p.query_rows, p.key_rows, p.places, p.bias)} == {"meta"}
+    sequences = layout.sequences
+    assert {t.device.type for t in (sequences.keys, sequences.query_ends, sequences.key_ends)} == {"meta"}
+    assert {t.device.type for b in layout.blocks for t in (b.queries, b.keys, b.seen)} == {"cpu"}
+    assert layout.positions.device.type == "cpu"
+
+
+@given(rows().filter(lambda row: row[3] is None and sum(row[0]) + sum(row[2])))
+@settings(max_examples=60, deadline=None)
+def test_a_row_is_sequences_whose_queries_are_the_last_of_their_keys(row):
+    expected, sequences = plain(*row)[1], build_layout(*row).sequences
+    queries, keys = sequences.query_ends.tolist(), sequences.key_ends.tolist()
+    assert sequences.query_ends.dtype == sequences.key_ends.dtype == torch.int32
+    assert (queries[0], queries[-1], keys[0], keys[-1]) == (0, len(expected), 0, len(sequences.keys))
+    spans = list(zip(queries, queries[1:], keys, keys[1:], strict=False))
+    for first, last, begin, end in spans:
+        own = sequences.keys[begin:end].tolist()
+        assert own[len(own) - (last - first) :] == list(range(first, last))
+        for place in range(first, last):
+            assert set(own[: len(own) - (last - 1 - place)]) == expected[place]
+    assert sequences.longest_query == max(last - first for first, last, _, _ in spans)
+    assert sequences.longest_key == max(end - begin for _, _, begin, end in spans)
 
 
 def test_a_tree_sees_its_ancestors_only():

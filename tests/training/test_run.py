@@ -245,9 +245,15 @@ def test_only_the_same_run_is_resumed(tiny_base: Base, tmp_path: Path) -> None:
         learn(tiny_base, tmp_path / "run", resume=True, train=rows(39))
 
 
+@pytest.mark.parametrize("late", [False, True])
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_prompt(
-    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
+    from softprompt.training import loop
+
+    if late:  # as of a GPU, which is asked a step later
+        finite = loop._Finite
+        monkeypatch.setattr(loop, "_Finite", lambda late: finite(late=True))
     good = learn(tiny_base, tmp_path / "good", recipe=recipe(max_steps=24), callbacks=[])
     forward, calls = PromptedModel.forward, []
 

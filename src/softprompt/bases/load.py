@@ -13,6 +13,7 @@ import os
 import platform
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
@@ -94,6 +95,9 @@ def load_base(
     if dtype == "auto":
         why = f"as {DTYPE_VARIABLE} says" if os.environ.get(DTYPE_VARIABLE) else f"as fits this machine's {place.type}"
         logger.info("dtype auto is %s, %s", dtype_name(precision), why)
+    if precision == torch.bfloat16 and not _has_bfloat16(place):
+        times = _times_slower(place)
+        logger.warning("bfloat16 is emulated on this %s: a product takes %.1f times as long as in float32", *times)
     return _tell_reach(Base(model, tokenizer, name))
 
 
@@ -189,6 +193,20 @@ def _has_bfloat16(device: torch.device) -> bool:
         return bool(torch.cpu._is_avx512_bf16_supported())
     # oneDNN's own answer for x86 would include emulation.
     return sys.platform == "linux" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _times_slower(device: torch.device) -> tuple[str, float]:
+    """The device's kind, and the time of a small matrix product in bfloat16 over that in float32."""
+
+    def took(dtype: torch.dtype) -> float:
+        times, square = [], torch.ones(256, 256, dtype=dtype, device=device)
+        for _ in range(4):
+            start = time.perf_counter()
+            (square @ square)[0, 0].item()
+            times.append(time.perf_counter() - start)
+        return min(times[1:])  # the first call is the warm-up
+
+    return device.type, took(torch.bfloat16) / took(torch.float32)
 
 
 def _choose_device(device: str | torch.device) -> torch.device:

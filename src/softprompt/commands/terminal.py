@@ -100,7 +100,10 @@ def _explain(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, MemoryError) or "out of memory" in message or "can't allocate memory" in message:
-        return "out of memory: choose a smaller base, recipe.max_tokens or recipe.batch_size"
+        return (
+            "out of memory: choose a smaller base, recipe.max_tokens or recipe.batch_size, or recipe.dtype bfloat16 in "
+            "place of float32"
+        )
     if isinstance(error, OSError) and error.strerror:
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     place = traceback.extract_tb(error.__traceback__)[-1]

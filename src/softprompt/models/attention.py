@@ -6,8 +6,11 @@ sees which.
 
 from __future__ import annotations
 
+import inspect
+import logging
 import sys
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,13 +21,22 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from softprompt.models.packed import Kept, Layout, Plan
+from softprompt.models.packed import Kept, Layout, Plan, Sequences
+
+logger = logging.getLogger(__name__)
 
 _PREFIX = "softprompt_"
 # Keyword arguments of an attention call that change no number.
 _HARMLESS = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states", "is_causal"}
 # With more scores than this in one block, SDPA, which never holds them all, replaces the plain products.
 _MOST_SCORES = 1 << 24
+# FlashAttention's limits: the widest head, what its width is a multiple of, the oldest GPU (Ampere); backward it holds
+# heads wider than 192 in the shared memory of A100, H100 and the like alone.
+_WIDEST_HEAD, _HEAD_STEP, _OLDEST_GPU = 256, 8, (8, 0)
+_WIDE_HEAD, _GPUS_OF_WIDE_HEADS = 192, ((8, 0), (9, 0), (10, 0))
+# Places in its buffers are counted in 32 bits (https://github.com/Dao-AILab/flash-attention/pull/2260).
+_MOST_PLACES = 2**31 - 1
+_ROWS_AT_ONCE = 128  # the buffer of the queries' gradient has so many rows more for each sequence
 
 
 class CannotPackError(RuntimeError):
@@ -42,6 +54,81 @@ def choose_kernel(device: torch.device, scores: int) -> str:
         scores: query heads times R * L * M of the largest block.
     """
     return "matmul" if device.type == "cpu" and scores <= _MOST_SCORES else "sdpa"
+
+
+@lru_cache(maxsize=1)
+def varlen_kernel() -> Callable[..., Any] | None:
+    """`torch.nn.attention.varlen.varlen_attn`; None where PyTorch has none with grouped heads and a causal window.
+
+    See https://docs.pytorch.org/docs/stable/nn.attention.varlen.html.
+    """
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # before 2.10
+        return None
+    taken = inspect.signature(varlen_attn).parameters
+    return varlen_attn if {"scale", "window_size", "enable_gqa"} <= set(taken) else None
+
+
+@lru_cache
+def objection_to_device(device: torch.device, dtype: torch.dtype) -> str:
+    """Why the varlen kernel does not run on a device in a dtype; "" where it does. Found out and said once."""
+    if device.type != "cuda":
+        return "it is for CUDA"
+    reason = ""
+    if dtype not in (torch.bfloat16, torch.float16):
+        reason = f"{str(dtype).removeprefix('torch.')} is not bfloat16 or float16"
+    elif varlen_kernel() is None:
+        reason = f"PyTorch {torch.__version__} has none with grouped heads: a newer one has"
+    elif (generation := torch.cuda.get_device_capability(device)) < _OLDEST_GPU:
+        name = torch.cuda.get_device_name(device)
+        reason = f"{name} is too old for it: compute capability {generation[0]}.{generation[1]}, not 8.0 or newer"
+    return _said(reason)
+
+
+def _objection_to_row(layout: Layout, query: Tensor, key: Tensor, value: Tensor, reach: tuple[Any, Any]) -> str:
+    """Why the varlen kernel does not compute this row; "" where it does. Of trees nothing is said: none does.
+
+    Args:
+        layout: the row.
+        query: `[1, heads, N, d]`.
+        key: `[1, key_heads, N, d]`.
+        value: `[1, key_heads, N, e]`.
+        reach: the layer's sliding window and its soft-capping, None for none.
+    """
+    if layout.spans is None:
+        return "a tree"
+    heads, width, key_heads = query.shape[1], query.shape[3], key.shape[1]
+    window, softcap = reach
+    if softcap is not None:
+        return _said(f"its scores are soft-capped at {softcap:g}")
+    if width != value.shape[3] or width > _WIDEST_HEAD or width % _HEAD_STEP:
+        return _said(f"its heads are {width} and {value.shape[3]} wide, not equal multiples of 8 up to 256")
+    if window is not None and layout.sequences.longest_key > window:
+        return _said(f"rows are longer than its sliding window of {window}")
+    if width > _WIDE_HEAD and query.requires_grad and not _takes_wide_heads(query.device):
+        return _said(f"{torch.cuda.get_device_name(query.device)} has no room for heads of {width} backward")
+    rows = query.shape[2] + _ROWS_AT_ONCE * len(layout.sequences.query_ends)
+    widest = -(-width // 64) * 64  # the buffers' rows are rounded up
+    if max(rows, len(layout.sequences.keys)) * heads * widest > _MOST_PLACES:
+        return _said(f"{rows:,} rows of {heads} heads are more than it counts: lower max_tokens or the batch size")
+    return "" if heads % key_heads == 0 else _said(f"{heads} heads do not share {key_heads} evenly")
+
+
+@lru_cache
+def _takes_wide_heads(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) in _GPUS_OF_WIDE_HEADS
+
+
+def _said(reason: str) -> str:
+    if reason:
+        _say(f"attention by SDPA, which is slower, instead of varlen_attn: {reason}")
+    return reason
+
+
+@lru_cache
+def _say(line: str) -> None:
+    logger.warning(line)
 
 
 class _MatmulAttention(torch.autograd.Function):
@@ -117,6 +204,39 @@ def _sdpa_attention(query: Tensor, key: Tensor, value: Tensor, plans: Sequence[P
     return output
 
 
+class _Gather(torch.autograd.Function):
+    """Rows of `[C, heads, d]`, some of them several times; their gradients are added up in float32.
+
+    All texts' gradients meet at their prompt's keys: rounded to bfloat16 one by one, their sum would lose small ones.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor) -> Tensor:
+        ctx.places, ctx.shape = places, rows.shape
+        return rows.index_select(0, places)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        total = torch.zeros(ctx.shape, dtype=wide, device=grad.device)
+        return total.index_add_(0, ctx.places, grad.to(wide)).to(grad.dtype), None
+
+
+def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, row: Sequences, scaling: float) -> Tensor:
+    """The same by one kernel that takes sequences of unequal lengths, without a mask and without repeated heads.
+
+    query `[N, heads, d]`, key and value `[C, key_heads, d]` give `[N, heads, d]`. The window (-1, 0) is causal, aligned
+    at the end: the last query sees all keys of its sequence.
+    """
+    kernel = varlen_kernel()
+    assert kernel is not None, "see objection_to_device"
+    key, value = (_Gather.apply(one, row.keys) for one in (key, value))  # type: ignore[no-untyped-call]
+    lengths = (row.query_ends, row.key_ends, row.longest_query, row.longest_key)
+    answer: Tensor = kernel(query, key, value, *lengths, scale=scaling, window_size=(-1, 0), enable_gqa=True)
+    return answer
+
+
 def packed_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -155,14 +275,20 @@ def packed_attention(
     _, heads, places, dim = query.shape
     key_heads = key.shape[1]
     scaling = dim**-0.5 if scaling is None else scaling
-    plans = layout.plans(heads, key_heads, sliding_window)
     if torch.is_autocast_enabled(query.device.type):  # rotary embeddings may have widened query and key
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     flat = [t.transpose(1, 2).reshape(places * t.shape[1], -1) for t in (query, key, value)]
     if layout.kept is not None:
         flat[1:] = _keep(layout.kept, module, key, value)
-    kernel = layout.kernel or choose_kernel(query.device, max(plan.bias.numel() for plan in plans) * heads)
+    if layout.kernel is None and not (
+        objection_to_device(query.device, query.dtype)
+        or _objection_to_row(layout, query, key, value, (sliding_window, softcap))
+    ):
+        q, k, v = (t.view(-1, count, t.shape[1]) for t, count in zip(flat, (heads, key_heads, key_heads), strict=True))
+        return _varlen_attention(q, k, v, layout.sequences, scaling)[None], None
+    plans = layout.plans(heads, key_heads, sliding_window)
+    kernel = layout.kernel or choose_kernel(query.device, max(plan.seen.numel() for plan in plans) * heads)
     if kernel == "matmul" or softcap is not None:
         output = _MatmulAttention.apply(*flat, plans, scaling, softcap)  # type: ignore[no-untyped-call]
     else:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from softprompt.errors import SoftPromptError
 from softprompt.models.family import Batch
+from softprompt.models.transfer import to_device
 
 SCALE = 20.0  # by which cosines are multiplied, as in the sentence-transformers library
 
@@ -40,11 +41,12 @@ def embed(model: Prompted, vectors: Sequence[Tensor], tokens: Tensor, lengths: S
         lengths: of the B texts, which sum to N.
         k: `[B]` which prompt stands before each.
     """
-    sizes = torch.tensor(list(lengths), device=tokens.device)
-    rows = torch.arange(len(sizes), device=tokens.device).repeat_interleave(sizes)
-    columns = torch.arange(len(tokens), device=tokens.device) - (sizes.cumsum(0) - sizes)[rows]
+    sizes = torch.tensor(list(lengths))
+    rows = torch.arange(len(sizes)).repeat_interleave(sizes)
+    columns = torch.arange(len(tokens)) - (sizes.cumsum(0) - sizes)[rows]
     hidden = model.hidden(vectors, Batch(tokens, list(lengths), k.tolist(), rows, columns))
     hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+    rows, sizes = to_device([rows, sizes], hidden.device)
     total = hidden.new_zeros(len(sizes), hidden.shape[1]).index_add(0, rows, hidden)
     return normalize(total / sizes[:, None], dim=-1)
 

@@ -22,7 +22,7 @@ from softprompt.models.packed import Tree
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts without padding, and where in them the base is asked.
+    """Texts without padding, and where in them the base is asked. All of it is on the CPU, where rows are planned.
 
     Attributes:
         tokens: `[sum of lengths]` the texts' ids, one after the other.

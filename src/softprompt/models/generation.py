@@ -284,13 +284,13 @@ class _Plain(_Grouped):
         return self._compute(going)
 
     def _compute(self, rows: Sequence[int]) -> Tensor:
-        texts, device = [self._texts[row] for row in rows], self._model.device
+        texts = [self._texts[row] for row in rows]
         batch = Batch(
-            tokens=torch.tensor([token for text in texts for token in text], dtype=torch.long, device=device),
+            tokens=torch.tensor([token for text in texts for token in text], dtype=torch.long),
             lengths=[len(text) for text in texts],
             prompt_of_text=[self._prompt_of_text[row] for row in rows],
-            rows=torch.arange(len(texts), device=device),
-            columns=torch.tensor([len(text) - 1 for text in texts], device=device),
+            rows=torch.arange(len(texts)),
+            columns=torch.tensor([len(text) - 1 for text in texts]),
         )
         return plain(self._model, self._prompts, batch)
 

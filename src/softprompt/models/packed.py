@@ -11,11 +11,14 @@ tasks or losses; `attention.py` computes with a layout, `prompted.py` asks for o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
+
+from softprompt.models.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ class Kept:
     Attributes:
         keys: of each layer, `[C, key_heads, d]` for C places.
         values: of each layer, `[C, key_heads, e]`.
-        positions: `[C]` position of each place in its own sequence.
-        places: `[N]` where the row's own keys and values go.
+        positions: `[C]` position of each place in its own sequence, on the CPU.
+        places: `[N]` where the row's own keys and values go, on the base's device.
     """
 
     keys: Sequence[Tensor]
@@ -50,27 +53,67 @@ class Kept:
     places: Tensor
 
 
+@dataclass(frozen=True)
+class Sequences:
+    """A packed row as sequences one after the other, the queries of each being the last of its keys.
+
+    Attributes:
+        keys: `[M]` places of each sequence's keys, in order.
+        query_ends: `[S + 1]` int32, 0 and where each sequence's queries end in the row.
+        key_ends: `[S + 1]` int32, 0 and where each sequence's keys end in `keys`.
+        longest_query: the most queries of a sequence.
+        longest_key: the most keys.
+    """
+
+    keys: Tensor
+    query_ends: Tensor
+    key_ends: Tensor
+    longest_query: int
+    longest_key: int
+
+    @staticmethod
+    def make(spans: Sequence[tuple[Tensor, int]], device: torch.device) -> Sequences:
+        """Of the places of each sequence's keys and the number of its queries; planned on the CPU, copied once."""
+        spans = [(keys, queries) for keys, queries in spans if queries]
+        lengths = torch.tensor([[queries, len(keys)] for keys, queries in spans]).T
+        ends = torch.nn.functional.pad(lengths.cumsum(1), (1, 0))
+        keys, ends = to_device([torch.cat([keys for keys, _ in spans]), ends], device)
+        query_ends, key_ends = ends.int()
+        return Sequences(keys, query_ends, key_ends, *lengths.amax(1).tolist())
+
+
 @dataclass
 class Layout:
-    """A packed row: N places, their positions, and the blocks in which they attend.
+    """A packed row: N places, their positions, and which of them see which. It is planned on the CPU.
 
     Attributes:
         positions: `[N]` position of each place in its own sequence (what rotary or learned positions count).
-        blocks: the blocks; together their queries are every place once.
-        kernel: "matmul" or "sdpa" to compute all blocks with; None lets `attention.choose_kernel` choose.
-        kept: where keys and values are kept; None: the blocks' keys are places of the row itself.
+        make_blocks: makes the blocks in which the places attend; together their queries are every place once.
+        spans: the same where no place branches off: of each sequence, in the order of the row, the places of its keys
+            and how many of them, the last, are its queries. None: some do.
+        device: where the row is computed.
+        kernel: "matmul" or "sdpa" to compute all blocks with; None lets `attention` choose, a varlen kernel too.
+        kept: where keys and values are kept; None: keys are places of the row itself.
     """
 
     positions: Tensor
-    blocks: Sequence[Block]
+    make_blocks: Callable[[], Sequence[Block]]
+    spans: Sequence[tuple[Tensor, int]] | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     kernel: str | None = None
     kept: Kept | None = None
     _plans: dict[tuple[int, int, int | None], list[Plan]] = field(default_factory=dict, repr=False)
 
-    def to(self, device: torch.device) -> Layout:
-        """The same layout with its tensors on `device`."""
-        blocks = [Block(b.queries.to(device), b.keys.to(device), b.seen.to(device)) for b in self.blocks]
-        return Layout(self.positions.to(device), blocks, self.kernel)
+    @cached_property
+    def blocks(self) -> Sequence[Block]:
+        """The blocks, on the CPU; not every kernel needs them."""
+        return self.make_blocks()
+
+    @cached_property
+    def sequences(self) -> Sequences:
+        """The spans as a kernel for sequences of unequal lengths takes them, on the row's device."""
+        assert self.spans is not None, "a place branches off"
+        return Sequences.make(self.spans, self.device)
 
     def plans(self, heads: int, key_heads: int, window: int | None) -> list[Plan]:
         """What each layer of this shape needs, worked out once and shared by all layers."""
@@ -78,7 +121,8 @@ class Layout:
         if key not in self._plans:
             key_positions = self.positions if self.kept is None else self.kept.positions
             self._plans[key] = [
-                Plan.make(b, self.positions, key_positions, heads, key_heads, window) for b in self.blocks
+                Plan.make(b, self.positions, key_positions, heads, key_heads, window).to(self.device)
+                for b in self.blocks
             ]
         return self._plans[key]
 
@@ -91,7 +135,7 @@ class Plan:
     key_rows: Tensor  # [R * key_heads * M] into [N * key_heads], or into [C * key_heads] of what is kept
     real: Tensor | None  # which of the gathered query rows are not padding; None where all are
     places: Tensor  # query_rows without the padding
-    bias: Tensor  # [R, 1, L, M] float32: 0 where seen, the lowest number where not
+    seen: Tensor  # [R, 1, L, M] bool
     shape: tuple[int, int, int, int, int]  # R, key_heads, group, L, M
 
     @staticmethod
@@ -100,25 +144,36 @@ class Plan:
     ) -> Plan:
         rows, length = block.queries.shape
         width, group = block.keys.shape[1], heads // key_heads
-        device = positions.device
         seen = block.seen & (block.keys >= 0)[:, None, :]
         queries, keys = _own_places(block.queries), _own_places(block.keys)
         if window is not None:
             seen = seen & (positions[queries][:, :, None] - key_positions[keys][:, None, :] < window)
         # A padding query looks at everything, so that its softmax stays finite; its answer is never read.
         seen = seen | (block.queries < 0)[:, :, None]
-        head = torch.arange(heads, device=device).view(1, key_heads, group, 1)
+        head = torch.arange(heads).view(1, key_heads, group, 1)
         query_rows = (queries.view(rows, 1, 1, length) * heads + head).reshape(-1)
-        key_head = torch.arange(key_heads, device=device).view(1, key_heads, 1)
+        key_head = torch.arange(key_heads).view(1, key_heads, 1)
         key_rows = (keys.view(rows, 1, width) * key_heads + key_head).reshape(-1)
-        bias = torch.zeros(seen.shape, device=device).masked_fill_(~seen, torch.finfo(torch.float32).min)
         real, places = None, query_rows
         if bool((block.queries < 0).any()):
             whole = (block.queries >= 0).view(rows, 1, 1, length).expand(rows, key_heads, group, length)
             real = whole.reshape(-1).nonzero().flatten()
             places = query_rows[real]
         shape = (rows, key_heads, group, length, width)
-        return Plan(query_rows, key_rows, real, places, bias[:, None], shape)
+        return Plan(query_rows, key_rows, real, places, seen[:, None], shape)
+
+    def to(self, device: torch.device) -> Plan:
+        """The same on the device where the block is computed."""
+        given = [self.query_rows, self.key_rows, self.places, *([] if self.real is None else [self.real])]
+        query_rows, key_rows, places, *real = to_device(given, device)
+        (seen,) = to_device([self.seen], device)
+        return Plan(query_rows, key_rows, real[0] if real else None, places, seen, self.shape)
+
+    @cached_property
+    def bias(self) -> Tensor:
+        """`[R, 1, L, M]` float32: 0 where seen, the lowest number where not."""
+        lowest = torch.finfo(torch.float32).min
+        return torch.zeros(self.seen.shape, device=self.seen.device).masked_fill_(~self.seen, lowest)
 
     def put(self, target: Tensor, rows: Tensor) -> None:
         """Write the block's answers to their places in the packed row, padding aside."""
@@ -165,11 +220,10 @@ def build_layout(
         tree: continuations that follow every text.
 
     Returns:
-        The layout on the CPU; see `Layout.to`.
+        The layout, to be computed on the CPU unless its `device` says otherwise.
     """
-    nodes = 0 if tree is None else len(tree.tokens)
     ancestry = torch.zeros(0, 0, dtype=torch.bool) if tree is None else tree.ancestry()
-    depths = ancestry.sum(1) - 1
+    nodes, depths = len(ancestry), ancestry.sum(1) - 1
     starts = [0]
     for length in prompt_lengths:
         starts.append(starts[-1] + length)
@@ -180,7 +234,24 @@ def build_layout(
         text_starts.append(place)
         positions.append(prompt_lengths[prompt] + torch.cat([torch.arange(length), length + depths]))
         place += length + nodes
-    blocks = []
+    prefixes = [torch.arange(start, start + length) for start, length in zip(starts, prompt_lengths, strict=False)]
+    spans = [(prefix, len(prefix)) for prefix in prefixes]
+    for prompt, start, length in zip(prompt_of_text, text_starts, text_lengths, strict=True):
+        spans.append((torch.cat([prefixes[prompt], torch.arange(start, start + length)]), length))
+    make_blocks = partial(_blocks, starts, prompt_lengths, prompt_of_text, text_starts, text_lengths, ancestry)
+    return Layout(torch.cat(positions), make_blocks, None if nodes else spans)
+
+
+def _blocks(
+    starts: Sequence[int],
+    prompt_lengths: Sequence[int],
+    prompt_of_text: Sequence[int],
+    text_starts: Sequence[int],
+    text_lengths: Sequence[int],
+    ancestry: Tensor,
+) -> list[Block]:
+    """One block of the prompts, and blocks of texts of like length, each with the nodes at its end."""
+    nodes, blocks = len(ancestry), []
     if starts[-1]:
         places = _places(starts[:-1], prompt_lengths)
         width = places.shape[1]
@@ -198,7 +269,7 @@ def build_layout(
                 seen[i, length : length + nodes, length : length + nodes] = ancestry
         before = torch.ones(len(rows), width, prefix.shape[1], dtype=torch.bool)
         blocks.append(Block(own, torch.cat([prefix, own], 1), torch.cat([before, seen], 2)))
-    return Layout(torch.cat(positions), blocks)
+    return blocks
 
 
 def _own_places(places: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from softprompt.errors import SoftPromptError
 from softprompt.models.division import divide_gradients, divide_value
 from softprompt.models.family import Batch, hidden_states, logits
 from softprompt.models.probe import find_route
+from softprompt.models.transfer import to_device
 
 logger = logging.getLogger(__name__)
 # Logits held at one time, in numbers (0.25 GB in float32); more label places are taken in turns.
@@ -163,28 +164,29 @@ class AcceleratedPeftModel(PeftModelForCausalLM):
         prompts: list[Tensor] = [self.prompt_encoder[name].embedding.weight for name in used]
         before, text = max(map(len, prompts)), input_ids.shape[1]
         batch, asked = _read(input_ids, attention_mask, [used.index(name) for name in names])
-        columns = asked.nonzero(as_tuple=True)[1]
+        columns = asked.nonzero(as_tuple=True)[1] + before - 1
         items: Any = others.get("num_items_in_batch")
         fused, late = others.get("fused_lm_head"), False
         if labels is not None:
-            targets = F.pad(labels, (0, 1), value=-100)[asked]
-            known = targets != -100
-            items = known.sum() if items is None else items
+            targets = F.pad(labels.cpu(), (0, 1), value=-100)[asked]
+            known = (targets != -100).nonzero().flatten()
+            items = len(known) if items is None else items
             late = self.base_model.dtype == torch.float16 and not fused
         hidden = self._hidden(divide_gradients(prompts, items) if late else prompts, batch)
 
         loss: Any = None
         if labels is not None:
+            given = [known, targets[known], batch.rows[known], columns[known]]
+            known, targets, row, column = to_device(given, hidden.device)
             if fused:
-                where = batch.rows[known], before - 1 + columns[known]
-                output = self._run_fused_head(hidden[known], targets[known], others.get("num_items_in_batch"))
-                return _spread(output, where, (len(input_ids), before + text - 1))
-            total = self._nll(hidden[known], targets[known])
+                output = self._run_fused_head(hidden[known], targets, others.get("num_items_in_batch"))
+                return _spread(output, (row, column), (len(input_ids), before + text - 1))
+            total = self._nll(hidden[known], targets)
             loss = divide_value(total, items) if late else total / items
         if late:  # what goes back through the logits is not the loss's, and is to be divided by nothing
             (hidden,) = divide_gradients([hidden], 1 / items)
 
-        scores = self._later_logits(prompts, batch, hidden, before - 1 + columns, before + text)
+        scores = self._later_logits(prompts, batch, hidden, columns, before + text)
         return CausalLMOutputWithPast(loss=loss, logits=scores)
 
     def _later_logits(
@@ -279,7 +281,7 @@ class AcceleratedPeftModel(PeftModelForCausalLM):
             states = Decoder.of(base)(prompt[None].to(dtype), nowhere)[0]
             members = [row for row, index in enumerate(batch.prompt_of_text) if index == k]
             whole[members, end - len(prompt) : end] = logits(base, states).to(hidden.dtype)
-        return whole.index_put((batch.rows, columns), scores)
+        return whole.index_put(tuple(to_device([batch.rows, columns], scores.device)), scores)
 
     def _has_fused_head(self) -> bool:
         return hasattr(vars(self.base_model).get("forward"), "__func__")
@@ -343,8 +345,12 @@ class _AfterBackbone:
 
 
 def _read(input_ids: Tensor, attention_mask: Tensor | None, prompt_of_text: list[int]) -> tuple[Batch, Tensor]:
-    """A padded batch without its padding, and `[B, T + 1]` which columns have a token or prompt that predicts them."""
-    present = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
+    """A padded batch without its padding, and `[B, T + 1]` which columns have a token or prompt that predicts them.
+
+    Both are on the CPU.
+    """
+    input_ids = input_ids.cpu()
+    present = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.cpu().bool()
     # Tokens predict the label of the next column, and in front of the first one its prompt's last.
     asked = F.pad(present, (1, 0)).scatter(1, present.long().argmax(1, keepdim=True), True)
     batch = Batch(

@@ -145,12 +145,11 @@ def probe(model: PreTrainedModel, seed: int = 0) -> tuple[list[Tensor], Batch]:
     longest = max(_TEXTS) if positions is None else max(_SHORTEST, min(max(_TEXTS), positions - max(_PROMPTS)))
     lengths = [min(length, longest) for length in _TEXTS]
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(0, count, (sum(lengths),), generator=generator).to(device)
+    tokens = torch.randint(0, count, (sum(lengths),), generator=generator)
     pairs = torch.randint(0, count, (2, sum(_PROMPTS)), generator=generator).to(device)
     prompts = model.get_input_embeddings()(pairs).detach().float().mean(0).split(_PROMPTS)
-    asked = torch.tensor(lengths, device=device)
-    rows = torch.arange(len(lengths), device=device).repeat_interleave(asked)
-    columns = torch.cat([torch.arange(length, device=device) for length in lengths]) - 1
+    rows = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    columns = torch.cat([torch.arange(length) for length in lengths]) - 1
     return list(prompts), Batch(tokens, lengths, [1, 0, 0, 1], rows, columns)
 
 
@@ -197,7 +196,8 @@ def _answer(model: PreTrainedModel, route: str, prompts: Sequence[Tensor], batch
     leaves = [prompt.clone().requires_grad_() for prompt in prompts]
     with torch.enable_grad():
         scores = logits(model, hidden_states(route, model, leaves, batch))
-        loss = functional.cross_entropy(scores, batch.tokens % scores.shape[-1], reduction="sum")
+        targets = batch.tokens.to(scores.device) % scores.shape[-1]
+        loss = functional.cross_entropy(scores, targets, reduction="sum")
         return scores.detach(), torch.cat(torch.autograd.grad(loss, leaves))
 
 

@@ -31,6 +31,7 @@ from softprompt.models.family import Batch, family_of, hidden_states, logits
 from softprompt.models.probe import find_route, objection, probe
 from softprompt.models.readout import read_heads
 from softprompt.models.spans import mark_spans, span_losses
+from softprompt.models.transfer import to_device
 from softprompt.prompts.card import HEAD_TYPES
 from softprompt.prompts.prompt import SoftPrompt
 
@@ -156,6 +157,9 @@ class PromptedModel(nn.Module):
     ) -> PromptedOutput:
         """The loss of a batch of texts behind their prompts.
 
+        A batch is checked and planned on the CPU. One that is on the base's GPU is fetched from there first, for which
+        the CPU has to wait until the step before is over; one that is on the CPU costs no such wait.
+
         Args:
             input_ids: `[B, T]` token ids, padded on any side; with `lengths` `[N]`, the texts one after the other.
             attention_mask: `[B, T]`, 0 where padding stands; None: no padding.
@@ -199,7 +203,9 @@ class PromptedModel(nn.Module):
             total, losses, scores = _InTurns.apply(  # type: ignore[no-untyped-call]
                 self, parts, return_logits, with_grad, *leaves
             )
-        row_loss = losses.detach().new_zeros(len(batch.lengths)).index_add_(0, batch.rows, losses.detach())
+        losses = losses.detach()
+        (rows,) = to_device([batch.rows], losses.device)
+        row_loss = losses.new_zeros(len(batch.lengths)).index_add_(0, rows, losses)
         loss = divide_value(total, count) if late else total / count
         return PromptedOutput(
             loss=loss,
@@ -244,9 +250,10 @@ class PromptedModel(nn.Module):
                 leaves = [one for every in copies for one in every.unbind()]
                 each = replace(part, prompt_of_text=range(count), pooling=self.pooling * count)
                 found, _ = self.losses(leaves, each, wanted, False)
-                of_row = found.new_zeros(count).index_add(0, part.rows, found)
+                rows, labels_of_row = to_device([part.rows, part.rows.bincount()], found.device)
+                of_row = found.new_zeros(count).index_add(0, rows, found)
                 if self.task_type != "QUESTION_ANS":  # of which a row has one
-                    of_row = of_row / part.rows.bincount()
+                    of_row = of_row / labels_of_row
                 grads.append(torch.autograd.grad(of_row.sum(), copies))
             losses.append(of_row.detach())
         return torch.cat(losses), [torch.cat(some) for some in zip(*grads, strict=True)]
@@ -333,17 +340,21 @@ class PromptedModel(nn.Module):
         Args:
             leaves: prompts and then, where there are any, as many heads.
             batch: what is computed.
-            targets: `[A]` the right ids.
+            targets: `[A]` the right ids, on the CPU.
             return_logits: whether they are asked for.
         """
         count = len(leaves) // 2 if self.heads else len(leaves)
         vectors, heads = leaves[:count], leaves[count:]
         hidden = self.hidden(vectors, batch)
+        (targets,) = to_device([targets], hidden.device)
         if heads:
             scores = read_heads(hidden, heads, [batch.prompt_of_text[row] for row in batch.rows.tolist()])
             if self.task_type == "QUESTION_ANS":
-                return span_losses(scores, targets, batch.rows), scores if return_logits else None
-            weights = None if self.label_weights is None else self.label_weights.to(scores)
+                (rows,) = to_device([batch.rows], hidden.device)
+                return span_losses(scores, targets, rows), scores if return_logits else None
+            if self.label_weights is not None:
+                self.label_weights = self.label_weights.to(scores)
+            weights = self.label_weights
             losses = functional.cross_entropy(scores, targets, weights, reduction="none")
             return losses, scores if return_logits else None
         if return_logits:
@@ -363,6 +374,7 @@ class PromptedModel(nn.Module):
         labels = ids if mask is None else ids.masked_fill(mask == 0, -100)
         batch, _, places = self._read(_texts(ids, mask, labels, None), prompt_index)
         scores = logits(self.base.model, self.hidden(self.vectors(), batch))
+        (places,) = to_device([places], scores.device)
         return scores.new_zeros(*ids.shape, scores.shape[-1]).index_put(tuple(places.T), scores)
 
     def _read(self, texts: _Texts, prompt_index: Tensor | None) -> tuple[Batch, Tensor, Tensor]:
@@ -381,9 +393,9 @@ class PromptedModel(nn.Module):
         texts.refuse((tokens < 0) | (tokens >= known), "token", tokens, f"the base has {known} embeddings")
         index = self.check_rows(texts.lengths, None if prompt_index is None else prompt_index.tolist())
         # A word is predicted one token before it; -1 is the last virtual token, which a bare base does not have.
-        sizes = torch.tensor(texts.lengths, device=tokens.device)
+        sizes = torch.tensor(texts.lengths)
         starts = sizes.cumsum(0) - sizes
-        columns = torch.arange(len(tokens), device=tokens.device) - starts[texts.rows]
+        columns = torch.arange(len(tokens)) - starts[texts.rows]
         asked = columns if self.heads else columns - 1
         if self.task_type == "QUESTION_ANS":
             marks = mark_spans(labels, texts.rows)
@@ -391,7 +403,7 @@ class PromptedModel(nn.Module):
                 raise SoftPromptError("each text has one label, at its answer's first token, of an end within the text")
             batch = Batch(tokens, texts.lengths, index, texts.rows, columns, read=self.read, pooling=self.pooling)
             return batch, marks, torch.stack([texts.rows, texts.columns], dim=1)
-        bare = torch.tensor([not len(self.vectors()[k]) for k in index], device=tokens.device)
+        bare = torch.tensor([not len(self.vectors()[k]) for k in index])
         wanted = wanted & ~(bare[texts.rows] & (asked < 0))
         rows = texts.rows[wanted]
         if not len(rows):
@@ -493,6 +505,9 @@ class _Texts:
 
 
 def _texts(input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor, lengths: Tensor | None) -> _Texts:
+    """The texts of a batch, on the CPU."""
+    input_ids, labels = input_ids.cpu(), labels.cpu()
+    attention_mask, lengths = (None if one is None else one.cpu() for one in (attention_mask, lengths))
     shape = tuple(input_ids.shape)
     if lengths is None and (input_ids.ndim != 2 or not input_ids.numel()):
         raise SoftPromptError(f"input_ids must be [B, T] with at least one row and one token, not {shape}")
@@ -501,8 +516,8 @@ def _texts(input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor, len
     if lengths is not None:
         if input_ids.ndim != 1 or attention_mask is not None or int(lengths.sum()) != len(input_ids):
             raise SoftPromptError(f"with lengths input_ids must be [N] and N their sum, without a mask, not {shape}")
-        rows = torch.arange(len(lengths), device=input_ids.device).repeat_interleave(lengths)
-        columns = torch.cat([torch.arange(length, device=input_ids.device) for length in lengths.tolist()])
+        rows = torch.arange(len(lengths)).repeat_interleave(lengths)
+        columns = torch.cat([torch.arange(length) for length in lengths.tolist()])
         return _Texts(input_ids, labels, rows, columns, lengths.tolist())
     present = torch.ones_like(input_ids, dtype=torch.bool)
     if attention_mask is not None:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from softprompt.models.transfer import to_device
+
 
 def read_head(hidden: Tensor, head: Tensor) -> Tensor:
     """Scores `[..., L]` in float32 or wider, of hidden states `[..., H]` by a head `[L, H]` or `[L, H + 1]`."""
@@ -29,6 +31,6 @@ def read_heads(hidden: Tensor, heads: Sequence[Tensor], head_of_place: Sequence[
     """Scores `[A, L]` of hidden states `[A, H]`, each by its own of several heads `[L, H]`."""
     if len(heads) == 1:
         return read_head(hidden, heads[0])
-    index = torch.tensor(head_of_place, device=hidden.device)
+    (index,) = to_device([torch.tensor(head_of_place)], hidden.device)
     every = torch.stack(list(heads))  # of few prompts side by side: cheaper than going through them one by one
     return torch.einsum("ah,alh->al", with_ones(hidden.to(every.dtype), every), every[index])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from softprompt.bases.decoder import NO_TOKEN, Decoder
 from softprompt.models.attention import attach
 from softprompt.models.family import Batch
 from softprompt.models.packed import build_layout
+from softprompt.models.transfer import to_device
 
 
 def packed(model: PreTrainedModel, prompts: Sequence[Tensor], batch: Batch) -> Tensor:
@@ -34,23 +36,29 @@ def packed(model: PreTrainedModel, prompts: Sequence[Tensor], batch: Batch) -> T
     lengths = [len(prompts[k]) + len(beginning) for k in used]
     prompt_of_text = [renumbered[k] for k in batch.prompt_of_text]
     attach(model)
-    layout = build_layout(lengths, prompt_of_text, batch.lengths, batch.tree).to(batch.tokens.device)
     embed = model.get_input_embeddings()
+    device = _device(model)
+    layout = build_layout(lengths, prompt_of_text, batch.lengths, batch.tree)
+    layout.device = device
     tokens = _with_tree(batch)
-    first, texts = embed(beginning), embed(tokens)
-    embedded = torch.cat([*(part for k in used for part in (prompts[k].to(texts.dtype), first)), texts])
-    words = torch.cat([*(part for k in used for part in (_no_tokens(prompts[k], beginning), beginning)), tokens])
     nodes = 0 if batch.tree is None else len(batch.tree.tokens)
     prefix_ends = torch.tensor(lengths).cumsum(0)
     text_starts = prefix_ends[-1] + torch.tensor([0, *batch.lengths]).cumsum(0)[:-1]
     text_starts += nodes * torch.arange(len(batch.lengths))
-    rows, columns = batch.rows.cpu(), batch.columns.cpu()
-    starts = torch.where(columns < 0, prefix_ends[torch.tensor(prompt_of_text)][rows], text_starts[rows])
-    places = starts + columns
+    starts = torch.where(
+        batch.columns < 0, prefix_ends[torch.tensor(prompt_of_text)][batch.rows], text_starts[batch.rows]
+    )
+    # All that is planned goes over together; from here on nothing is asked of the device.
+    beginning, tokens, positions, places = to_device(
+        [beginning, tokens, layout.positions, starts + batch.columns], device
+    )
+    first, texts = embed(beginning), embed(tokens)
+    embedded = torch.cat([*(part for k in used for part in (prompts[k].to(texts.dtype), first)), texts])
+    words = torch.cat([*(part for k in used for part in (_no_tokens(prompts[k], beginning), beginning)), tokens])
     hidden = Decoder.of(model)(
         embedded[None],
         words[None],
-        position_ids=layout.positions[None],
+        position_ids=positions[None],
         attention_mask=texts.new_zeros(1, 1, 1, 1),  # taken as ready made, so that no mask of N * N is made for nothing
         layout=layout,
     )
@@ -60,14 +68,16 @@ def packed(model: PreTrainedModel, prompts: Sequence[Tensor], batch: Batch) -> T
 def shared_prefix(model: PreTrainedModel, prompts: Sequence[Tensor], batch: Batch) -> Tensor:
     """Final hidden states `[A, H]` at the places asked for, one padded batch of texts for each prompt."""
     embed, decoder = model.get_input_embeddings(), Decoder.of(model)
-    ids, mask = _padded(batch)
+    ids, mask = _padded(batch, model)
     states: list[Tensor] = []
     asked: list[Tensor] = []
     for k in sorted(set(batch.prompt_of_text)):
         members = torch.tensor([row for row, prompt in enumerate(batch.prompt_of_text) if prompt == k])
-        here = (batch.rows.cpu()[:, None] == members).nonzero()
-        places, rows = here[:, 0].to(ids.device), here[:, 1].to(ids.device)
-        words = ids[members.to(ids.device)]
+        here = (batch.rows[:, None] == members).nonzero()
+        places, rows, columns, members = to_device(
+            [here[:, 0], here[:, 1], batch.columns[here[:, 0]], members], ids.device
+        )
+        words = ids[members]
         texts = embed(words)
         prompt = prompts[k].to(texts.dtype)[None]
         length = prompt.shape[1]
@@ -77,16 +87,16 @@ def shared_prefix(model: PreTrainedModel, prompts: Sequence[Tensor], batch: Batc
             prefix = decoder(prompt, _no_tokens(prompts[k], ids)[None], cache)
             cache.batch_repeat_interleave(len(members))
             last = [prefix[:, -1:].expand(len(members), 1, -1)]
-        seen = torch.cat([mask.new_ones(len(members), length), mask[members.to(ids.device)]], 1)
+        seen = torch.cat([mask.new_ones(len(members), length), mask[members]], 1)
         hidden = decoder(texts, words, cache, attention_mask=seen)
-        states.append(torch.cat([*last, hidden], 1)[rows, batch.columns[places] + len(last)])
+        states.append(torch.cat([*last, hidden], 1)[rows, columns + len(last)])
         asked.append(places)
     return torch.cat(states).index_select(0, torch.cat(asked).argsort())
 
 
 def concatenated(model: PreTrainedModel, prompts: Sequence[Tensor], batch: Batch) -> Tensor:
     """Final hidden states `[A, H]` at the places asked for, prompt and text joined and padded at the right."""
-    ids, mask = _padded(batch)
+    ids, mask = _padded(batch, model)
     texts = model.get_input_embeddings()(ids)
     longest = max(len(prompts[k]) for k in batch.prompt_of_text)
     width = longest + ids.shape[1]
@@ -99,8 +109,9 @@ def concatenated(model: PreTrainedModel, prompts: Sequence[Tensor], batch: Batch
         words[row, len(prompt) : len(prompt) + ids.shape[1]] = ids[row]
         seen[row, : len(prompt) + batch.lengths[row]] = 1
     hidden = Decoder.of(model)(torch.stack(rows), words, attention_mask=seen)
-    before = torch.tensor([len(prompts[k]) for k in batch.prompt_of_text], device=hidden.device)
-    return hidden[batch.rows, before[batch.rows] + batch.columns]
+    before = torch.tensor([len(prompts[k]) for k in batch.prompt_of_text])
+    asked, columns = to_device([batch.rows, before[batch.rows] + batch.columns], hidden.device)
+    return hidden[asked, columns]
 
 
 def _share_beginning(batch: Batch) -> tuple[Tensor, Batch]:
@@ -123,6 +134,12 @@ def _share_beginning(batch: Batch) -> tuple[Tensor, Batch]:
     return texts[0][:shared], rest
 
 
+def _device(model: PreTrainedModel) -> torch.device:
+    """Where a row begins."""
+    device: Any = model.get_input_embeddings().weight.device
+    return device  # type: ignore[no-any-return]
+
+
 def _no_tokens(prompt: Tensor, like: Tensor) -> Tensor:
     """`[P]`, for the virtual tokens among the ids of words."""
     return like.new_full((len(prompt),), NO_TOKEN)
@@ -131,16 +148,16 @@ def _no_tokens(prompt: Tensor, like: Tensor) -> Tensor:
 def _with_tree(batch: Batch) -> Tensor:
     if batch.tree is None:
         return batch.tokens
-    nodes = torch.tensor(batch.tree.tokens, dtype=torch.long, device=batch.tokens.device)
+    nodes = torch.tensor(batch.tree.tokens, dtype=torch.long)
     return torch.cat([part for text in batch.tokens.split(list(batch.lengths)) for part in (text, nodes)])
 
 
-def _padded(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Ids and mask `[B, T]`, padded at the right."""
+def _padded(batch: Batch, model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Ids and mask `[B, T]`, padded at the right, on the model's device."""
     if batch.tree is not None:
         raise ValueError("a tree of continuations needs the packed route")
     mask = torch.arange(max(batch.lengths)) < torch.tensor(batch.lengths)[:, None]
-    mask = mask.to(batch.tokens.device)
     ids = batch.tokens.new_zeros(mask.shape)
     ids[mask] = batch.tokens
-    return ids, mask.long()
+    ids, mask = to_device([ids, mask.long()], _device(model))
+    return ids, mask

@@ -17,6 +17,7 @@ from softprompt.models.embedding import embed
 from softprompt.models.family import Batch, logits
 from softprompt.models.packed import Tree
 from softprompt.models.prompted import PromptedModel
+from softprompt.models.transfer import to_device
 
 # Tokens computed at one time: enough to fill the matrix products, little memory.
 _AT_ONCE = 2048
@@ -96,18 +97,18 @@ def final_states(
     check_tokens("text", texts, model.base.vocab_size)
     index = model.check_rows([len(text) for text in texts], prompt_index)
     model.check_not_empty(texts, index)
-    vectors, device = model.vectors(), model.base.device
+    vectors = model.vectors()
     if places is None:
         places = [[len(text) - 1] for text in texts]
     found = [torch.empty(0)] * len(texts)
     for rows in batch_by_tokens([len(text) for text in texts]):
         lengths = [len(texts[row]) for row in rows]
         batch = Batch(
-            tokens=torch.tensor([token for row in rows for token in texts[row]], dtype=torch.long, device=device),
+            tokens=torch.tensor([token for row in rows for token in texts[row]], dtype=torch.long),
             lengths=lengths,
             prompt_of_text=[index[row] for row in rows],
-            rows=torch.tensor([i for i, row in enumerate(rows) for _ in places[row]], dtype=torch.long, device=device),
-            columns=torch.tensor([at for row in rows for at in places[row]], dtype=torch.long, device=device),
+            rows=torch.tensor([i for i, row in enumerate(rows) for _ in places[row]], dtype=torch.long),
+            columns=torch.tensor([at for row in rows for at in places[row]], dtype=torch.long),
             read=model.read,
             pooling=model.pooling,
         )
@@ -130,11 +131,11 @@ def embeddings(model: PromptedModel, texts: Sequence[Sequence[int]]) -> Tensor:
     if not all(map(len, texts)):
         raise SoftPromptError(f"row {[*map(len, texts)].index(0)} is empty: it has no embedding")
     model.check_rows([len(text) for text in texts], [0] * len(texts))
-    vectors, device = model.vectors(), model.base.device
+    vectors = model.vectors()
     found = torch.empty(len(texts), model.base.hidden_size)
     for rows in batch_by_tokens([len(text) for text in texts]):
-        tokens = torch.tensor([token for row in rows for token in texts[row]], dtype=torch.long, device=device)
-        lengths, k = [len(texts[row]) for row in rows], torch.zeros(len(rows), dtype=torch.long, device=device)
+        tokens = torch.tensor([token for row in rows for token in texts[row]], dtype=torch.long)
+        lengths, k = [len(texts[row]) for row in rows], torch.zeros(len(rows), dtype=torch.long)
         found[rows] = embed(model, vectors, tokens, lengths, k).float().cpu()
     return found
 
@@ -192,14 +193,13 @@ def _score_tree(
     branches: Branches,
 ) -> Tensor:
     """`[B, C]` by one packed row of texts, each with the tree at its end."""
-    device = model.base.device
-    lengths = torch.tensor([len(text) for text in texts], device=device)
-    steps = torch.arange(len(branches.tree.tokens) + 1, device=device) - 1
+    lengths = torch.tensor([len(text) for text in texts])
+    steps = torch.arange(len(branches.tree.tokens) + 1) - 1
     batch = Batch(
-        tokens=torch.tensor([token for text in texts for token in text], dtype=torch.long, device=device),
+        tokens=torch.tensor([token for text in texts for token in text], dtype=torch.long),
         lengths=lengths.tolist(),
         prompt_of_text=prompt_of_text,
-        rows=torch.arange(len(texts), device=device).repeat_interleave(len(steps)),
+        rows=torch.arange(len(texts)).repeat_interleave(len(steps)),
         columns=(lengths[:, None] + steps).flatten(),
         tree=branches.tree,
     )
@@ -214,19 +214,19 @@ def _score_rows(
     branches: Branches,
 ) -> Tensor:
     """`[B, C]` where the base allows no packed row: each text once with each continuation."""
-    device = model.base.device
     pairs = [(row, text, c) for row, text in enumerate(texts) for c in branches.continuations]
     batch = Batch(
-        tokens=torch.tensor([t for _, text, c in pairs for t in (*text, *c)], dtype=torch.long, device=device),
+        tokens=torch.tensor([t for _, text, c in pairs for t in (*text, *c)], dtype=torch.long),
         lengths=[len(text) + len(c) for _, text, c in pairs],
         prompt_of_text=[prompt_of_text[row] for row, _, _ in pairs],
-        rows=torch.tensor([i for i, (_, _, c) in enumerate(pairs) for _ in c], device=device),
-        columns=torch.tensor([len(text) + j - 1 for _, text, c in pairs for j in range(len(c))], device=device),
+        rows=torch.tensor([i for i, (_, _, c) in enumerate(pairs) for _ in c]),
+        columns=torch.tensor([len(text) + j - 1 for _, text, c in pairs for j in range(len(c))]),
     )
-    targets = torch.tensor([token for _, _, c in pairs for token in c], device=device)
+    targets = torch.tensor([token for _, _, c in pairs for token in c])
     hidden = model.hidden(vectors, batch)
+    rows, targets = to_device([batch.rows, targets], hidden.device)
     likelihood = -model.nll(hidden, targets)
-    return likelihood.new_zeros(len(pairs)).index_add_(0, batch.rows, likelihood).view(len(texts), -1)
+    return likelihood.new_zeros(len(pairs)).index_add_(0, rows, likelihood).view(len(texts), -1)
 
 
 def batch_by_tokens(costs: Sequence[int]) -> Iterator[list[int]]:

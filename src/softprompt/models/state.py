@@ -12,7 +12,8 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +27,7 @@ from softprompt.models.attention import attach
 from softprompt.models.family import logits, plain
 from softprompt.models.packed import Block, Kept, Layout, Tree
 from softprompt.models.probe import objection, objection_to_logits, probe
+from softprompt.models.transfer import to_device
 
 _Shape = tuple[tuple[int, int], tuple[int, int]]  # heads and width of a layer's keys, and of its values
 
@@ -119,7 +121,7 @@ class StatePool:
         # Empty, so that memory is taken when it is first used. A row reads places that it or its past has filled only.
         self._keys = [like.new_empty(self.capacity, *key) for key, _ in shapes]
         self._values = [like.new_empty(self.capacity, *value) for _, value in shapes]
-        self._positions = torch.zeros(self.capacity, dtype=torch.long, device=model.device)
+        self._positions = torch.zeros(self.capacity, dtype=torch.long)
         self._free = list(range(self.capacity))
         self._states: OrderedDict[str, State] = OrderedDict()
         self._state_places = 0
@@ -213,11 +215,12 @@ class StatePool:
             if span.tree is not None:
                 words.append(torch.tensor(span.tree.tokens, dtype=torch.long, device=device))
                 embedded.append(embed(words[-1]))
-        positions = torch.cat([row.positions for row in rows]).to(device)
-        places = torch.cat([span.places for span in spans]).to(device)
-        self._positions.index_copy_(0, places, positions)
-        kept = Kept(self._keys, self._values, self._positions, places)
-        layout = Layout(positions, _blocks(rows, device), kept=kept)
+        own = torch.cat([span.places for span in spans])
+        positions = torch.cat([row.positions for row in rows])
+        self._positions.index_copy_(0, own, positions)
+        layout = Layout(positions, partial(_blocks, rows), _spans(rows), device)
+        places, positions = to_device([own, positions], device)
+        layout.kept = Kept(self._keys, self._values, self._positions, places)
         hidden = Decoder.of(self.model)(
             torch.cat(embedded)[None],
             torch.cat(words)[None],
@@ -225,7 +228,7 @@ class StatePool:
             attention_mask=positions.new_zeros(1, 1, 1, 1, dtype=dtype),  # ready made, so that none of N * N is made
             layout=layout,
         )
-        return list(hidden[0].split([len(row.positions) for row in rows]))
+        return list(hidden[0].split([row.shape[0] for row in rows]))
 
 
 @dataclass
@@ -233,37 +236,59 @@ class _Row:
     """A span's part of the layout, on the CPU.
 
     Attributes:
-        positions: `[n + E]` of its tokens and nodes.
-        keys: `[m + n + E]` the places that it may look at.
-        seen: `[n + E, m + n + E]` which of them each token and node sees.
+        span: what is new.
+        ancestry: `[E, E]` which node of its tree sees which.
     """
 
-    positions: Tensor
-    keys: Tensor
-    seen: Tensor = field(repr=False)
+    span: Span
+    ancestry: Tensor
 
     @staticmethod
     def make(span: Span) -> _Row:
-        before, tokens = len(span.past), len(span.inputs)
-        total = tokens + (0 if span.tree is None else len(span.tree.tokens))
-        positions = before + torch.arange(total)
-        seen = torch.ones(total, before + total, dtype=torch.bool).tril(before)
-        if span.tree is not None:
-            ancestry = span.tree.ancestry()
-            positions[tokens:] = before + tokens + ancestry.sum(1) - 1
-            seen[tokens:, before + tokens :] = ancestry
-        return _Row(positions, torch.cat([span.past, span.places]), seen)
+        return _Row(span, torch.zeros(0, 0, dtype=torch.bool) if span.tree is None else span.tree.ancestry())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """n + E tokens and nodes, and m + n + E places that they may look at."""
+        total = len(self.span.inputs) + len(self.ancestry)
+        return total, len(self.span.past) + total
+
+    @property
+    def positions(self) -> Tensor:
+        """`[n + E]` of its tokens and nodes."""
+        begin = len(self.span.past) + len(self.span.inputs)
+        return torch.cat([torch.arange(len(self.span.past), begin), begin + self.ancestry.sum(1) - 1])
+
+    @property
+    def keys(self) -> Tensor:
+        """`[m + n + E]` the places that it may look at."""
+        return torch.cat([self.span.past, self.span.places])
+
+    @property
+    def seen(self) -> Tensor:
+        """`[n + E, m + n + E]` which of them each token and node sees."""
+        total, width = self.shape
+        seen = torch.ones(total, width, dtype=torch.bool).tril(width - total)
+        nodes = len(self.ancestry)
+        if nodes:
+            seen[total - nodes :, width - nodes :] = self.ancestry
+        return seen
 
 
-def _blocks(rows: Sequence[_Row], device: torch.device) -> list[Block]:
+def _spans(rows: Sequence[_Row]) -> list[tuple[Tensor, int]] | None:
+    """The places of each row's keys and the number of its queries; None where a tree branches off."""
+    return None if any(len(row.ancestry) for row in rows) else [(row.keys, row.shape[0]) for row in rows]
+
+
+def _blocks(rows: Sequence[_Row]) -> list[Block]:
     """Rows of like size together, so that little is computed for padding."""
-    starts = torch.tensor([0, *(len(row.positions) for row in rows)]).cumsum(0).tolist()
-    order = sorted(range(len(rows)), key=lambda i: rows[i].seen.shape, reverse=True)
+    starts = torch.tensor([0, *(row.shape[0] for row in rows)]).cumsum(0).tolist()
+    order = sorted(range(len(rows)), key=lambda i: rows[i].shape, reverse=True)
     groups: list[list[int]] = []
     for i in order:
-        length, width = rows[i].seen.shape
+        length, width = rows[i].shape
         if groups:
-            longest, widest = rows[groups[-1][0]].seen.shape
+            longest, widest = rows[groups[-1][0]].shape
             if 2 * length >= longest and 4 * width >= widest:
                 groups[-1].append(i)
                 continue
@@ -274,10 +299,9 @@ def _blocks(rows: Sequence[_Row], device: torch.device) -> list[Block]:
         keys = pad_sequence([rows[i].keys for i in group], batch_first=True, padding_value=-1)
         seen = torch.zeros(len(group), max(map(len, queries)), keys.shape[1], dtype=torch.bool)
         for at, i in enumerate(group):
-            length, width = rows[i].seen.shape
+            length, width = rows[i].shape
             seen[at, :length, :width] = rows[i].seen
-        padded = pad_sequence(queries, batch_first=True, padding_value=-1)
-        blocks.append(Block(padded.to(device), keys.to(device), seen.to(device)))
+        blocks.append(Block(pad_sequence(queries, batch_first=True, padding_value=-1), keys, seen))
     return blocks
 
 

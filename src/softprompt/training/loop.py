@@ -192,6 +192,7 @@ class PromptTrainer(Trainer):
             args.per_device_train_batch_size, args.max_grad_norm = part * len(lanes), 0.0
         _check_trackers(args)
         schedules = [lane.schedule for lane in lanes if isinstance(lane.schedule, Schedule)]
+        self._finite = _Finite(late=model.base.device.type != "cpu")
         own = [] if self._sides is not None else [*_each(self.monitor), *lanes[0].callbacks]
         super().__init__(
             model=model,
@@ -230,9 +231,26 @@ class PromptTrainer(Trainer):
                 return
         self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+    def get_train_dataloader(self) -> Any:
+        """The Trainer's; a batch stays on the CPU, where the model plans the packed row."""
+        loader: Any = super().get_train_dataloader()
+        loader.device = None
+        return loader
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        return inputs
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        if self.args.world_size > 1:  # the Trainer's adds the processes up, and waits for the device
+            super()._track_num_input_tokens(inputs)  # type: ignore[no-untyped-call]
+        else:
+            self.state.num_input_tokens_seen += inputs["input_ids"].numel()
+
+    def get_batch_samples(self, iterator: Any, count: int, device: torch.device) -> Any:
         """The batches of one step, of several prompts the rows of those that go on."""
-        batches, total = super().get_batch_samples(*args, **kwargs)
+        # One process counts the targets on the CPU; several add them up over their devices.
+        device = device if self.args.world_size > 1 else torch.device("cpu")
+        batches, total = super().get_batch_samples(iterator, count, device)
         if self._sides is not None:
             batches = [of_prompts(batch, [k for k, _ in self._going()]) for batch in batches]
             self._sides.take(batches, total)
@@ -256,15 +274,32 @@ class PromptTrainer(Trainer):
         return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One step; of one prompt it must leave a finite loss and finite gradients."""
+        """One step; of one prompt it must leave a finite loss and finite gradients.
+
+        Of a GPU that is asked without waiting for the answer, which is looked at a step later; what would evaluate, log
+        or keep the prompt waits for it.
+        """
         loss = self._private_step(*args) if self.mechanism else super().training_step(*args, **kwargs)
         if self._sides is not None:  # see `part_gradients`
             return loss
-        if not (self.members[0].is_finite and torch.isfinite(loss)):
-            raise self._diverged("the loss or its gradient")
+        if self._finite.late:
+            self.check_finite()
+        gradients = [one.grad for one in self.members[0].parameters if one.grad is not None]
+        self._finite.ask(self.state.global_step + 1, [loss, *gradients])
+        if not self._finite.late:
+            self.check_finite()
         if self.monitor is not None and self.members[0].prompt.grad is not None:
             self.monitor.gradient(self.members[0].prompt.grad)
         return loss
+
+    def check_finite(self) -> None:
+        """Make sure that the last step left finite numbers.
+
+        Raises:
+            DivergedError: it did not.
+        """
+        if (step := self._finite.failed()) is not None:
+            raise diverged("the loss or its gradient", step, self.recipe, self.model.base.dtype)
 
     def _private_step(self, model: Any, inputs: dict[str, Tensor], *args: Any) -> Tensor:
         """The mean loss of a step's rows, which is nobody else's business; the gradients that are left are private."""
@@ -348,6 +383,7 @@ class PromptTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validate each prompt that has not run out of patience, and keep it if it is its best so far."""
+        self.check_finite()
         found: list[tuple[str, Evaluation]] = []
         if not self.validates:
             raise SoftPromptError("there are no validation rows")
@@ -391,6 +427,7 @@ class PromptTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """A log entry, to which the monitor adds its figures so that experiment trackers show them."""
+        self.check_finite()
         if self.monitor is not None and "loss" in logs:
             logs |= self.monitor.measure(self.model, self.state.global_step, logs)
         super().log(logs, start_time)
@@ -442,6 +479,7 @@ class PromptTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # Written under another name and renamed, so that a kill leaves a whole checkpoint or none.
+        self.check_finite()
         name = f"checkpoint-{self.state.global_step}"
         self._writing = self._folder / _STAGING
         try:
@@ -514,6 +552,37 @@ def _each(monitor: Monitor | None) -> list[Monitor]:
     return [] if monitor is None else [monitor]
 
 
+class _Finite:
+    """Whether the numbers of a step are finite, asked of their device and answered when it has come so far.
+
+    Args:
+        late: the answer is looked at after a later question's step has been started, so that nobody waits for it.
+    """
+
+    def __init__(self, late: bool) -> None:
+        self.late = late
+        self._asked: tuple[int, Tensor, torch.cuda.Event | None] | None = None
+
+    def ask(self, step: int, numbers: Sequence[Tensor]) -> None:
+        """Ask it of a step's numbers; the answer to the last question has been looked at."""
+        answer, arrived = torch.stack([one.isfinite().all() for one in numbers]).all(), None
+        if answer.is_cuda:
+            answer = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(answer, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        self._asked = step, answer, arrived
+
+    def failed(self) -> int | None:
+        """The step that was asked about last, if its numbers are not finite; asks no more of it."""
+        if self._asked is None:
+            return None
+        step, answer, arrived = self._asked
+        self._asked = None
+        if arrived is not None:
+            arrived.synchronize()
+        return None if bool(answer) else step
+
+
 class _Sides:
     """What is kept of several prompts between the calls of the Trainer: the step's batches, each prompt's losses.
 
@@ -580,6 +649,9 @@ class _Turns(TrainerCallback):
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self._trainer.tell_of_each("on_train_begin")
 
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        self._trainer.check_finite()
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._trainer.tell_of_each("on_step_end")
         if state.global_step >= state.max_steps and self._trainer.validates:
@@ -628,7 +700,7 @@ def arguments(recipe: Recipe, folder: Path, device: torch.device, validates: boo
         "report_to": recipe.report_to or "none",
         "seed": recipe.seed,
         "use_cpu": device.type == "cpu",
-        "dataloader_pin_memory": device.type == "cuda",
+        "dataloader_pin_memory": False,  # a step's tensors are pinned once they are planned, see `models/transfer.py`
         "remove_unused_columns": False,
         "train_sampling_strategy": "sequential",  # the schedule is in order already
         "disable_tqdm": True,

@@ -48,8 +48,9 @@ class Causal(Family):
         prompts, batch = probe(model)
         decoder = Decoder.of(model)
         prompt, text = prompts[0], batch.tokens[: batch.lengths[0]]
+        bare = Batch(text, [len(text)], [0], torch.zeros_like(text), torch.arange(len(text)))
+        text = text.to(model.device)
         words = model.get_input_embeddings()(text)
-        bare = Batch(text, [len(text)], [0], torch.zeros_like(text), torch.arange(len(text), device=text.device))
         with torch.no_grad():
             own = model(input_ids=text[None], use_cache=False).logits[0]
             ours = logits(model, concatenated(model, [prompt[:0]], bare))

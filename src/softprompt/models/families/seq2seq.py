@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from softprompt.errors import SoftPromptError
 from softprompt.models.family import Batch, Family, wide
 from softprompt.models.probe import check_finite, logit_distance, probe, tolerance
+from softprompt.models.transfer import to_device
 
 
 class Seq2Seq(Family):
@@ -37,12 +38,13 @@ class Seq2Seq(Family):
         for text, k, end in zip(tokens, batch.prompt_of_text, ends, strict=True):
             of_row.append(number.setdefault((k, tuple(text[:end].tolist())), len(number)))
         states, seen = encode(model, prompts, list(number))
-        start = torch.full((1,), start_token(model), dtype=torch.long, device=batch.tokens.device)
-        targets = [torch.cat([start, text[end:]]) for text, end in zip(tokens, ends, strict=True)]
-        index = torch.tensor(of_row, device=states.device)
-        hidden = decode(model, pad_sequence(targets, batch_first=True), states[index], seen[index]).last_hidden_state
-        shift = torch.tensor(ends, device=hidden.device) - 1
-        found: Tensor = hidden[batch.rows, batch.columns - shift[batch.rows]]
+        start = torch.full((1,), start_token(model), dtype=torch.long)
+        padded = pad_sequence([torch.cat([start, text[end:]]) for text, end in zip(tokens, ends, strict=True)], True)
+        columns = batch.columns - (torch.tensor(ends) - 1)[batch.rows]
+        given = [padded, torch.tensor(of_row), batch.rows, columns]
+        padded, index, rows, columns = to_device(given, states.device)
+        hidden = decode(model, padded, states[index], seen[index]).last_hidden_state
+        found: Tensor = hidden[rows, columns]
         return found
 
     def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
@@ -55,7 +57,8 @@ class Seq2Seq(Family):
 
     def check(self, model: PreTrainedModel) -> None:
         name, (_, batch) = type(model).__name__, probe(model)
-        ids = batch.tokens[: batch.lengths[0]]
+        own_ids = batch.tokens[: batch.lengths[0]]
+        ids = own_ids.to(model.device)
         text, target = ids[:-3], ids[-3:]
         start = torch.full((1,), start_token(model), dtype=torch.long, device=ids.device)
         with torch.no_grad():
@@ -63,15 +66,15 @@ class Seq2Seq(Family):
                 input_ids=text[None], decoder_input_ids=torch.cat([start, target[:-1]])[None], use_cache=False
             ).logits[0]
         check_finite(model, own)
-        columns = torch.arange(3, device=ids.device) + len(text) - 1
+        columns = torch.arange(3) + len(text) - 1
         # Beside a longer one of another prompt, which would show a padding that is seen.
         bare = model.get_input_embeddings()(ids[:0]).float()
         other = model.get_input_embeddings()(ids[:6]).float().detach()
         both = Batch(
-            torch.cat([ids[:-1], ids]),
+            torch.cat([own_ids[:-1], own_ids]),
             [len(ids) - 1, len(ids)],
             [0, 1],
-            torch.tensor([0, 0, 0, 1], device=ids.device),
+            torch.tensor([0, 0, 0, 1]),
             torch.cat([columns, columns[-1:] + 1]),
         )
         with torch.no_grad():
