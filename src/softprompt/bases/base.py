@@ -183,7 +183,7 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froze
     Chat models end a turn by another token than a text (Gemma, Llama 3, Phi-3). What a target ends with in training is
     the tokenizer's alone.
     """
-    return _known_ids(model, tokenizer.eos_token_id, getattr(model.generation_config, "eos_token_id", None))
+    return _known_ids(model, tokenizer.eos_token_id, _stated(model, "eos_token_id"))
 
 
 def suppressed_ids(model: PreTrainedModel) -> frozenset[int]:
@@ -191,7 +191,12 @@ def suppressed_ids(model: PreTrainedModel) -> frozenset[int]:
 
     They and the end tokens are all of that file that counts here, in `predict` and on the server alike.
     """
-    return _known_ids(model, getattr(model.generation_config, "suppress_tokens", None))
+    return _known_ids(model, _stated(model, "suppress_tokens"))
+
+
+def _stated(model: PreTrainedModel, name: str) -> Any:
+    """What the model's generation config has for a name, where there is one: an encoder has none."""
+    return getattr(getattr(model, "generation_config", None), name, None)
 
 
 def _known_ids(model: PreTrainedModel, *stated: int | Sequence[int] | None) -> frozenset[int]:

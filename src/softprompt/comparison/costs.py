@@ -17,7 +17,7 @@ from softprompt.evaluation.evaluate import evaluate
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.rows import Row
 from softprompt.tasks.task import Task
-from softprompt.training.heads import choose_answer
+from softprompt.training.heads import choose_answer, with_head
 from softprompt.training.recipe import Recipe
 from softprompt.training.run import rows_around, train
 
@@ -65,6 +65,9 @@ def measure_costs(
         SoftPromptError: the rows can't be trained on.
     """
 
+    task = choose_answer(task, train_rows, prompt, base)
+    prompt = with_head(prompt, task, base)
+
     def take(steps: int) -> float:
         watch = Stopwatch()
         settings = {"max_steps": steps, "save_every": steps, "log_every": steps, "monitor": False, "report_to": []}
@@ -77,7 +80,7 @@ def measure_costs(
     asked = (checks or train_rows)[:ROWS]
     row_seconds = evaluate(base, prompt, task, asked).seconds / len(asked)
     answers = math.ceil(recipe.max_steps / recipe.evaluate_every) * len(checks)
-    answers += sum(rows_around(choose_answer(task, train_rows, prompt, base), recipe, len(train_rows), len(checks)))
+    answers += sum(rows_around(task, recipe, len(train_rows), len(checks)))
     with tempfile.TemporaryDirectory(prefix="softprompt-") as folder:
         files = list(prompt.save(Path(folder) / "prompt").iterdir())
         artifact_bytes = sum(file.stat().st_size for file in files)

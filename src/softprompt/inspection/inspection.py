@@ -78,7 +78,7 @@ class Inspection:
         word_norm_mean, word_norm_deviation: of the base's words.
         tokens: the virtual tokens.
         similarity: `[P, P]` cosines between them.
-        continuation: what the base says after the prompt alone, greedily.
+        continuation: what the base says after the prompt alone, greedily; "" where it says no words.
         importance: what leaving out each token costs; None where no rows were given.
         map: the prompt among those of a library; None where none was given.
     """
@@ -198,5 +198,7 @@ def continue_alone(base: Base, prompt: SoftPrompt, max_new_tokens: int = _CONTIN
     left = base.room(prompt.num_virtual_tokens)
     room = max_new_tokens if left is None else min(max_new_tokens, left)
     model = PromptedModel(base, [prompt])
+    if not base.family.words:
+        return ""
     (answer,) = generate(model, [[]], max_new_tokens=room, ends=base.end_ids)
     return str(base.tokenizer.decode(answer, skip_special_tokens=True))
