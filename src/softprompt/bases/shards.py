@@ -1,8 +1,8 @@
-"""A base whose layers are spread over processes, by PyTorch's FSDP2: each process holds a part of every layer's weights.
+"""A base whose layers are spread over processes, by PyTorch's FSDP2: each process holds a part of each layer's weights.
 
-A layer's weights are gathered while it is computed, forwards and backwards, and given up after. What is no layer's (word
-embeddings, output head, final norm) is whole in each process: it is used at both ends of every step, so that it would be
-gathered through all of it. Nothing of the base is trained, so that no gradient of it crosses the network.
+A layer's weights are gathered while it is computed, forwards and backwards, and given up after that. What is no layer's
+(word embeddings, output head, final norm) is whole in each process: it is used at both ends of every step, so that it
+would be gathered all the time. Nothing of the base is trained, so that no gradient of it crosses the network.
 
 Owns which weights are spread and how each process reads its part. Knows nothing of prompts, nor of who started the
 processes; all of them have to compute the same number of layers in the same order.
@@ -92,7 +92,7 @@ def fill(model: PreTrainedModel, files: list[str], mesh: DeviceMesh, device: tor
 
 def _fill_buffers(model: PreTrainedModel, device: torch.device) -> None:
     """Make the buffers that no file holds, such as rotary frequencies, as `from_pretrained` does."""
-    made = []
+    made: list[tuple[nn.Module, str]] = []
     for module in model.modules():
         vars(module).pop("_is_hf_initialized", None)
         for name in module._non_persistent_buffers_set & module._buffers.keys():
@@ -103,7 +103,8 @@ def _fill_buffers(model: PreTrainedModel, device: torch.device) -> None:
     for tensor in _state(model):
         vars(tensor)["_is_hf_initialized"] = True  # so that Transformers fills the others only
     model.initialize_weights()
-    if any(module._buffers[name].isnan().any() for module, name in made) or any(one.is_meta for one in _state(model)):
+    unknown_still = any(torch.isnan(getattr(module, name)).any() for module, name in made)
+    if unknown_still or any(one.is_meta for one in _state(model)):
         raise UnsureError("it holds what is not known without the loaded model")
 
 
