@@ -98,6 +98,14 @@ def all_names(model: PreTrainedModel) -> dict[int, list[str]]:
     return names
 
 
+def set_weight(model: PreTrainedModel, names: list[str], value: Tensor) -> None:
+    """Give a model a frozen parameter under all its names."""
+    weight = torch.nn.Parameter(value, requires_grad=False)
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, weight)
+
+
 @dataclass(frozen=True)
 class _Stored:
     """A weight in a file that is open only while it is read: the pages that were looked at stay in no process."""
@@ -160,7 +168,7 @@ def _fill_embeddings(model: PreTrainedModel, plain: dict[str, _Stored], names: d
     known = [name for name in names[id(embeddings.weight)] if name in plain]
     if not known or len(list(embeddings.parameters())) > 1:
         raise UnsureError("its embeddings are not stored as they are used")
-    embeddings.weight = torch.nn.Parameter(plain[known[0]][...], requires_grad=False)
+    set_weight(model, names[id(embeddings.weight)], plain[known[0]][...])
     for name, scale in list(embeddings.named_buffers()):
         embeddings.register_buffer(name, torch.full_like(scale, math.nan, device="cpu"), persistent=False)
     vars(embeddings.weight)["_is_hf_initialized"] = True  # so that Transformers fills the scales only

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from softprompt.bases.checkpoint import UnsureError, all_names, read_weights
+from softprompt.bases.checkpoint import UnsureError, all_names, read_weights, set_weight
 from softprompt.bases.decoder import find_layers
 from softprompt.errors import SoftPromptError
 
@@ -83,10 +83,7 @@ def fill(model: PreTrainedModel, files: list[str], mesh: DeviceMesh, device: tor
         elif leaf in module._buffers:
             module._buffers[leaf] = value.to(device, held.dtype)
         else:
-            weight = nn.Parameter(value.to(device, held.dtype), requires_grad=False)
-            for alias in names.get(id(held), [name]):
-                owner, _, leaf = alias.rpartition(".")
-                model.get_submodule(owner)._parameters[leaf] = weight
+            set_weight(model, names.get(id(held), [name]), value.to(device, held.dtype))
     _fill_buffers(model, device)
 
 
