@@ -23,8 +23,10 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_a_spread_base_is_the_whole_one(tmp_path: Path) -> None:
-    """Tied and scaled embeddings, experts that the class fuses, an odd number of rows, an encoder-decoder; and where the
-    files are not sure, or are GGUF, each process reads all first."""
+    """Tied and scaled embeddings, experts that the class fuses, an odd number of rows, an encoder-decoder.
+
+    Where the files are not sure, or are GGUF, each process reads all first.
+    """
     for family in ("llama", "gpt2", "gemma3", "gpt_oss", "mamba"):
         save(make_model(family, vocab_size=258), tmp_path / family)
     t5 = T5Config(vocab_size=258, d_model=16, d_kv=5, d_ff=24, num_layers=2, num_heads=3, decoder_start_token_id=1)

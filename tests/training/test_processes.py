@@ -156,8 +156,8 @@ def test_two_processes_grow_a_prompt(project: Path) -> None:
         (
             [],
             {"ONE_MORE": "--set recipe.save_every=3 --set data.test=dev.csv --force"},
-            "error: process 1 has another recipe (save_every: 3, now 4), test rows, options (force: True, now False) than "
-            "process 0: give all the same files, and recipe.dtype where their machines differ",
+            "error: process 1 has another recipe (save_every: 3, now 4), test rows, options (force: True, now False) "
+            "than process 0: give all the same files, and recipe.dtype where their machines differ",
         ),
         ([], {"ONE_FOLDER": "/"}, "error: process 1 of 2: task.yaml: no such file"),
         (
