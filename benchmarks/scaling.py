@@ -2,9 +2,9 @@
 
     python -m benchmarks.scaling [--processes 1 2 4] [--steps 6] [--rows 4] [--base smollm2-135m]
 
-Each process has `--rows` rows a step, a thread of its own and, unless the base is spread, the whole base. Bytes are what
-a process's TCP sockets have sent, as Linux counts them (TCP_INFO); seconds are medians; memory is the peak of a process
-(VmHWM). The model: an all-reduce of S bytes over n machines takes the shorter of a ring's
+Each process has `--rows` rows a step, a thread of its own and, unless the base is spread, the whole base. Bytes are
+what a process's TCP sockets have sent, as Linux counts them (TCP_INFO); seconds are medians; memory is the peak of a
+process (VmHWM). The model: an all-reduce of S bytes over n machines takes the shorter of a ring's
 2(n-1) * latency + 2(n-1)/n * S / bandwidth and a tree's 2 log2(n) * (latency + S / bandwidth); a step of n machines is
 one machine's and that, nothing overlapping. A spread base's layers are gathered twice, forwards and backwards.
 """
@@ -215,7 +215,7 @@ def table(document: dict[str, Any]) -> str:
     cores, load = document["machine"]["cores"], document["load_average_at_start"][0]
     return "\n".join(
         [
-            f"{document['rows']} rows a process and step, {_TOKENS} virtual tokens, one thread a process; {cores} cores, "
+            f"{document['rows']} rows a process and step, {_TOKENS} virtual tokens, a thread a process; {cores} cores, "
             f"load average {load} at the start: with more processes than free cores, efficiency is the cores' and not "
             "the network's.\n",
             markdown_table(["processes", "bytes sent a step", "model", "ms a step", "efficiency"], here),
@@ -223,9 +223,8 @@ def table(document: dict[str, Any]) -> str:
             markdown_table(["processes", "imported", "base loaded", "trained"], memory),
             "All-reduces over the loopback; latency and bandwidth are fitted to the smallest and the largest:\n",
             markdown_table(["processes", "bytes", "ms measured", "ms by the model"], reduced),
-            f"{_MACHINES:,} machines by the model. Assumed: {1e6 * _LATENCY:.0f} microseconds a hop, float32 gradients, "
-            "nothing overlaps, and "
-            f"steps as measured here or {_FASTER} times as fast:\n",
+            f"{_MACHINES:,} machines by the model. Assumed: {1e6 * _LATENCY:.0f} microseconds a hop, float32 "
+            f"gradients, nothing overlaps, and steps as measured here or {_FASTER} times as fast:\n",
             markdown_table(["method, link", "bytes", "ms a step", "ms network", "efficiency"], many),
             f"Prompts of {_STEPS_OF_A_PROMPT} steps a day, one process: {days}. No GPU was measured.",
             footing(document),

@@ -275,7 +275,9 @@ FSDP = Path(__file__).parents[2] / "examples" / "fsdp.yaml"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [[], ["task.answer=head", "recipe.gradient_checkpointing=true"]])
+@pytest.mark.parametrize(
+    "settings", [[], ["task.answer=head", "recipe.gradient_checkpointing=true", "recipe.max_tokens=8"]]
+)
 def test_a_base_spread_over_two_processes_trains_what_one_trains(
     project: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str]
 ) -> None:
@@ -294,7 +296,9 @@ def test_a_base_spread_over_two_processes_trains_what_one_trains(
     )
     assert done.returncode == 0, done.stderr
     assert "the base's layers are spread over 2 processes" in done.stderr
-    assert "warning" not in done.stderr.replace("Warning", "")
+    warned = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(warned) == bool(settings)
+    assert all("recipe.max_tokens bounds nothing where the base is spread" in line for line in warned)
     found = json.loads(done.stdout)  # one document
     one = train_one(project, monkeypatch, *words, "--output", f"whole-{len(settings)}")
     two = SoftPrompt.load(project / output / "prompt")

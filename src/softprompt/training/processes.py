@@ -1,4 +1,4 @@
-"""Several processes that train one prompt: which one writes, who asks what, and how the failure of one ends them all.
+"""Several processes that train one prompt: which one writes, and how the failure of one ends them all.
 
 Owns what a launcher (torchrun, `accelerate launch`) says in the environment. Knows nothing of what is trained.
 """
