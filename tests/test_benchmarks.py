@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import socket
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import gradients, measure, peak_memory, sides, time_to_accuracy, train_many, training_step
+from benchmarks import gradients, measure, peak_memory, scaling, sides, time_to_accuracy, train_many, training_step
 from benchmarks.movies import INIT_TEXT, make_batches
 
 import softprompt as sp
@@ -251,3 +254,56 @@ def test_prompts_an_hour_of_both_sides(folder: str, capsys: pytest.CaptureFixtur
     assert found.count("warm-up, not counted") == 2
     assert found.count("prompts an hour (median of 1)") == 2
     assert "side by side makes" in found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux counts them")
+def test_bytes_are_those_that_were_sent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as one:
+        other, _ = server.accept()
+        before = scaling.bytes_sent()
+        one.sendall(b"x" * 46_080)
+        received = 0
+        while received < 46_080:
+            received += len(other.recv(65_536))
+        deadline = time.monotonic() + 5
+        while scaling.bytes_sent() - before < 46_080 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert scaling.bytes_sent() - before == 46_080
+        other.close()
+
+
+def test_the_model_of_many_machines() -> None:
+    assert scaling.predicted(2, 1e9, 1e9, 0.0) == pytest.approx(1.0)  # each half goes there and comes back
+    assert scaling.predicted(1000, 1e9, 1e9, 0.0) == pytest.approx(1.998)
+    assert scaling.predicted(1024, 0, 1e9, 1e-4) == pytest.approx(20e-4)  # little goes by the tree
+
+    def run(processes: int, gathered: int = 0, times: dict[str, float] | None = None) -> dict[str, object]:
+        memory = {"imported": 1 << 20, "loaded": 2 << 20, "trained": 3 << 20}
+        figures = {"processes": processes, "spread": bool(gathered), "gathered": gathered, "all_reduce": times or {}}
+        return figures | {"step_seconds": 2.0, "bytes_a_step": 5e4, "peak_memory": memory}
+
+    # Latency 1 ms and a gigabyte a second, between two: each process sends as much as is reduced.
+    times = {str(size): 2e-3 + size / 1e9 for size in (4096, 46_080, 1 << 25)}
+    document: dict[str, object] = {
+        "rows": 4,
+        "machine": {"cores": 2, "processor": "none", "threads": 1},
+        "load_average_at_start": [0.5],
+        "command": "python -m benchmarks.scaling",
+        "versions": {},
+        "time": "2026-01-01T00:00:00Z",
+        "runs": [run(1), run(2, times=times), run(2, gathered=1_000_000)],
+        "methods": {name: {"bytes": size, "step_seconds": 2.0} for name, size in (("prompt", 46_080), ("full", 5e8))},
+    }
+    scaling.model(document)
+    alone, two, spread = (one["model"] for one in document["runs"])
+    assert (alone["bytes"], two["bytes"], spread["bytes"]) == (0, 46_080, 1_046_080)
+    assert two["latency"] == pytest.approx(1e-3)
+    assert two["bandwidth"] == pytest.approx(1e9)
+    assert two["all_reduce"]["46080"] == pytest.approx(times["46080"])
+    found = {(one["method"], one["gbit"], one["faster"]): one["efficiency"] for one in document["machines"]}
+    assert found["prompt", 1, 1] > 0.99 > found["full", 25, 1] > found["full", 1, 1]
+    assert found["full", 1, 1] == pytest.approx(2 / (2 + 0.0999 + 1.998 * 5e8 / 1.25e8), rel=1e-3)
+    assert document["prompts_a_day"]["measured step"] == pytest.approx(86_400 / (240 * 2))
+    page = scaling.table(document)
+    assert "| 2, base spread | 50,000 | 1,046,080 |" in page
+    assert "| 2 | 46,080 | 2.05 | 2.05 |" in page

@@ -18,11 +18,14 @@ from typer.testing import CliRunner
 import softprompt
 from softprompt import SoftPrompt
 from softprompt.cli import app
+from softprompt.errors import SoftPromptError
+from softprompt.training import processes
 from tests.conftest import make_base
 from tests.test_cli import make_project, save_base
 
 # Rank 1 on a machine, or with files, of its own: its variables are named ONE_..., rank 0's ZERO_... With KILL_AT a
-# process is killed in that step; with END_SLOWLY the other takes its time to end; MORE is added to its command.
+# process is killed in that step; with END_SLOWLY the other takes its time to end; MORE is added to its command; COUNT
+# names a file for what was broadcast and asked.
 PROGRAM = """
 import os
 import shlex
@@ -52,6 +55,26 @@ if "END_SLOWLY" in os.environ:
             raise
     PromptTrainer.train = slowly
 sys.argv += shlex.split(os.environ.get("MORE", ""))
+if "COUNT" in os.environ:
+    import json
+    import torch.distributed as dist
+    from softprompt.evaluation import evaluate
+    counts = {"broadcast": 0, "asked": 0}
+    def counted(function, key, size):
+        def call(*args, **kwargs):
+            counts[key] += size(*args)
+            return function(*args, **kwargs)
+        return call
+    bytes_of = lambda one: one.numel() * one.element_size()
+    dist.broadcast = counted(dist.broadcast, "broadcast", lambda one, *rest: bytes_of(one))
+    coalesced = lambda group, tensors, *rest: sum(map(bytes_of, tensors))
+    dist._broadcast_coalesced = counted(dist._broadcast_coalesced, "broadcast", coalesced)
+    evaluate.score = counted(evaluate.score, "asked", lambda model, texts, *rest: len(texts))
+    try:
+        main()
+    finally:
+        with open(os.environ["COUNT"] + os.environ["RANK"], "w") as file:
+            json.dump(counts, file)
 main()
 """
 
@@ -69,13 +92,16 @@ def run_two(project: Path, *arguments: str, **environment: str) -> tuple[int, st
     return launch(project, ["program.py", "train", "task.yaml", *arguments], **environment)
 
 
+def surroundings(more: dict[str, str]) -> dict[str, str]:
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(softprompt.__file__).parents[1])}
+    return os.environ | own | more
+
+
 def launch(project: Path, command: Sequence[str], **environment: str) -> tuple[int, str, list[str]]:
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", *command],
         cwd=project,
-        env=os.environ
-        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(softprompt.__file__).parents[1])}
-        | environment,
+        env=surroundings(environment),
         capture_output=True,
         text=True,
         check=False,
@@ -87,8 +113,12 @@ def launch(project: Path, command: Sequence[str], **environment: str) -> tuple[i
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_trains(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, out, said = run_two(project, "--output", "two", "--json")
+    code, out, said = run_two(project, "--output", "two", "--json", COUNT="counts")
     assert (code, said) == (0, [])
+    counts = [json.loads((project / f"counts{rank}").read_text()) for rank in (0, 1)]
+    assert [one["broadcast"] for one in counts] == [4 * 4 * 32] * 2  # the prompt, in float32; nothing of the base
+    # Of three validations of 12 rows and a test of 10 each asks half; the first one looks for the report's mistakes.
+    assert [one["asked"] for one in counts] == [23 + 12, 23]
     found = json.loads(out)  # one document: the first process prints
     assert (found["prompt"], found["steps"], found["test"]["n"]) == ("two/prompt", 12, 10)
     assert (project / "two" / "report.html").is_file()
@@ -135,11 +165,22 @@ def test_two_processes_grow_a_prompt(project: Path) -> None:
             "error: process 1 has another training rows than process 0: give all the same files, and recipe.dtype "
             "where their machines differ",
         ),
+        (
+            [],
+            {"ONE_MORE": "--set recipe.save_every=3 --set data.test=dev.csv --force"},
+            "error: process 1 has another recipe (save_every: 3, now 4), test rows, options (force: True, now False) "
+            "than process 0: give all the same files, and recipe.dtype where their machines differ",
+        ),
         ([], {"ONE_FOLDER": "/"}, "error: process 1 of 2: task.yaml: no such file"),
         (
             ["recipe.batch_size=5"],
             {},
             "error: recipe.batch_size 5 can't be shared by 2 processes in 1 parts each: choose a multiple of 2",
+        ),
+        (
+            ["recipe.batch_size=1"],
+            {},
+            "error: recipe.batch_size 1 can't be shared by 2 processes in 1 parts each: choose a multiple of 2",
         ),
     ],
 )
@@ -192,6 +233,15 @@ def test_a_killed_process_ends_the_run_and_one_or_two_go_on(project: Path, monke
     by_two = SoftPrompt.load(project / "killed-too" / "prompt")
     torch.testing.assert_close(by_two.embeddings, whole.embeddings, rtol=0, atol=1e-5)
 
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "ZERO_KILL_AT": "10"}
+    command = [sys.executable, "program.py", "train", "task.yaml", *SLOWLY, "--output", "killed-one"]
+    assert subprocess.run(command, cwd=project, env=surroundings(alone), capture_output=True).returncode == -9
+    assert [one.name for one in (project / "killed-one").glob("checkpoint-*")] == ["checkpoint-8"]
+    code, _, said = run_two(project, *SLOWLY, "--output", "killed-one", "--resume")
+    assert (code, said) == (0, [])
+    by_two = SoftPrompt.load(project / "killed-one" / "prompt")
+    torch.testing.assert_close(by_two.embeddings, whole.embeddings, rtol=0, atol=1e-5)
+
 
 @pytest.mark.slow
 def test_two_processes_without_a_folder_end_together_where_the_loss_diverges(project: Path) -> None:
@@ -231,6 +281,81 @@ def test_one_process_instead_of_several_is_said(project: Path, tmp_path: Path, m
     [line] = [line for line in result.stderr.splitlines() if line.startswith("warning")]
     assert "asked for several processes but started one" in line
     assert "torchrun --nproc_per_node" in line
+
+
+FSDP = Path(__file__).parents[2] / "examples" / "fsdp.yaml"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings", [[], ["task.answer=head", "recipe.gradient_checkpointing=true", "recipe.max_tokens=8"]]
+)
+def test_a_base_spread_over_two_processes_trains_what_one_trains(
+    project: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str]
+) -> None:
+    """Through `accelerate launch`, with labels' words and with a head; validation, calibration, test and report too."""
+    words = [word for one in [*settings, "recipe.calibrate=true"] for word in ("--set", one)]
+    output = f"spread-{len(settings)}"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(FSDP), "-m", "softprompt.cli"]
+    done = subprocess.run(
+        [*command, "train", "task.yaml", *SLOWLY, *words, "--output", output, "--json"],
+        cwd=project,
+        env=surroundings({}),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the base's layers are spread over 2 processes" in done.stderr
+    warned = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(warned) == bool(settings)
+    assert all("recipe.max_tokens bounds nothing where the base is spread" in line for line in warned)
+    found = json.loads(done.stdout)  # one document
+    one = train_one(project, monkeypatch, *words, "--output", f"whole-{len(settings)}")
+    two = SoftPrompt.load(project / output / "prompt")
+    torch.testing.assert_close(two.embeddings, one.embeddings, rtol=0, atol=1e-5)
+    assert found["test"]["n"] == 10
+    if settings:
+        torch.testing.assert_close(two.head, one.head, rtol=0, atol=1e-4)
+    else:
+        assert two.card.calibration == pytest.approx(one.card.calibration, abs=1e-4)
+    pages = [(project / name / "findings.json").read_text() for name in (output, f"whole-{len(settings)}")]
+    assert [len(json.loads(page)["mistakes"]) for page in pages] == [
+        12 - round(12 * found["validation"]["accuracy"])
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("environment", "line"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DeepSpeed, .* ask for distributed_type FSDP"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP of version 1: set fsdp_version: 2"),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"},
+            "fsdp_offload_params true: the weights stay on the device",
+        ),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_ACTIVATION_CHECKPOINTING": "true"},
+            "set recipe.gradient_checkpointing",
+        ),
+    ],
+)
+def test_what_a_configuration_asks_for_and_is_not_done_is_refused(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], line: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SoftPromptError, match=line):
+        processes.start()
+
+
+def test_a_whole_base_where_shards_were_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_wants_shards", True)
+    base = make_base()
+    task = softprompt.Task(template="{text}", labels=["a", "b"])
+    with pytest.raises(SoftPromptError, match="base 'tiny-llama' is whole: load it with"):
+        softprompt.train(base, SoftPrompt.random(base, 2), task, train=[], validation=None)
 
 
 @pytest.mark.slow

@@ -38,13 +38,15 @@ class Base:
         model: in evaluation mode, no parameter asks for a gradient.
         tokenizer: the model's own, as it came (it may have no padding token).
         name: what `load_base` was given.
-        samples: of a base without weights (`load_outline`), what `sample` makes of each, by the parameter's name.
+        samples: of a base without all its weights, what `sample` makes of each, by the parameter's name.
+        sharded: whether its layers are spread over processes (`shards.py`), which then have to compute in step.
     """
 
     model: PreTrainedModel = field(repr=False)
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
     name: str
     samples: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    sharded: bool = False
 
     @property
     def hidden_size(self) -> int:

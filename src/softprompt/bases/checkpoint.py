@@ -1,15 +1,16 @@
-"""Samples of a model's weights straight from its safetensors files, the model itself being without any.
+"""A model's weights straight from its safetensors files, one after the other, the model itself being without any.
 
 Owns how the files' names become the model's, with Transformers' own rules, and where that is not sure. Does not know
-what the samples are for. At most one weight is in memory, and of one that is stored as it is used only the pages that
-the sample touches.
+what the weights are for. At most one is in memory, and of one that is stored as it is used only the pages that are
+looked at.
 """
 
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
+from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -63,41 +64,83 @@ def read_samples(model: PreTrainedModel, files: list[str]) -> dict[str, Tensor]:
     """
     if getattr(model.config, "quantization_config", None) is not None:
         raise UnsureError("its weights are stored quantised")
-    with ExitStack() as stack:
-        stored: dict[str, Any] = {}
-        for file in files:
-            handle = stack.enter_context(safe_open(file, "pt"))
-            stored |= {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118  # no mapping
-        plain, converters = _map(model, stored)
-        _tie_equal(model, plain)
-        names: dict[int, list[str]] = {}  # of each parameter; tied ones have several
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            names.setdefault(id(parameter), []).append(name)
-        samples, shapes = {}, {}
-        for name, part in plain.items():
-            samples[name], shapes[name] = sample(part[...]), tuple(part.get_shape())
-        for target, converter in converters.items():
-            for name, value in converter.convert(target, model=model, config=model.config).items():
-                one = value[0] if isinstance(value, list) else value
-                samples[name], shapes[name] = sample(one), tuple(one.shape)
-        result = {}
-        for name, parameter in model.named_parameters():
-            known = next((one for one in names[id(parameter)] if one in samples), None)
-            if known is None or shapes[known] != tuple(parameter.shape):
-                raise UnsureError(f"its files do not have {name} as the model has it")
-            result[name] = samples[known]
-        _fill_embeddings(model, plain, names)
+    plain, converters = _map(model, files)
+    _tie_equal(model, plain)
+    names = all_names(model)
+    samples, shapes = {}, {}
+    for name, weight in _each(model, plain, converters):
+        samples[name], shapes[name] = sample(weight), tuple(weight.shape)
+    result = {}
+    for name, parameter in model.named_parameters():
+        known = next((one for one in names[id(parameter)] if one in samples), None)
+        if known is None or shapes[known] != tuple(parameter.shape):
+            raise UnsureError(f"its files do not have {name} as the model has it")
+        result[name] = samples[known]
+    _fill_embeddings(model, plain, names)
     return result
 
 
-def _map(model: PreTrainedModel, stored: dict[str, Any]) -> tuple[dict[str, Any], dict[str, WeightConverter]]:
+def read_weights(model: PreTrainedModel, files: list[str]) -> Iterator[tuple[str, Tensor]]:
+    """Each weight that `files` hold, by a name that `model` has for it: whole, as it is stored, on the CPU.
+
+    Args:
+        model: for which `read_samples` has shown that its files are sure.
+        files: its files.
+    """
+    return _each(model, *_map(model, files))
+
+
+def all_names(model: PreTrainedModel) -> dict[int, list[str]]:
+    """The names of each parameter, by its `id`; tied ones have several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return names
+
+
+def set_weight(model: PreTrainedModel, names: list[str], value: Tensor) -> None:
+    """Give a model a frozen parameter under all its names."""
+    weight = torch.nn.Parameter(value, requires_grad=False)
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, weight)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A weight in a file that is open only while it is read: the pages that were looked at stay in no process."""
+
+    file: str
+    key: str
+
+    def __getitem__(self, index: Any) -> Tensor:
+        with safe_open(self.file, "pt") as file:
+            found: Tensor = file.get_slice(self.key)[index]
+            return found
+
+
+def _each(
+    model: PreTrainedModel, plain: dict[str, _Stored], converters: dict[str, WeightConverter]
+) -> Iterator[tuple[str, Tensor]]:
+    for name, part in plain.items():
+        yield name, part[...]
+    for target, converter in converters.items():
+        for name, value in converter.convert(target, model=model, config=model.config).items():
+            yield name, value[0] if isinstance(value, list) else value
+
+
+def _map(model: PreTrainedModel, files: list[str]) -> tuple[dict[str, _Stored], dict[str, WeightConverter]]:
     """The stored weights by the model's names, and the converters, filled, that make the others of several."""
+    stored: dict[str, _Stored] = {}
+    for file in files:
+        with safe_open(file, "pt") as handle:
+            stored |= {key: _Stored(file, key) for key in handle.keys()}  # noqa: SIM118  # no mapping
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
     expected, prefix = model.state_dict(), model.base_model_prefix
-    plain: dict[str, Any] = {}
+    plain: dict[str, _Stored] = {}
     filled: dict[str, WeightConverter] = {}
     for key in sorted(stored, key=dot_natural_key):
         name, pattern = rename_source_key(key, renamings, converters, prefix, expected)
@@ -112,7 +155,7 @@ def _map(model: PreTrainedModel, stored: dict[str, Any]) -> tuple[dict[str, Any]
     return plain, filled
 
 
-def _tie_equal(model: PreTrainedModel, plain: dict[str, Any]) -> None:
+def _tie_equal(model: PreTrainedModel, plain: dict[str, _Stored]) -> None:
     """Tie what Transformers would: weights to be tied that the files hold twice, and that are equal."""
     for target, source in model.all_tied_weights_keys.items():
         if target in plain and source in plain and torch.equal(plain[target][...], plain[source][...]):
@@ -120,12 +163,12 @@ def _tie_equal(model: PreTrainedModel, plain: dict[str, Any]) -> None:
             setattr(model.get_submodule(module), name, model.get_parameter(source))
 
 
-def _fill_embeddings(model: PreTrainedModel, plain: dict[str, Any], names: dict[int, list[str]]) -> None:
+def _fill_embeddings(model: PreTrainedModel, plain: dict[str, _Stored], names: dict[int, list[str]]) -> None:
     embeddings = model.get_input_embeddings()
     known = [name for name in names[id(embeddings.weight)] if name in plain]
     if not known or len(list(embeddings.parameters())) > 1:
         raise UnsureError("its embeddings are not stored as they are used")
-    embeddings.weight = torch.nn.Parameter(plain[known[0]][...], requires_grad=False)
+    set_weight(model, names[id(embeddings.weight)], plain[known[0]][...])
     for name, scale in list(embeddings.named_buffers()):
         embeddings.register_buffer(name, torch.full_like(scale, math.nan, device="cpu"), persistent=False)
     vars(embeddings.weight)["_is_hf_initialized"] = True  # so that Transformers fills the scales only

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, PretrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from softprompt.errors import SoftPromptError
 
@@ -52,6 +53,16 @@ def reach(config: PretrainedConfig) -> Reach:
         limits.append((top, "its attention leaves out tokens beyond them"))
     limits = [limit for limit in limits if stated is None or limit[0] < stated]
     return Reach(*min(limits)) if limits else Reach(stated)
+
+
+def find_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of a model, each of which is computed from what the one before gives; none where it names none.
+
+    They are those that Transformers computes again in gradient checkpointing; layers within layers are parts of them.
+    """
+    every = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    within = {part for layer in every for part in layer.modules() if part is not layer}
+    return [layer for layer in every if layer not in within]
 
 
 @dataclass(frozen=True)

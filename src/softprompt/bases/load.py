@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -25,6 +25,7 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from tokenizers import pre_tokenizers
+from torch import Tensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -36,15 +37,18 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from softprompt.bases import sources
+from softprompt.bases import shards, sources
 from softprompt.bases.base import Base, dtype_name
-from softprompt.bases.checkpoint import UnsureError, find_files, read_samples
+from softprompt.bases.checkpoint import UnsureError, find_files, read_samples, sample
 from softprompt.bases.classifier import remove_classifier
 from softprompt.bases.decoder import reach
 from softprompt.bases.families import family_kind
 from softprompt.bases.hub import UNREACHED, hub_or_cache
 from softprompt.errors import SoftPromptError
 from softprompt.text import causes, first_line
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 logger = logging.getLogger(__name__)
 EMBEDDED = "smollm2-135m"
@@ -64,6 +68,7 @@ def load_base(
     device: str | torch.device = "auto",
     trust_remote_code: bool = False,
     revision: str | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> Base:
     """Load a language model, causal, an encoder-decoder or an encoder, and its tokenizer, frozen.
 
@@ -75,10 +80,14 @@ def load_base(
         device: "auto" (default: CUDA, else MPS, else the CPU), or what torch.device takes.
         trust_remote_code: run the Python code that a folder or a model on the hub brings along (default: refuse).
         revision: the branch, tag or commit of a model on the hub (default: its main branch).
+        mesh: processes, in one dimension, over which the layers' weights are spread by PyTorch's FSDP2 (see
+            `shards.py`); each of them calls this and has to compute what the others compute. Each reads its own part
+            of the files; where that can't be, a warning says that it reads all first. Default: the base is whole.
 
     Raises:
         SoftPromptError: there is no such base, or it is damaged, of no family that is known, stored as pickles
-            only, or in need of `trust_remote_code`; the hub cannot be reached; a dtype or device that isn't one.
+            only, or in need of `trust_remote_code`; the hub cannot be reached; a dtype or device that isn't one; its
+            layers can't be spread.
     """
     name = os.fspath(name)
     place = _choose_device(device)
@@ -86,19 +95,51 @@ def load_base(
     source, options = _locate(name, trust_remote_code, revision)
     if sys.stderr.isatty():
         print(f"Loading {name}", file=sys.stderr)
-    model, tokenizer = _read(name, source, precision, show_progress=name != EMBEDDED, **options)
-    try:
-        model.to(place)  # type: ignore[arg-type]  # transformers' wrapper hides the argument's type
-    except (RuntimeError, ValueError) as error:
-        raise SoftPromptError(f"base {name!r} cannot be moved to {place}: {first_line(error)}") from error
-    model.requires_grad_(False)
+    samples = None
+    if mesh is None:
+        model, tokenizer = _read(name, source, precision, show_progress=name != EMBEDDED, **options)
+        try:
+            model.to(place)  # type: ignore[arg-type]  # transformers' wrapper hides the argument's type
+        except (RuntimeError, ValueError) as error:
+            raise SoftPromptError(f"base {name!r} cannot be moved to {place}: {first_line(error)}") from error
+        model.requires_grad_(False)
+    else:
+        model, tokenizer, samples = _read_shards(name, source, precision, mesh, place, options)
     if dtype == "auto":
         why = f"as {DTYPE_VARIABLE} says" if os.environ.get(DTYPE_VARIABLE) else f"as fits this machine's {place.type}"
         logger.info("dtype auto is %s, %s", dtype_name(precision), why)
     if precision == torch.bfloat16 and not _has_bfloat16(place):
         times = _times_slower(place)
         logger.warning("bfloat16 is emulated on this %s: a product takes %.1f times as long as in float32", *times)
-    return _tell_reach(Base(model, tokenizer, name))
+    return _tell_reach(Base(model, tokenizer, name, samples, sharded=mesh is not None))
+
+
+def _read_shards(
+    name: str, source: str, dtype: torch.dtype, mesh: DeviceMesh, place: torch.device, options: dict[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Tensor]]:
+    """The model with this process's part of its layers, the tokenizer, and samples of all weights."""
+    if place.type != mesh.device_type:
+        raise SoftPromptError(f"base {name!r} can't be spread over processes on {mesh.device_type} and be on {place}")
+    with hub_or_cache() if "revision" in options else nullcontext():
+        try:
+            if "gguf_file" in options:
+                raise UnsureError("a GGUF file's weights are known when they are dequantised")
+            model, tokenizer = _read(name, source, dtype, show_progress=False, device_map="meta", **options)
+            files = find_files(source, options.get("revision"))
+            with _quiet(show_progress=False):
+                samples = read_samples(model, files)
+                shards.shard(model.requires_grad_(False), mesh, place)
+                shards.fill(model, files, mesh, place)
+        except SoftPromptError:
+            raise
+        except Exception as error:  # as in `load_outline`
+            why = str(error) if isinstance(error, UnsureError) else f"{type(error).__name__}: {first_line(error)}"
+            logger.warning("base %r: each process reads all its weights before it keeps a part: %s", name, why)
+            model, tokenizer = _read(name, source, dtype, show_progress=False, **options)
+            samples = {key: sample(weight) for key, weight in model.named_parameters()}
+            shards.shard(model.requires_grad_(False), mesh, place)
+            model.to(place)  # type: ignore[arg-type]
+    return model, tokenizer, samples
 
 
 def load_outline(name: str | os.PathLike[str], *, trust_remote_code: bool = False, revision: str | None = None) -> Base:

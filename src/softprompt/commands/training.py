@@ -63,15 +63,17 @@ def train(
         from softprompt.bases.load import load_base
         from softprompt.evaluation import evaluate, predict
         from softprompt.progress import TrainingProgress
-        from softprompt.reporting.run_report import REPORT, write_report
+        from softprompt.reporting.run_report import REPORT, look, write_report
         from softprompt.training import grow, processes, train
         from softprompt.training.folder import RECORD, recorded_dtype
         from softprompt.training.heads import choose_answer
         from softprompt.training.run import rows_around
+        from softprompt.training.shares import ask
         from softprompt.training.taskfile import load_task_file, make_prompt
 
         overrides = overrides or []
         processes.start()
+        mesh = processes.mesh()
         with processes.together():
             if task.suffix.lower() not in (".yaml", ".yml"):
                 task = _from_table(task)
@@ -82,7 +84,7 @@ def train(
             dtype: str = file.recipe.dtype
             if resume and dtype == "auto":  # what it was for the run, which another machine may have begun
                 dtype = recorded_dtype(folder) or dtype
-            base = load_base(file.base, dtype=dtype)
+            base = load_base(file.base, dtype=dtype, mesh=mesh)
         console = Console(stderr=True)
         checks = len(validation or [])
         before, after = rows_around(choose_answer(file.task, rows, base=base), file.recipe, len(rows), checks)
@@ -115,14 +117,16 @@ def train(
                     run = growth.run
                 else:
                     run = train(base, make(file.prompt.num_virtual_tokens), file.task, **common)
-                if not processes.is_first():  # the first one measures, writes and prints
-                    return
                 if test_rows:
-                    test = evaluate(base, run.prompt, file.task, test_rows, progress=progress.answered)
+                    test = evaluate(base, run.prompt, file.task, test_rows, progress=progress.answered, ask=ask)
+                # The first one writes and prints; of a spread base all compute what it asks.
+                if not (processes.is_first() or base.sharded):
+                    return
                 # Of several lengths each has a run, and so a report, of its own.
                 reported = folder if growth is None or growth.folder is None else growth.folder
                 report = reported / REPORT
-                write_report(reported, base=base, validation=validation, test=test, progress=progress.answered)
+                tell = write_report if processes.is_first() else look
+                tell(reported, base=base, validation=validation, test=test, progress=progress.answered)
         except KeyboardInterrupt:
             if not (folder / RECORD).exists():
                 raise
@@ -133,6 +137,8 @@ def train(
         # Of free text a few answers, since no figure says what they are like.
         some = [] if file.task.labels else list(test_rows or validation or [])[:_ANSWERS_SHOWN]
         answers = predict(base, run.prompt, file.task, some)
+        if not processes.is_first():
+            return
         document = (run if growth is None else growth).to_json()
         document |= {"test": None if test is None else test.to_json(), "report": str(report)}
         cut = (

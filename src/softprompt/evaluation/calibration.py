@@ -20,7 +20,7 @@ from torch import Tensor
 
 from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
-from softprompt.evaluation.evaluate import Evaluation, Evaluator
+from softprompt.evaluation.evaluate import Ask, Evaluation, Evaluator
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.answers.answer import label_probabilities
@@ -40,6 +40,7 @@ def calibrate(
     data: Rows,
     *,
     progress: Callable[[int], None] | None = None,
+    ask: Ask | None = None,
 ) -> SoftPrompt:
     """The same prompt with the labels' priors in its card: `card.calibration`, a log prior for each label.
 
@@ -54,6 +55,7 @@ def calibrate(
         data: labelled rows, best those of training, or a file with them. The frequencies are those of all rows; of
             more than 200 rows, or 4 for each label, about that many are asked, from all over.
         progress: called with the number of rows finished since the last call.
+        ask: see `Evaluator`.
 
     Raises:
         SoftPromptError: the task has no labels, or the data can't be used.
@@ -64,7 +66,7 @@ def calibrate(
     prompt = prompt.for_labels(task.labels)
     rows = as_rows(data, task)
     model = PromptedModel(base, [prompt])
-    priors = measure_priors(model, task, rows, progress=progress)
+    priors = measure_priors(model, task, rows, progress=progress, ask=ask)
     calibration = dict(zip(task.labels or [], priors, strict=True))
     return replace(prompt, card=prompt.card.replace(calibration=calibration))
 
@@ -76,6 +78,7 @@ def measure_priors(
     *,
     virtual_tokens: int | None = None,
     progress: Callable[[int], None] | None = None,
+    ask: Ask | None = None,
 ) -> list[float]:
     """A log prior for each label of the task, as `calibrate` has them, of any model.
 
@@ -85,6 +88,7 @@ def measure_priors(
         rows: labelled rows.
         virtual_tokens: texts are cut as behind so many; None: as many as the model's prompt has.
         progress: called with the number of rows finished since the last call.
+        ask: see `Evaluator`.
 
     Raises:
         SoftPromptError: there are no rows, or they have no labels.
@@ -96,7 +100,7 @@ def measure_priors(
     # One more of each: a label that no row has may come all the same.
     frequencies = torch.tensor([counts[label] + 1 for label in range(len(labels))], dtype=torch.float64)
     some = [rows[i] for i in rows_of(len(rows), len(labels))]
-    likelihoods = Evaluator(model, task, some, virtual_tokens=virtual_tokens).likelihoods(progress)
+    likelihoods = Evaluator(model, task, some, virtual_tokens=virtual_tokens, ask=ask).likelihoods(progress)
     return fit_log_priors(likelihoods, frequencies / frequencies.sum())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +23,13 @@ from softprompt.models.readout import read_heads
 from softprompt.models.scoring import embeddings, final_states, score
 from softprompt.prompts.ensemble import Ensemble, vote
 from softprompt.prompts.prompt import SoftPrompt
-from softprompt.tasks.answers.answer import Embedded, Prediction, Progress, label_probabilities
+from softprompt.tasks.answers.answer import Asked, Embedded, Prediction, Progress, label_probabilities
 from softprompt.tasks.encode import Encoded, Encoder
 from softprompt.tasks.rows import Row, Rows, as_rows, rows_from
 from softprompt.tasks.task import Task
 
 logger = logging.getLogger(__name__)
+Ask = Callable[[PromptedModel, Encoded, Progress | None], Asked]
 _MOST_IN_CARD = 12  # labels, of which a card keeps all figures: they grow with their square
 
 
@@ -102,6 +103,7 @@ class Evaluator:
         rows: from `load_rows` or `rows_from`.
         virtual_tokens: texts are cut as behind so many; None: as many as the model's prompt has.
         log_priors: of the task's labels, from the prompt's card where that is calibrated.
+        ask: what makes of a model, texts and `progress` that which is asked; default: all texts in this process.
     """
 
     def __init__(
@@ -112,7 +114,9 @@ class Evaluator:
         *,
         virtual_tokens: int | None = None,
         log_priors: Sequence[float] | None = None,
+        ask: Ask | None = None,
     ) -> None:
+        self._ask = ask or Texts
         task = task.resolved(head=bool(model.heads)) if model.prompts else task.answered_by("words")
         self.model, self.task, self.rows, self._log_priors = model, task, rows, log_priors
         virtual = len(model.vectors()[0]) if virtual_tokens is None else virtual_tokens
@@ -128,7 +132,7 @@ class Evaluator:
 
     def likelihoods(self, progress: Progress | None = None) -> torch.Tensor:
         """`[n, L]` float32: each label's log-likelihood given the text, as the model has it."""
-        return self.answer.likelihoods(_Texts(self.model, self._encoded, progress))
+        return self.answer.likelihoods(self._ask(self.model, self._encoded, progress))
 
     def answers(self, progress: Progress | None = None) -> Any:
         """The answers in the form that the task's kind of answer (`answer`) takes them.
@@ -136,7 +140,7 @@ class Evaluator:
         Of labels `[n, L]` float64: each label's likelihood given the text, divided by the label's prior where the
         prompt is calibrated, made to sum to 1 over the labels. Of free text n texts.
         """
-        return self.answer.read(_Texts(self.model, self._encoded, progress), self._log_priors)
+        return self.answer.read(self._ask(self.model, self._encoded, progress), self._log_priors)
 
     def predict(self, progress: Progress | None = None) -> list[Prediction]:
         """The answer to each row."""
@@ -157,8 +161,14 @@ class Evaluator:
 
 
 @dataclass(frozen=True)
-class _Texts:
-    """Texts before a model, to be asked by a kind of answer; see `Asked`. With K prompts each is asked behind each."""
+class Texts:
+    """Texts before a model, to be asked by a kind of answer; see `Asked`. With K prompts each is asked behind each.
+
+    Attributes:
+        model: the base with its prompts.
+        encoded: the texts.
+        progress: called with the number of texts finished since the last call.
+    """
 
     model: PromptedModel
     encoded: Encoded
@@ -244,7 +254,7 @@ class _Vote(Evaluator):
         self._priors = [prompt.card.log_priors(task.labels) for prompt in ensemble.prompts]
 
     def answers(self, progress: Progress | None = None) -> torch.Tensor:
-        found = self.answer.likelihoods(_Texts(self.model, self._encoded, progress))
+        found = self.answer.likelihoods(Texts(self.model, self._encoded, progress))
         of_member = zip(found.view(len(self._priors), len(self.rows), -1), self._priors, strict=True)
         return vote(torch.stack([label_probabilities(scores, priors) for scores, priors in of_member]))
 
@@ -261,7 +271,13 @@ def tell_cut(encoded: Encoded, room: int | None) -> None:
 
 
 def evaluate(
-    base: Base, prompt: SoftPrompt | Ensemble | None, task: Task, data: Rows, *, progress: Progress | None = None
+    base: Base,
+    prompt: SoftPrompt | Ensemble | None,
+    task: Task,
+    data: Rows,
+    *,
+    progress: Progress | None = None,
+    ask: Ask | None = None,
 ) -> Evaluation:
     """Measure a prompt on labelled rows.
 
@@ -271,13 +287,14 @@ def evaluate(
         task: what is asked.
         data: a file or `hub:OWNER/NAME:SPLIT` (see `load_rows`), or rows.
         progress: called with the number of rows finished since the last call.
+        ask: see `Evaluator`; an ensemble's texts are all asked in this process.
 
     Raises:
         SoftPromptError: the data cannot be used.
         WrongBaseError: the prompt was made for another base.
     """
     rows = as_rows(data, task)
-    return _evaluator(base, prompt, task, rows).evaluate(progress)
+    return _evaluator(base, prompt, task, rows, ask).evaluate(progress)
 
 
 def predict(
@@ -306,11 +323,13 @@ def predict(
     return _evaluator(base, prompt, task, rows).predict(progress) if rows else []
 
 
-def _evaluator(base: Base, prompt: SoftPrompt | Ensemble | None, task: Task, rows: Sequence[Row]) -> Evaluator:
+def _evaluator(
+    base: Base, prompt: SoftPrompt | Ensemble | None, task: Task, rows: Sequence[Row], ask: Ask | None = None
+) -> Evaluator:
     if prompt is not None:
         prompt.check_base(base)
     if isinstance(prompt, Ensemble):
         return _Vote(base, prompt, task, rows)
     model = PromptedModel(base, [] if prompt is None else [prompt.for_labels(task.labels)])
     log_priors = None if prompt is None else prompt.card.log_priors(task.labels)
-    return Evaluator(model, task, rows, log_priors=log_priors)
+    return Evaluator(model, task, rows, log_priors=log_priors, ask=ask)

@@ -19,10 +19,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput
 
 from softprompt.bases.base import Base
+from softprompt.bases.decoder import find_layers
 from softprompt.errors import SoftPromptError
 from softprompt.models.attention import choose_kernel
 from softprompt.models.division import divide_gradients, divide_value
@@ -445,9 +445,7 @@ class PromptedModel(nn.Module):
     def _start_recomputing(self) -> None:
         """Find the layers to recompute, and make sure that this changes no gradient."""
         name = type(self.base.model).__name__
-        every = [module for module in self.base.model.modules() if isinstance(module, GradientCheckpointingLayer)]
-        within = {part for layer in every for part in layer.modules() if part is not layer}
-        layers = [layer for layer in every if layer not in within]
+        layers = find_layers(self.base.model)
         if not layers:
             raise SoftPromptError(f"{name} does not support gradient checkpointing: it names no layers for it")
         prompts, batch = probe(self.base.model)

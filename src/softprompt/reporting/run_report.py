@@ -66,19 +66,21 @@ def write_report(
     if validation is not None and base is None:
         raise SoftPromptError("finding the mistakes in the validation rows needs the base")
     if base is not None or test is not None:
-        _look(folder, base, validation, test, progress)
+        look(folder, base=base, validation=validation, test=test, progress=progress).write(folder)
     path = folder / REPORT
     write_file(path, _render(folder))
     return path
 
 
-def _look(
+def look(
     folder: Path,
+    *,
     base: Base | None,
     validation: Rows | None,
     test: Evaluation | None,
     progress: Callable[[int], None] | None,
-) -> None:
+) -> Findings:
+    """What a report says beyond what the run has written; see `write_report`. Nothing is written."""
     prompt = SoftPrompt.load(folder / PROMPT, base=base)
     found: dict[str, Any] = {} if test is None else {"test": test}
     if base is not None:
@@ -91,7 +93,8 @@ def _look(
     before, _ = _read(lambda: Findings.read(folder))
     if before is None or before.prompt != prompt.sha256:
         before = Findings(prompt=prompt.sha256)
-    before.model_copy(update=found).write(folder)
+    found_all: Findings = before.model_copy(update=found)
+    return found_all
 
 
 def _render(folder: Path) -> str:

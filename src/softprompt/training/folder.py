@@ -63,20 +63,25 @@ def describe(
     base: Base, prompt: SoftPrompt, task: Task, recipe: Recipe, encoded: Encoded, checks: Sequence[Row] | None
 ) -> dict[str, Any]:
     """All that the result of a run depends on."""
-
-    def digest(content: object) -> str:
-        return hashlib.sha256(json.dumps(content, default=list).encode()).hexdigest()
-
     return {
         "base": base.identity.model_dump(exclude={"name"}) | {"dtype": dtype_name(base.dtype)},  # a folder may be moved
         "prompt": prompt.sha256,
         "task": task.model_dump(),
         "recipe": recipe.model_dump(exclude={"report_to", "save_every", "log_every", "monitor"}),
-        "training rows": digest(
+        "training rows": _hash(
             [encoded.input_ids, encoded.target_ids, *([encoded.gold] if prompt.head is not None else [])]
         ),
-        "validation rows": None if checks is None else digest([[r.columns, r.label, r.target] for r in checks]),
+        "validation rows": digest(checks),
     }
+
+
+def digest(rows: Sequence[Row] | None) -> str | None:
+    """What rows are recognised by."""
+    return None if rows is None else _hash([[r.columns, r.label, r.target] for r in rows])
+
+
+def _hash(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, default=list).encode()).hexdigest()
 
 
 def _changes(about: dict[str, Any], before: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
@@ -20,10 +20,20 @@ from accelerate.utils import gather_object
 
 from softprompt.errors import EndedElsewhereError, SoftPromptError
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
 logger = logging.getLogger(__name__)
 
 # What the libraries that carry gradients say where a peer no longer answers.
 _LOST = re.compile(r"gloo|NCCL|connection (reset|closed)|broken pipe", re.IGNORECASE)
+# What Accelerate's configuration may ask of FSDP, and what to do instead.
+_NOT_TAKEN = {
+    ("FSDP_OFFLOAD_PARAMS", "true"): "the weights stay on the device: leave it out",
+    ("FSDP_RESHARD_AFTER_FORWARD", "false"): "weights are given up after each layer: leave it out",
+    ("FSDP_ACTIVATION_CHECKPOINTING", "true"): "set recipe.gradient_checkpointing in its place",
+}
+_wants_shards = False  # whether Accelerate's configuration asks for FSDP, once it has been read
 
 
 def count() -> int:
@@ -33,7 +43,12 @@ def count() -> int:
 
 def is_first() -> bool:
     """Whether this is the process that writes: the only one, or the first of several."""
-    return os.environ.get("RANK", "0") == "0"
+    return rank() == 0
+
+
+def rank() -> int:
+    """Which of the processes this is, from 0."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def start(device: torch.device | None = None) -> None:
@@ -41,13 +56,71 @@ def start(device: torch.device | None = None) -> None:
 
     Args:
         device: where the base is; None: where `load_base` will put it.
+
+    Raises:
+        SoftPromptError: Accelerate's configuration asks for what is not done.
     """
+    _read_configuration()
     if count() > 1:
         PartialState(cpu=device.type == "cpu" if device is not None else not torch.cuda.is_available())
     elif "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
         logger.warning(
             "accelerate launch was asked for several processes but started one, as it does without GPUs: use "
             "torchrun --nproc_per_node N"
+        )
+
+
+def _read_configuration() -> None:
+    """Take note of the shards that Accelerate's configuration asks for, and take them from the environment.
+
+    Accelerate would spread what is trained, which is the prompt; the base is no part of that: `load_base` spreads it.
+    """
+    global _wants_shards
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise SoftPromptError(
+            "Accelerate's configuration asks for DeepSpeed, which spreads the weights that it trains, and the base is "
+            "not trained: ask for distributed_type FSDP with fsdp_version 2, which spreads the base"
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
+        return
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise SoftPromptError("Accelerate's configuration asks for FSDP of version 1: set fsdp_version: 2")
+    for (name, value), instead in _NOT_TAKEN.items():
+        if os.environ.get(name, "").lower() == value:
+            raise SoftPromptError(f"Accelerate's configuration has {name.lower()} {value}: {instead}")
+    del os.environ["ACCELERATE_USE_FSDP"]
+    _wants_shards = count() > 1
+    if not _wants_shards:
+        logger.warning("Accelerate's configuration asks for FSDP, but there is one process: the base is whole in it")
+
+
+def mesh() -> DeviceMesh | None:
+    """The processes over which `load_base` is to spread the base, where Accelerate's configuration asks for that.
+
+    Each process calls this, after `start`.
+    """
+    if not _wants_shards:
+        return None
+    from torch.distributed.device_mesh import init_device_mesh
+
+    logger.info(
+        "the base's layers are spread over %s processes (FSDP2, a layer at a time); each process asks all validation "
+        "rows, since all have to compute in step",
+        count(),
+    )
+    return init_device_mesh(PartialState().device.type, (count(),))
+
+
+def check_base(sharded: bool, name: str) -> None:
+    """Make sure that the base is spread where that was asked for.
+
+    Raises:
+        SoftPromptError: it is whole.
+    """
+    if _wants_shards and not sharded:
+        raise SoftPromptError(
+            f"Accelerate's configuration asks for FSDP, and base {name!r} is whole: load it with "
+            "load_base(..., mesh=processes.mesh()) after processes.start(), both of softprompt.training"
         )
 
 

@@ -42,6 +42,7 @@ from softprompt.training.folder import (
     check_folder,
     check_same,
     describe,
+    digest,
     locked,
     open_run,
     write_problems,
@@ -51,9 +52,10 @@ from softprompt.training.interruption import Interruption
 from softprompt.training.loop import DivergedError, Lane, PromptTrainer
 from softprompt.training.monitor import Monitor
 from softprompt.training.privacy import Draws, Mechanism, make_mechanism, warn_of_start
-from softprompt.training.processes import gather, is_first, none_lost, start, together
+from softprompt.training.processes import check_base, gather, is_first, none_lost, start, together
 from softprompt.training.recipe import Recipe
 from softprompt.training.schedule import Schedule, learned_rows
+from softprompt.training.shares import ask
 
 logger = logging.getLogger(__name__)
 
@@ -158,12 +160,20 @@ def train(
     began = time.perf_counter()
     recipe = recipe or Recipe()
     start(base.device)
+    check_base(base.sharded, base.name)
     with together():
         rows, checks = with_validation(train, validation, task, recipe.seed)
         recipe = recipe.for_rows(len(rows))
         parts = rows, checks, None if test is None else as_rows(test, task)
-        prepared = prepare(base, prompt, choose_answer(task, rows, prompt, base), recipe, parts)
-    check_same(prepared.about)
+        planned = plan(base, prompt, choose_answer(task, rows, prompt, base), recipe, parts)
+    alike = {
+        "recipe": recipe.model_dump(),
+        "test rows": digest(parts[2]),
+        "options": {"resume": resume, "force": force},
+    }
+    check_same(planned.about | alike)
+    with together():
+        prepared = planned.prepare()
     with ExitStack() as stack:
         folder = _folder(output, prepared.about, stack, resume=resume, force=force)
         interruption, replaced = Interruption(), Replaced(folder / RECORD)
@@ -171,6 +181,7 @@ def train(
             lane = prepared.lane(folder, [*callbacks, interruption, replaced], diagnosed)
             trainer = PromptTrainer(prepared.model, recipe, [lane], folder, progress=progress)
         checkpoint = trainer.last_checkpoint() if resume else None
+        check_same({"checkpoint": None if checkpoint is None else checkpoint.name})
         with together():
             if checkpoint is None:
                 prepared.fit_head(progress)
@@ -234,8 +245,8 @@ def with_last_good(error: DivergedError, run: Run) -> DivergedError:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What a run needs before its folder is opened.
+class Planned:
+    """What a run is, before the base has computed anything of it.
 
     Attributes:
         rows, checks: for training and validation.
@@ -243,7 +254,6 @@ class Prepared:
         about: all that the result depends on.
         problems: the faults of the rows and the template.
         mechanism: what makes the training private; None: nothing does.
-        fits: seconds that each fit of a head took.
     """
 
     base: Base
@@ -252,12 +262,39 @@ class Prepared:
     recipe: Recipe
     rows: Sequence[Row]
     checks: Sequence[Row] | None
-    model: PromptedModel
     encoded: Encoded
-    evaluator: Evaluator | None
     about: dict[str, Any]
     problems: list[Problem]
     mechanism: Mechanism | None
+
+    def prepare(self) -> Prepared:
+        """The model, once it is known that it can be computed; of a spread base all processes do this together."""
+        recipe, task = self.recipe, self.task
+        model = PromptedModel(
+            self.base,
+            [self.prompt],
+            max_tokens=None if self.base.sharded else recipe.max_tokens,
+            gradient_checkpointing=recipe.gradient_checkpointing,
+        )
+        if task.kind == "text":
+            find_way(model)  # says now, not after the last step, if the base cannot generate, or only slowly
+        model.label_weights = label_weights(self.encoded, task, recipe)
+        evaluator = None if self.checks is None else Evaluator(model, task, self.checks, ask=ask)
+        return Prepared(**vars(self), model=model, evaluator=evaluator)
+
+
+@dataclass(frozen=True)
+class Prepared(Planned):
+    """What a run needs before its folder is opened.
+
+    Attributes:
+        model: the base with the prompt.
+        evaluator: the validation rows; None: there are none.
+        fits: seconds that each fit of a head took.
+    """
+
+    model: PromptedModel
+    evaluator: Evaluator | None
     fits: list[float] = field(default_factory=list)
 
     def fit_head(self, progress: Callable[[int], None] | None) -> None:
@@ -295,7 +332,18 @@ def prepare(
     recipe: Recipe,
     data: tuple[Sequence[Row], Sequence[Row] | None, Sequence[Row] | None],
 ) -> Prepared:
-    """Check all that can be checked before there is a folder, and encode the rows.
+    """Check all that can be checked before there is a folder, and encode the rows; see `plan`."""
+    return plan(base, prompt, task, recipe, data).prepare()
+
+
+def plan(
+    base: Base,
+    prompt: SoftPrompt,
+    task: Task,
+    recipe: Recipe,
+    data: tuple[Sequence[Row], Sequence[Row] | None, Sequence[Row] | None],
+) -> Planned:
+    """Check all that can be checked before the base computes anything, and encode the rows.
 
     Args:
         base: the frozen base.
@@ -316,11 +364,6 @@ def prepare(
     mechanism = make_mechanism(recipe, prompt, len(rows))
     warn_of_start(prompt)
     prompt = with_head(prompt, task, base)
-    model = PromptedModel(
-        base, [prompt], max_tokens=recipe.max_tokens, gradient_checkpointing=recipe.gradient_checkpointing
-    )
-    if task.kind == "text":
-        find_way(model)  # says now, not after the last step, if the base cannot generate, or only slowly
     check_trainable(rows, task)
     problems = _problems({"training": rows, "validation": checks, "test": test}, task, recipe)
     if recipe.calibrate is True:
@@ -329,10 +372,15 @@ def prepare(
     learned = _learned(recipe, len(rows), task)
     encoded = encoder.encode_rows([rows[i] for i in learned])
     tell_cut(encoded, encoder.max_tokens)
-    model.label_weights = label_weights(encoded, task, recipe)
-    evaluator = None if checks is None else Evaluator(model, task, checks)
+    most = recipe.batch_size // recipe.gradient_accumulation_steps * max(map(len, encoded.input_ids), default=0)
+    if base.sharded and recipe.max_tokens is not None and most > recipe.max_tokens:
+        logger.warning(
+            "recipe.max_tokens bounds nothing where the base is spread over processes, which compute in step: a batch "
+            "has up to %s tokens of text; recipe.gradient_accumulation_steps makes its parts smaller",
+            f"{most:,}",
+        )
     about = describe(base, prompt, task, recipe, encoded, checks)
-    return Prepared(base, prompt, task, recipe, rows, checks, model, encoded, evaluator, about, problems, mechanism)
+    return Planned(base, prompt, task, recipe, rows, checks, encoded, about, problems, mechanism)
 
 
 def _learned(recipe: Recipe, count: int, task: Task) -> list[int]:
@@ -387,8 +435,8 @@ def finish(
     if KINDS[task.kind].head == "labels" and checks is not None and mechanism is None:
         learned, validated, made = _refit(prepared, learned, validated, progress)
     if mechanism is None and worth_trying(recipe.calibrate, task, validates=checks is not None):
-        calibrated = calibrate(base, learned, task, prepared.rows, progress=progress)
-        checked = None if checks is None else evaluate(base, calibrated, task, checks, progress=progress)
+        calibrated = calibrate(base, learned, task, prepared.rows, progress=progress, ask=ask)
+        checked = None if checks is None else evaluate(base, calibrated, task, checks, progress=progress, ask=ask)
         if worth_keeping(recipe.calibrate, checked, validated, task.metric):
             learned, validated = calibrated, checked
     seconds = time.perf_counter() - began
@@ -428,12 +476,12 @@ def _refit(
     """The head fitted again behind the prompt that has been learned, where that is better; its validation, and how."""
     base, task = prepared.base, prepared.task
     if validated is None:  # nothing has been trained: the head as it was fitted
-        return learned, evaluate(base, learned, task, prepared.checks or [], progress=progress), "fitted"
+        return learned, evaluate(base, learned, task, prepared.checks or [], progress=progress, ask=ask), "fitted"
     began = time.perf_counter()
     head = fit(PromptedModel(base, [learned]), prepared.encoded, task, prepared.recipe, progress)
     prepared.fits.append(time.perf_counter() - began)
     again = replace(learned, head=head)
-    checked = evaluate(base, again, task, prepared.checks or [], progress=progress)
+    checked = evaluate(base, again, task, prepared.checks or [], progress=progress, ask=ask)
     better = checked.better_than(validated, task.metric)
     logger.info("the head fitted again is %s", "kept" if better else "no better: the trained one is kept")
     return (again, checked, "fitted again") if better else (learned, validated, "trained")
