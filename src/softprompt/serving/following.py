@@ -10,7 +10,6 @@ import asyncio
 from softprompt.errors import SoftPromptError
 from softprompt.prompts.library import PromptLibrary
 from softprompt.prompts.mirror import Mirror
-from softprompt.prompts.names import split_name
 from softprompt.serving.catalogue import RefusedPromptError, Served
 from softprompt.serving.engine import Engine
 from softprompt.serving.logs import LOGGER
@@ -60,9 +59,9 @@ class Following(Service):
         Raises:
             RefusedPromptError: it is a version that is not the current one; see also `Service.load`.
         """
-        wanted, number = split_name(name)
+        wanted, at, _ = name.partition("@")
         current = (await asyncio.to_thread(self._look)).get(wanted)
-        if number is not None and number != current:
+        if at and current is not None and name != f"{wanted}@{current}":
             raise RefusedPromptError(
                 f"{name} is not the library's current version, which is what is served here: make it that with "
                 "`softprompt library rollback`"

@@ -130,9 +130,8 @@ def app(args: Mapping[str, Any]) -> Any:
     if settings.vllm and settings.engine != "vllm":
         raise SoftPromptError("softprompt.serving.ray:app: vllm: is for engine: vllm")
     # The replicas have working folders of their own.
-    found = {
-        key: os.path.abspath(path) for key in ("base", "library") if os.path.exists(path := getattr(settings, key))
-    }
+    places = {key: os.path.expanduser(getattr(settings, key)) for key in ("base", "library")}
+    found = {key: os.path.abspath(place) for key, place in places.items() if os.path.exists(place)}
     if not (is_url(settings.library) or "library" in found):
         raise SoftPromptError(
             f"there is no library at {settings.library}: make one with `softprompt library add NAME PROMPT`"
@@ -246,7 +245,7 @@ class Front:
         self._stack = ExitStack()
         self._stack.enter_context(logging_to_stderr())
 
-    def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: PLW3201  # Serve's name
+    def __serve_build_asgi_app__(self) -> FastAPI:  # Serve's name
         found = FastAPI(openapi_url=None)
         found.mount("/", self._pass_on)
         return found

@@ -307,7 +307,11 @@ def _of_dataset(dataset: Dataset, name: str, first: int = 1) -> Table:
     names = {column: feature.names for column, feature in dataset.features.items() if isinstance(feature, ClassLabel)}
 
     def records() -> Iterator[Record]:
-        every = (dict(zip(some, row, strict=True)) for some in dataset.iter(_AT_ONCE) for row in zip(*some.values()))
+        every = (
+            dict(zip(some, row, strict=True))
+            for some in dataset.iter(_AT_ONCE)
+            for row in zip(*some.values(), strict=True)
+        )
         for number, record in enumerate(every, first):
             for column, labels in names.items():
                 # Where a label is unknown, as in many test sets, its index is -1.
