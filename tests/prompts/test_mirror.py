@@ -110,7 +110,7 @@ def test_what_has_gone_stays(storage, library: PromptLibrary, tmp_path: Path) ->
     mirror, mirrored = Mirror(URL, tmp_path / "here"), PromptLibrary(tmp_path / "here")
     mirror.refresh()
     storage.rm("/shelf", recursive=True)
-    with pytest.raises(SoftPromptError, match="^memory://shelf/library: there is no library$"):
+    with pytest.raises(SoftPromptError, match=r"^memory://shelf/library: there is no library$"):
         mirror.refresh()
     assert contents(mirrored) == contents(library)
 
@@ -118,7 +118,7 @@ def test_what_has_gone_stays(storage, library: PromptLibrary, tmp_path: Path) ->
 def test_urls(tmp_path: Path) -> None:
     assert is_url(URL)
     assert not is_url("/some/folder")
-    with pytest.raises(SoftPromptError, match="^nothing://library: cannot be read: .*nothing"):
+    with pytest.raises(SoftPromptError, match=r"^nothing://library: cannot be read: .*nothing"):
         Mirror("nothing://library", tmp_path)
 
 
