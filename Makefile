@@ -24,7 +24,7 @@ test-clients:  ## the server asked by the clients that people have, in an enviro
 test-vllm:  ## the tests of the vLLM engine, in an environment of their own
 	@scripts/test_vllm.sh
 
-test-ray:  ## the tests of train-many over Ray, in an environment of their own
+test-ray:  ## the tests of train-many, predict and serving over Ray, in an environment of their own
 	@scripts/test_ray.sh
 
 lint: install  ## layout, lint and types

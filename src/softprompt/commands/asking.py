@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,8 +24,12 @@ from softprompt.errors import SoftPromptError
 from softprompt.text import counted, shown
 
 if TYPE_CHECKING:
+    from softprompt.bases.base import Base
     from softprompt.evaluation.answering import Answered
+    from softprompt.prompts import SoftPrompt
+    from softprompt.prompts.ensemble import Ensemble
     from softprompt.tasks import Task
+    from softprompt.tasks.rows import Entries
 
 
 def evaluate(
@@ -85,6 +91,21 @@ def predict(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an output that is already there.")] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Answer on a Ray cluster, such as 10.0.0.1:6379; local: one here. Default: in this process.",
+            show_default=False,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Of --ray. Default: the cluster's GPUs, or its machines.", show_default=False
+        ),
+    ] = None,
     calibrate: Calibrate = None,
     base: BaseName = None,
     dtype: Dtype = None,
@@ -94,6 +115,8 @@ def predict(
     """Answer texts: the label and its probability, or the generated text."""
     if bool(texts) == (file is not None):
         raise typer.BadParameter("give either TEXT or --input FILE")
+    if ray is None and workers is not None:
+        raise typer.BadParameter("--workers goes with --ray")
     with reporting() as out:
         from softprompt.evaluation.answering import AnswerFile, answer
         from softprompt.progress import progress_bar
@@ -101,12 +124,14 @@ def predict(
 
         if found := next((text for text in texts or [] if _is_file(text)), None):
             raise SoftPromptError(f"{found} is a file: to answer its rows write --input {shlex.quote(found)}")
+        if ray is not None and base is not None and os.path.exists(base):
+            base = os.path.abspath(base)
         asked, its_task, load, reading = open_prompt(prompt, base, dtype, task)
         source: Any = file
         if texts or file == "-":
             source = _mappings(texts or _read_lines(its_task), its_task)
         # All of them are looked at first: a file that cannot be read is not to come out after the base is loaded.
-        entries = Entries(source, its_task, reading)
+        entries = Entries(source, its_task, reading, None if ray is None else Path.cwd())  # workers have another folder
         if texts or entries.bad == entries.count:
             entries.refuse_bad()
         about = {"prompt": asked.sha256, "task": its_task.model_dump(), "rows": entries.digest, "calibrate": calibrate}
@@ -114,11 +139,19 @@ def predict(
         done = 0 if kept is None else kept.done
         if done:
             typer.echo(f"{output}: {counted(done, 'row is', 'rows are')} answered already", err=True)
-        asked, loaded = load_calibrated(asked, its_task, load, calibrate, reading)
+        given: Generator[Answered, None, None]
+        if ray is None:
+            asked, loaded = load_calibrated(asked, its_task, load, calibrate, reading)
+            given = answer(loaded, asked, its_task, islice(entries, done, None))
+        else:
+            if calibrate is not None:
+                asked, _ = load_calibrated(asked, its_task, load, calibrate, reading)
+            given = _over(ray, workers, load, asked, its_task, entries, done)
         answers: list[Answered] = []
         failed = 0 if kept is None else kept.failed
-        with progress_bar(Console(stderr=True), "Predicting", entries.count - done) as advance:
-            for one in answer(loaded, asked, its_task, islice(entries, done, None), advance):
+        with progress_bar(Console(stderr=True), "Predicting", entries.count - done) as advance, closing(given):
+            for one in given:
+                advance(1)
                 failed += bool(one.error)
                 if kept is not None:
                     kept.add(one)
@@ -140,6 +173,31 @@ def predict(
             of = f"of {counted(entries.count, 'row', 'rows')}"
             have = counted(failed, f"{of} has an error", f"{of} have an error")
             typer.echo(f"warning: {have} in place of an answer", err=True)
+
+
+def _over(
+    address: str,
+    workers: int | None,
+    load: Callable[[], Base],
+    prompt: SoftPrompt | Ensemble,
+    task: Task,
+    entries: Entries,
+    done: int,
+) -> Generator[Answered, None, None]:
+    """The answers of a Ray cluster's workers to the rows after the first `done`."""
+    from softprompt.evaluation.rays import answer_over
+    from softprompt.many.rays import cluster
+
+    rows = cut = 0
+    with cluster(address) as devices:
+        count = workers or devices
+        typer.echo(f"on {counted(count, 'Ray worker', 'Ray workers')}", err=True)
+        for one in answer_over(load, prompt, task, entries, workers=count, done=done):
+            rows += 1
+            cut += one.prediction is not None and one.prediction.truncated
+            yield one
+    if cut:
+        typer.echo(f"warning: {cut:,} of {rows:,} texts were cut to the base's context", err=True)
 
 
 def _mappings(texts: list[str], task: Task) -> list[dict[str, str]]:

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ from softprompt.tasks.rows import Entry
 from softprompt.tasks.task import Task
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-_CHUNK = 128
+CHUNK = 128  # rows that are answered together
 _AT_ONCE = 8192  # rows of a Parquet file that are written together
 
 
@@ -52,7 +52,7 @@ def answer(
     task: Task,
     entries: Iterable[Entry],
     progress: Callable[[int], None] | None = None,
-) -> Iterator[Answered]:
+) -> Generator[Answered, None, None]:
     """The answer to each row, in order; one that cannot be answered says why, and the others are answered.
 
     Args:
@@ -67,7 +67,7 @@ def answer(
     """
     prompt.check_base(base)
     waiting = iter(entries)
-    while some := list(islice(waiting, _CHUNK)):
+    while some := list(islice(waiting, CHUNK)):
         usable = [entry for entry in some if entry.row is not None]
         found = dict(zip(map(id, usable), _ask(base, prompt, task, usable), strict=True))
         for entry in some:

@@ -134,6 +134,19 @@ class PromptLibrary:
                     found.append(name)
         return found
 
+    def current(self) -> dict[str, int | None]:
+        """The current version of each name; None where all its versions were removed.
+
+        What cannot be read is left out, and so is a name whose folder has gone without `remove`. Nothing of a version
+        is read: it takes a fraction of a millisecond a name.
+        """
+        found = {}
+        for name in self._store.children():
+            if is_name(name) and self._store.has(name):
+                with suppress(SoftPromptError):
+                    found[name] = self._store.versions(name).current
+        return found
+
     def list(self) -> builtins.list[Entry]:
         """The current version of each name, sorted by name.
 

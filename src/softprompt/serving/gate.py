@@ -214,7 +214,7 @@ class Gate:
     """
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, access: Access, page: PagePaths | None = None) -> None:
-        self._app, self._metrics, self._access, self._body_limit = app, metrics, access, access.body_limit
+        self._app, self._metrics, self._access = app, metrics, access
         self._page = page
         self._keys = [key.encode() for key in access.api_keys]
         self._rate = None if access.requests_per_minute is None else RateLimit(access.requests_per_minute)
@@ -246,7 +246,7 @@ class Gate:
             self._access.check_host(headers.get("host"))
             if not is_open(path):
                 self._admit(scope, headers, on_page)
-            await self._app(scope, self._limited(headers, receive), send_marked)
+            await self._app(scope, limited(headers, receive, self._access.body_limit), send_marked)
         except ClientGoneError:
             status = _CLIENT_GONE
         except asyncio.CancelledError:  # so does who asks within this process
@@ -302,35 +302,40 @@ class Gate:
                 headers={"WWW-Authenticate": _BASIC if on_page else "Bearer"},
             )
 
-    def _limited(self, headers: Headers, receive: Receive) -> Receive:
-        """`receive`, but for bodies that are too large or come too slowly."""
-        declared = headers.get("content-length", "")
-        size = int(declared) if declared.isdecimal() else 0
-        read, complete = 0, False
-        deadline = time.monotonic() + _BODY_SECONDS
 
-        async def receive_limited() -> Message:
-            nonlocal read, complete
-            if complete:
-                return await receive()
-            message: Message = {"type": "http.request", "more_body": True}
-            if size <= self._body_limit:
-                try:
-                    message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
-                except asyncio.TimeoutError:
-                    raise ProblemError(
-                        408, f"the body took longer than {_BODY_SECONDS:.0f} s", code="body_too_slow"
-                    ) from None
-            read += len(message.get("body", b""))
-            complete = not message.get("more_body", False)
-            if max(size, read) > self._body_limit:
-                if not complete:
-                    await _drain(receive)
-                limit = f"{self._body_limit:,} bytes"
-                raise ProblemError(413, f"the body is larger than {limit}: send less at a time", code="body_too_large")
-            return message
+def limited(headers: Headers, receive: Receive, body_limit: int) -> Receive:
+    """`receive`, but for bodies that are too large or come too slowly.
 
-        return receive_limited
+    Raises (when it is called):
+        ProblemError: the body is such a one.
+    """
+    declared = headers.get("content-length", "")
+    size = int(declared) if declared.isdecimal() else 0
+    read, complete = 0, False
+    deadline = time.monotonic() + _BODY_SECONDS
+
+    async def receive_limited() -> Message:
+        nonlocal read, complete
+        if complete:
+            return await receive()
+        message: Message = {"type": "http.request", "more_body": True}
+        if size <= body_limit:
+            try:
+                message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
+            except asyncio.TimeoutError:
+                raise ProblemError(
+                    408, f"the body took longer than {_BODY_SECONDS:.0f} s", code="body_too_slow"
+                ) from None
+        read += len(message.get("body", b""))
+        complete = not message.get("more_body", False)
+        if max(size, read) > body_limit:
+            if not complete:
+                await _drain(receive)
+            limit = f"{body_limit:,} bytes"
+            raise ProblemError(413, f"the body is larger than {limit}: send less at a time", code="body_too_large")
+        return message
+
+    return receive_limited
 
 
 async def _drain(receive: Receive) -> None:

@@ -174,7 +174,7 @@ class Entries:
     None is kept, unless the source gives them only once (stdin).
 
     Args:
-        source, task, reading: see `read_entries`.
+        source, task, reading, root: see `read_entries`.
 
     Attributes:
         count: how many there are.
@@ -185,8 +185,8 @@ class Entries:
         SoftPromptError: The source cannot be read, is empty or lacks a column.
     """
 
-    def __init__(self, source: Rows, task: Task, reading: Reading) -> None:
-        self._read = partial(read_entries, source, task, need_targets=False, reading=reading)
+    def __init__(self, source: Rows, task: Task, reading: Reading, root: Path | None = None) -> None:
+        self._read = partial(read_entries, source, task, root=root, need_targets=False, reading=reading)
         self._kept = list(self._read()) if str(source) in STDIN else None
         self.count = self.bad = 0
         self._first_bad: Entry | None = None

@@ -12,9 +12,10 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from softprompt.bases.hub import UNREACHED, hub_or_cache
 from softprompt.errors import SoftPromptError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _HUB = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<subset>[\w.-]+))?:(?P<split>\S+)")
 # Libraries whose tables are taken from memory, by a method that gives their rows.
 _IN_MEMORY = ("to_dicts", "to_pylist", "to_dict")
+_AT_ONCE = 1024  # rows of a Parquet file that are in memory
 
 
 @dataclass(frozen=True)
@@ -210,28 +212,58 @@ def _open_sheet(content: Content, needed: Sequence[str]) -> Table:
 
 
 def _open_arrow(content: Content) -> Table:
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
-    from datasets import Dataset
-
+    """A Parquet or Arrow file, of which some rows at a time are in memory."""
     kind = "Parquet" if content.suffix == ".parquet" else "Arrow"
-    data = content.data
-    buffer = pyarrow.BufferReader(data)
+    with _told_as(kind, content.name), content.open() as file:
+        schema = _batches(content, file)[0]
+    refuse_duplicates(schema.names, content.name)
+
+    def records() -> Iterator[Record]:
+        import pyarrow  # type: ignore[import-untyped]
+        from datasets import Dataset
+
+        first = 1
+        with content.open() as file:
+            with _told_as(kind, content.name):
+                batches = _batches(content, file)[1]
+            while True:
+                with _told_as(kind, content.name):
+                    batch = next(batches, None)
+                    if batch is None:
+                        return
+                    batch.validate(full=True)  # that text is UTF-8, above all
+                    some = Dataset(pyarrow.Table.from_batches([batch], schema), fingerprint=f"{content.name} {first}")
+                yield from _of_dataset(some, content.name, first).records
+                first += len(some)
+
+    return Table(content.name, list(schema.names), records())
+
+
+def _batches(content: Content, file: BinaryIO) -> tuple[Any, Iterator[Any]]:
+    """The schema of a Parquet or Arrow file, and its rows in batches."""
+    import pyarrow
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    if content.suffix == ".parquet":
+        parquet = pyarrow.parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
+        return parquet.schema_arrow, parquet.iter_batches(batch_size=_AT_ONCE)
+    if file.read(6) == b"ARROW1":
+        reader = pyarrow.ipc.open_file(file)
+        return reader.schema, map(reader.get_batch, range(reader.num_record_batches))
+    file.seek(0)
+    stream = pyarrow.ipc.open_stream(file)
+    return stream.schema, iter(stream)
+
+
+@contextmanager
+def _told_as(kind: str, name: str) -> Iterator[None]:
+    """Within it what a library says of a file becomes one line."""
+    import pyarrow
+
     try:
-        if kind == "Parquet":
-            table = pyarrow.parquet.ParquetFile(buffer).read()
-        elif data[:6] == b"ARROW1":
-            table = pyarrow.ipc.open_file(buffer).read_all()
-        else:
-            table = pyarrow.ipc.open_stream(buffer).read_all()
-        table.validate(full=True)  # that text is UTF-8, above all
-        refuse_duplicates(table.column_names, content.name)
-        dataset = Dataset(table)
-    except SoftPromptError:
-        raise
+        yield
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise SoftPromptError(f"{content.name}: cannot be read as {kind}: {error}") from None
-    return _of_dataset(dataset, content.name)
+        raise SoftPromptError(f"{name}: cannot be read as {kind}: {error}") from None
 
 
 def _open_folder(path: Path) -> Table:
@@ -268,13 +300,19 @@ def _open_hub(source: str) -> Table:
     return _of_dataset(dataset, source)
 
 
-def _of_dataset(dataset: Dataset, name: str) -> Table:
+def _of_dataset(dataset: Dataset, name: str, first: int = 1) -> Table:
+    """The rows of a data set, of which the first has the number `first`."""
     from datasets import ClassLabel
 
     names = {column: feature.names for column, feature in dataset.features.items() if isinstance(feature, ClassLabel)}
 
     def records() -> Iterator[Record]:
-        for number, record in enumerate(dataset, 1):
+        every = (
+            dict(zip(some, row, strict=True))
+            for some in dataset.iter(_AT_ONCE)
+            for row in zip(*some.values(), strict=True)
+        )
+        for number, record in enumerate(every, first):
             for column, labels in names.items():
                 # Where a label is unknown, as in many test sets, its index is -1.
                 if record[column] is not None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from softprompt.evaluation.evaluate import Texts
 from softprompt.models.prompted import PromptedModel
 from softprompt.tasks.answers.answer import Asked, Progress
-from softprompt.tasks.encode import Encoded
+from softprompt.tasks.encode import Encoded, Ids
 from softprompt.training.processes import count, gather, rank
 
 
@@ -46,7 +46,7 @@ class _Shared(Texts):
     def _gathered(self, answers_of: Callable[[Texts], Any]) -> list[Any]:
         """The answer to each text."""
         order = sorted(range(len(self.ids)), key=lambda row: len(self.ids[row]))
-        own = [list(self.ids[row]) for row in order[rank() :: count()]]
+        own = Ids(self.ids[row] for row in order[rank() :: count()])
         parts = gather(answers_of(Texts(self.model, replace(self.encoded, input_ids=own), self.progress)))
         if self.progress is not None and len(own) < len(self.ids):
             self.progress(len(self.ids) - len(own))
