@@ -185,7 +185,6 @@ class AcceleratedPeftModel(PeftModelForCausalLM):
             loss = divide_value(total, items) if late else total / items
         if late:  # what goes back through the logits is not the loss's, and is to be divided by nothing
             (hidden,) = divide_gradients([hidden], 1 / items)
-
         scores = self._later_logits(prompts, batch, hidden, columns, before + text)
         return CausalLMOutputWithPast(loss=loss, logits=scores)
 
