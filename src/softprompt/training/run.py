@@ -148,8 +148,7 @@ def train(
         resume: go on from the newest checkpoint in `output`; the result is that of a run never interrupted.
         force: replace a run in `output`.
         callbacks: callbacks of the Trainer's kind.
-        progress: called with the number of rows finished since the last call, in each validation, in calibration and
-            where a head is fitted.
+        progress: called with the number of rows finished since the last call, but for those of the steps.
         diagnosed: called after each log entry and validation with what looks wrong, unless the recipe's monitor is off.
 
     Raises:
@@ -166,14 +165,7 @@ def train(
         recipe = recipe.for_rows(len(rows))
         parts = rows, checks, None if test is None else as_rows(test, task)
         planned = plan(base, prompt, choose_answer(task, rows, prompt, base), recipe, parts)
-    alike = {
-        "recipe": recipe.model_dump(),
-        "test rows": digest(parts[2]),
-        "options": {"resume": resume, "force": force},
-    }
-    check_same(planned.about | alike)
-    with together():
-        prepared = planned.prepare()
+    prepared = _agree(planned, parts[2], resume=resume, force=force)
     with ExitStack() as stack:
         folder = _folder(output, prepared.about, stack, resume=resume, force=force)
         interruption, replaced = Interruption(), Replaced(folder / RECORD)
@@ -181,7 +173,7 @@ def train(
             lane = prepared.lane(folder, [*callbacks, interruption, replaced], diagnosed)
             trainer = PromptTrainer(prepared.model, recipe, [lane], folder, progress=progress)
         checkpoint = trainer.last_checkpoint() if resume else None
-        check_same({"checkpoint": None if checkpoint is None else checkpoint.name})
+        check_same({"checkpoint": checkpoint and checkpoint.name})
         with together():
             if checkpoint is None:
                 prepared.fit_head(progress)
@@ -199,12 +191,19 @@ def train(
                 logger.warning("no virtual tokens: the head is fitted, and nothing is trained")
                 replaced.drop()
         except DivergedError as error:
-            good = trainer.last_checkpoint()
-            if good is None:
+            if (good := trainer.last_checkpoint()) is None:
                 raise
             trainer.restore(good)
             raise with_last_good(error, finish(prepared, trainer, 0, kept, progress, began)) from None
         return finish(prepared, trainer, 0, kept, progress, began)
+
+
+def _agree(planned: Planned, test: Sequence[Row] | None, **options: bool) -> Prepared:
+    """What all processes have planned alike, made ready to be run."""
+    alike = {"recipe": planned.recipe.model_dump(), "test rows": digest(test), "options": options}
+    check_same(planned.about | alike)
+    with together():
+        return planned.prepare()
 
 
 def rows_around(task: Task, recipe: Recipe, rows: int, checks: int) -> tuple[int, int]:
