@@ -471,7 +471,7 @@ def edit(file: Path, **changes: Any) -> None:
         ({"peft_type": "LORA"}, "peft_type is 'LORA'"),
         ({"peft_type": "PREFIX_TUNING"}, "peft_type is 'PREFIX_TUNING'"),
         ({"peft_type": None}, "peft_type is None"),
-        ({"task_type": "TOKEN_CLS"}, "task_type is 'TOKEN_CLS'"),
+        ({"task_type": "IMAGE_CLS"}, "task_type is 'IMAGE_CLS'"),
         ({"task_type": "SEQ_CLS"}, "a prompt holds the one tensor 'prompt_embeddings' and the head"),
         ({"num_transformer_submodules": 2}, "num_transformer_submodules is 2"),
         ({"num_virtual_tokens": 3}, r"shape \[2, 4\], but adapter_config\.json says \[3, 4\]"),

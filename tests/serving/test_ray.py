@@ -28,7 +28,7 @@ from softprompt.serving.local import LocalEngine
 from softprompt.serving.ray import Settings, _prompt_of, app
 from tests.serving.conftest import MOOD, fill_library, living, make_chat_base, make_prompt
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "softprompt-serve.yaml"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "cluster" / "softprompt-serve.yaml"
 NAMES = ("mood", "topic", "colour", "bare", "mood@2")
 TEXTS = ("a joy to watch", "never again", "so so", "the plot is thin", "and more")
 

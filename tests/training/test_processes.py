@@ -283,7 +283,7 @@ def test_one_process_instead_of_several_is_said(project: Path, tmp_path: Path, m
     assert "torchrun --nproc_per_node" in line
 
 
-FSDP = Path(__file__).parents[2] / "examples" / "fsdp.yaml"
+FSDP = Path(__file__).parents[2] / "examples" / "cluster" / "fsdp.yaml"
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ from softprompt.training.schedule import Lanes, Schedule, flatten
 
 
 def encoded(lengths: list[int]) -> Encoded:
-    return Encoded([[row] * n for row, n in enumerate(lengths)], [[7]] * len(lengths), [0] * len(lengths), [])
+    ids, targets = [[row] * n for row, n in enumerate(lengths)], [[7]] * len(lengths)
+    return Encoded(ids, targets, [0] * len(lengths), [], learned=lambda text, target, *_: [-100] * len(text) + target)
 
 
 def test_every_row_is_seen_once_before_any_is_seen_again() -> None:
