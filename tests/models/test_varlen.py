@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 
 from softprompt.models import attention
+from softprompt.models import prompted as prompted_module
 from softprompt.models.attention import objection_to_device, varlen_kernel
 from softprompt.models.packed import build_layout
 from softprompt.models.probe import probe
@@ -202,6 +203,8 @@ def test_the_stand_in_takes_what_the_kernel_takes():
 def test_the_probe_decides_for_it_as_for_any_other():
     model = make_model("llama", head_dim=8)
     with varlen() as kernel:
-        assert with_prompts(model, []).route == "packed"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(prompted_module, "objection_to_device", attention.objection_to_device)
+            assert with_prompts(model, []).kernel == "packed/varlen"
         assert kernel.calls
     assert len(probe(model)[0]) == 2

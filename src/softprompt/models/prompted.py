@@ -24,7 +24,7 @@ from transformers.utils.generic import ModelOutput
 from softprompt.bases.base import Base
 from softprompt.bases.decoder import find_layers
 from softprompt.errors import SoftPromptError
-from softprompt.models.attention import choose_kernel
+from softprompt.models.attention import choose_kernel, objection_to_device
 from softprompt.models.division import divide_gradients, divide_value
 from softprompt.models.embedding import pair_losses
 from softprompt.models.family import Batch, family_of, hidden_states, logits
@@ -143,6 +143,8 @@ class PromptedModel(nn.Module):
         """How a step is computed, for reports: the route and, for the packed one, the usual kernel."""
         if self.route != "packed":
             return self.route
+        if not objection_to_device(self.base.device, self.base.dtype):
+            return "packed/varlen"
         return f"packed/{choose_kernel(self.base.device, 1)}"
 
     def forward(
