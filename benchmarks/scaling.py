@@ -130,6 +130,7 @@ def measure(count: int, spread: bool, options: argparse.Namespace) -> dict[str, 
         **slowest,
         "peak_memory": memory,
         "all_reduce": every[0]["all_reduce"],
+        "gathered": every[0]["gathered"],
     }
 
 

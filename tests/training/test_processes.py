@@ -19,6 +19,7 @@ import softprompt
 from softprompt import SoftPrompt
 from softprompt.cli import app
 from softprompt.errors import SoftPromptError
+from softprompt.reporting.findings import FINDINGS
 from softprompt.training import processes
 from tests.conftest import make_base
 from tests.test_cli import make_project, save_base
@@ -56,9 +57,10 @@ if "END_SLOWLY" in os.environ:
     PromptTrainer.train = slowly
 sys.argv += shlex.split(os.environ.get("MORE", ""))
 if "COUNT" in os.environ:
+    import importlib
     import json
     import torch.distributed as dist
-    from softprompt.evaluation import evaluate
+    evaluate = importlib.import_module("softprompt.evaluation.evaluate")
     counts = {"broadcast": 0, "asked": 0}
     def counted(function, key, size):
         def call(*args, **kwargs):
@@ -320,7 +322,7 @@ def test_a_base_spread_over_two_processes_trains_what_one_trains(
         torch.testing.assert_close(two.head, one.head, rtol=0, atol=1e-4)
     else:
         assert two.card.calibration == pytest.approx(one.card.calibration, abs=1e-4)
-    pages = [(project / name / "findings.json").read_text() for name in (output, f"whole-{len(settings)}")]
+    pages = [(project / name / FINDINGS).read_text() for name in (output, f"whole-{len(settings)}")]
     assert [len(json.loads(page)["mistakes"]) for page in pages] == [
         12 - round(12 * found["validation"]["accuracy"])
     ] * 2
