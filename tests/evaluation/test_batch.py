@@ -60,14 +60,15 @@ def test_a_killed_run_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.Monkey
     found, expected = (pyarrow.parquet.read_table(f"{name}.parquet") for name in ("stopped", "whole"))
     for column in ("id", "text", "prediction", "error"):
         assert found[column].equals(expected[column])
-    assert found["probability"].to_pylist() == pytest.approx(expected["probability"].to_pylist(), rel=1e-5)
+    likely = [[one or 0.0 for one in table["probability"].to_pylist()] for table in (found, expected)]
+    assert likely[0] == pytest.approx(likely[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, suffix: str) -> None:
     task, path = Task(template="{text}:", labels=["a", "b"]), tmp_path / f"in.{suffix}"
     peaks = []
-    for rows in (4 * _AT_ONCE, 40 * _AT_ONCE):
+    for rows in (4 * _AT_ONCE, 24 * _AT_ONCE):
         table = pyarrow.table({"text": [f"{i} {i * 7919} ".ljust(400, "x") for i in range(rows)]})
         if suffix == "parquet":
             pyarrow.parquet.write_table(table, path, row_group_size=rows, use_dictionary=False, compression="none")
@@ -86,7 +87,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, suffix: str) -> None
         tracemalloc.stop()
     (small, large) = peaks
     size = path.stat().st_size
-    assert size > 15_000_000
+    assert size > 9_000_000
     assert large[0] < small[0] + size / 8
     assert large[1] < small[1] + size / 8
 

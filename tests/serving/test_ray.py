@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -27,8 +28,10 @@ from softprompt.prompts.library import PromptLibrary
 from softprompt.serving.local import LocalEngine
 from softprompt.serving.ray import Settings, _prompt_of, app
 from tests.serving.conftest import MOOD, fill_library, living, make_chat_base, make_prompt
+from tests.test_cli import run
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cluster" / "softprompt-serve.yaml"
+DOCS = Path(__file__).parents[2] / "docs"
 NAMES = ("mood", "topic", "colour", "bare", "mood@2")
 PLAIN: dict[str, Any] = {"max_tokens": 4, "temperature": 0, "extra_body": {"ignore_eos": True}}
 TEXTS = ("a joy to watch", "never again", "so so", "the plot is thin", "and more")
@@ -75,8 +78,7 @@ def cluster(ray_there: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """`serve run`, as docs/cluster.md has it, on a cluster of its own."""
     folder = tmp_path_factory.mktemp("cluster")
     found = Cluster(make_chat_base(), folder)
-    command = "serve run softprompt.serving.ray:app base=base library=library replicas=2 cpus=0.5 dtype=float32"
-    program, *words = command.split()
+    ((program, *words),) = typed("serve run")
     environment = os.environ | {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
@@ -100,6 +102,12 @@ def cluster(ray_there: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         finally:
             running.send_signal(signal.SIGINT)
             running.wait(120)
+
+
+def typed(start: str) -> list[list[str]]:
+    """The commands on docs/cluster.md that begin so."""
+    lines = (DOCS / "cluster.md").read_text("utf-8").splitlines()
+    return [shlex.split(line) for line in lines if line.startswith(start)]
 
 
 def is_ready(url: str) -> bool:
@@ -167,8 +175,11 @@ def test_the_api_is_that_of_one_server(cluster: Cluster, right: dict) -> None:
     assert "softprompt_http_requests" in httpx.get(f"{cluster.url}/metrics", timeout=60).text
 
 
-def test_what_is_added_is_answered_by_both(cluster: Cluster) -> None:
-    cluster.library.add("new", make_prompt(cluster.base, 3, MOOD, seed=21))
+def test_what_is_added_is_answered_by_both(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(cluster.library.folder.parent)
+    make_prompt(cluster.base, 3, MOOD, seed=21).save("mood")
+    added, rolled_back, removed = typed("softprompt library")
+    assert run(*added[1:]).exit_code == 0
     began = time.monotonic()
     until(lambda: cluster.ids("new") == {"2: new@1"}, 30)
     print(f"both replicas have it after {time.monotonic() - began:.1f} s")
@@ -189,8 +200,12 @@ def test_what_is_added_is_answered_by_both(cluster: Cluster) -> None:
         assert ask(client, "new@2", "good")
         with pytest.raises(openai.NotFoundError, match="'new@1' is not loaded: new@2 is"):
             ask(client, "new@1", "good")
-    cluster.library.remove("new")
+    assert run(*rolled_back[1:]).exit_code == 0
+    until(lambda: cluster.ids("mood") == {"2: mood@1"}, 30)
+    cluster.library.rollback("mood", 2)
+    assert run(*removed[1:]).exit_code == 0
     until(lambda: cluster.ids("new") == {"2: none"}, 30)
+    until(lambda: cluster.ids("mood") == {"2: mood@2"}, 30)
 
 
 def test_a_killed_replica_loses_nothing_that_is_asked_again(cluster: Cluster, right: dict) -> None:
