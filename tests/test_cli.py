@@ -554,7 +554,7 @@ def test_a_missing_task_file_is_refused(project, prompt):
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory: choose a smaller"),
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
-            "or recipe.dtype bfloat16 in place of",
+            "out of memory: choose a smaller base, recipe.max_tokens or recipe.batch_size, or recipe.dtype bfloat16 in",
         ),
         (OSError(errno.EACCES, "Permission denied", "/there"), "/there: Permission denied"),
         (KeyError("x\ny"), "unexpected KeyError in test_cli.py, line"),

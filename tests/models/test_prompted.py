@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from softprompt.bases import decoder
 from softprompt.errors import SoftPromptError
 from softprompt.models import attention, prompted
 from softprompt.models.attention import choose_kernel
@@ -571,7 +572,7 @@ def test_gradient_checkpointing_that_changes_the_gradient_is_refused():
 
 def test_a_base_that_cannot_be_recomputed_is_refused(monkeypatch):
     model = make_model("llama")
-    monkeypatch.setattr(prompted, "GradientCheckpointingLayer", nn.Conv3d)  # of which it has none
+    monkeypatch.setattr(decoder, "GradientCheckpointingLayer", nn.Conv3d)  # of which it has none
     with pytest.raises(SoftPromptError, match="LlamaForCausalLM does not support gradient checkpointing"):
         with_prompts(model, [], gradient_checkpointing=True)
 

@@ -256,7 +256,7 @@ class TestBadFiles:
 
     def test_parquet_that_is_not_utf8(self, tmp_path: Path) -> None:
         texts = pyarrow.Array.from_buffers(pyarrow.string(), 1, pyarrow.array([b"\xff"]).buffers())
-        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts, "label": ["positive"]}), tmp_path / "a.parquet")
         assert "Invalid UTF8 sequence" in line_of(tmp_path / "a.parquet")
 
 

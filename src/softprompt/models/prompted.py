@@ -190,7 +190,8 @@ class PromptedModel(nn.Module):
         if self.task_type == "FEATURE_EXTRACTION":
             return self._compare_pairs(texts, prompt_index, num_items_in_batch)
         batch, targets, places = self._read(texts, prompt_index)
-        count = int((texts.labels != -100).sum()) if num_items_in_batch is None else num_items_in_batch
+        items = len(batch.lengths) if self.task_type == "QUESTION_ANS" else len(targets)  # a span is one
+        count = items if num_items_in_batch is None else num_items_in_batch
         vectors = self.vectors()
         late = self.base.dtype == torch.float16 and not return_logits
         leaves = [*vectors, *self.heads]
