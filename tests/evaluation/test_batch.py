@@ -22,7 +22,7 @@ from tests.conftest import make_base
 from tests.serving.conftest import MOOD, make_prompt
 from tests.test_cli import run, save_base
 
-ROWS, BAD = 1500, 700
+ROWS, BAD = 1000, 700
 
 
 def make_batch(folder: Path, rows: int = ROWS) -> None:
@@ -50,10 +50,10 @@ def kill_once_begun(words: Sequence[str], part: Path) -> int:
 @pytest.mark.slow
 def test_a_killed_run_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    make_batch(tmp_path, 4_000)
+    make_batch(tmp_path, 3_000)
     words = ("predict", "mood", "--input", "in.parquet", "--base", "base", "--output")
     done = kill_once_begun([*words, "stopped.parquet"], Path(".stopped.parquet.part"))
-    assert 0 < done < 4_000
+    assert 0 < done < 3_000
     assert not Path("stopped.parquet").exists()
     assert run(*words, "stopped.parquet").exit_code == 0
     assert run(*words, "whole.parquet").exit_code == 0
@@ -68,8 +68,8 @@ def test_a_killed_run_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, suffix: str) -> None:
     task, path = Task(template="{text}:", labels=["a", "b"]), tmp_path / f"in.{suffix}"
     peaks = []
-    for rows in (4 * _AT_ONCE, 24 * _AT_ONCE):
-        table = pyarrow.table({"text": [f"{i} {i * 7919} ".ljust(400, "x") for i in range(rows)]})
+    for rows in (2 * _AT_ONCE, 12 * _AT_ONCE):
+        table = pyarrow.table({"text": [f"{i} {i * 7919} ".ljust(1500, "x") for i in range(rows)]})
         if suffix == "parquet":
             pyarrow.parquet.write_table(table, path, row_group_size=rows, use_dictionary=False, compression="none")
         else:
@@ -87,9 +87,9 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, suffix: str) -> None
         tracemalloc.stop()
     (small, large) = peaks
     size = path.stat().st_size
-    assert size > 9_000_000
-    assert large[0] < small[0] + size / 8
-    assert large[1] < small[1] + size / 8
+    assert size > 18_000_000
+    assert large[0] < small[0] + size / 4
+    assert large[1] < small[1] + size / 4
 
 
 def test_a_table_of_many_batches_is_numbered_through(tmp_path: Path) -> None:
