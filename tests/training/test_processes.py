@@ -180,7 +180,7 @@ def test_two_processes_grow_a_prompt(project: Path) -> None:
             "error: recipe.batch_size 5 can't be shared by 2 processes in 1 parts each: choose a multiple of 2",
         ),
         (
-            ["recipe.batch_size=1"],
+            ["recipe.batch_size=1", "recipe.max_steps=40"],
             {},
             "error: recipe.batch_size 1 can't be shared by 2 processes in 1 parts each: choose a multiple of 2",
         ),
