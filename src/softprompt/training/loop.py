@@ -238,7 +238,7 @@ class PromptTrainer(Trainer):
         return loader
 
     def _prepare_inputs(self, inputs: Any) -> Any:
-        return inputs
+        return inputs  # the Trainer's would bring them to the device, before the model has planned the row
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
         if self.args.world_size > 1:  # the Trainer's adds the processes up, and waits for the device
