@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from softprompt.commands.opening import load_calibrated, open_prompt
-from softprompt.commands.options import TABLE, BaseName, Calibrate, Dtype, Json, PromptFolder, TaskFile
+from softprompt.commands.options import TABLE, BaseName, Calibrate, Dtype, Json, PromptFolder, Ray, TaskFile, Workers
 from softprompt.commands.tables import figures_table, labels_table
 from softprompt.commands.terminal import print_result, reporting
 from softprompt.errors import SoftPromptError
@@ -91,21 +91,8 @@ def predict(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an output that is already there.")] = False,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            "--ray",
-            metavar="ADDRESS",
-            help="Answer on a Ray cluster, such as 10.0.0.1:6379; local: one here. Default: in this process.",
-            show_default=False,
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Of --ray. Default: the cluster's GPUs, or its machines.", show_default=False
-        ),
-    ] = None,
+    ray: Ray = None,
+    workers: Workers = None,
     calibrate: Calibrate = None,
     base: BaseName = None,
     dtype: Dtype = None,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from softprompt.commands.options import Json, Overrides
+from softprompt.commands.options import Json, Overrides, Ray, Workers
 from softprompt.commands.tables import tasks_table
 from softprompt.commands.terminal import print_result, reporting
 from softprompt.errors import SoftPromptError
@@ -39,21 +39,8 @@ def train_many(
     at_once: Annotated[
         int, typer.Option(min=1, metavar="K", help="The most tasks that learn side by side; 1: one after another.")
     ] = 16,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            "--ray",
-            metavar="ADDRESS",
-            help="Train on a Ray cluster, such as 10.0.0.1:6379; local: one on this machine. Default: in this process.",
-            show_default=False,
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Of --ray. Default: the cluster's GPUs, or its machines.", show_default=False
-        ),
-    ] = None,
+    ray: Ray = None,
+    workers: Workers = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep what is finished, and go on with the rest.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace runs that are already in the folder.")] = False,
     overrides: Overrides = None,

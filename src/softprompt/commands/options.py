@@ -68,3 +68,18 @@ Reference = Annotated[
 Repository = Annotated[
     str, typer.Argument(metavar="REPO", help="A repository of the Hugging Face hub: OWNER/NAME.", show_default=False)
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Work on a Ray cluster, such as 10.0.0.1:6379; local: one on this machine. Default: in this process.",
+        show_default=False,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Of --ray. Default: the cluster's GPUs, or its machines.", show_default=False
+    ),
+]
