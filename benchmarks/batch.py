@@ -1,6 +1,6 @@
 """Rows a second and memory of `softprompt predict` on a Parquet file, for a tenth of the rows and for all of them.
 
-    python -m benchmarks.batch [--rows 20000] [--ray local] [--workers N] [--base FOLDER]
+    python -m benchmarks.batch [--rows 20000] [--ray local] [--workers N] [--base FOLDER] [--dtype float32]
 
 The base is the soak test's tiny GPT-2: what is measured is all that surrounds a base, reading, encoding, packing,
 writing. Memory is the most that the command's process held; with `--ray` the workers' is not in it. That it is the
@@ -73,6 +73,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.batch", description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--base", help="a folder; default: the tiny one")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--ray", help="as `predict --ray`")
     parser.add_argument("--workers", help="as `predict --workers`")
     options = parser.parse_args(arguments)
@@ -92,7 +93,7 @@ def main(arguments: Sequence[str]) -> None:
             write_rows(folder / "in.parquet", count)
             output = folder / f"out-{count}.parquet"
             words = ["predict", str(prompt_folder), "--input", str(folder / "in.parquet"), "--output", str(output)]
-            base_words = ["--base", options.base or str(folder / "base")]
+            base_words = ["--base", options.base or str(folder / "base"), "--dtype", options.dtype]
             print(json.dumps(measure([*words, *base_words, *more], output)), flush=True)
 
 
