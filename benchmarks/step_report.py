@@ -67,7 +67,8 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
 
     lines: dict[str, list[tuple[int, float]]] = {}
     for case in document["cases"]:
-        line = lines.setdefault(f"{case['base']}, {case['dtype']}, B={case['B']}, T={case.get('T') or 'films'}", [])
+        base = Path(case["base"]).name
+        line = lines.setdefault(f"{base}, {case['dtype']}, B={case['B']}, T={case.get('T') or 'films'}", [])
         line.append((case["P"], case["speed_ratio"]["peft"]))
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
@@ -76,5 +77,5 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
     axes.set(xlabel="virtual tokens (P)", ylabel="training step: times PEFT's speed", ylim=(0, None))
     axes.axhline(1, color="grey", linewidth=0.8)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend().set_in_layout(False)  # a long name leaves the axes their size
     figure.savefig(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import signal
 from collections.abc import Iterator
 
@@ -49,11 +50,31 @@ def light_collections() -> Iterator[None]:
     """Let Python's garbage collector pass over what was imported until now.
 
     Every run ends with a collection by Accelerate, which takes longer than the run itself where PyTorch, Transformers,
-    TRL and Gradio are loaded. What a module leaves behind is collected before the next one freezes it: models among it.
+    TRL and Gradio are loaded. What a module leaves behind is collected before the next one freezes it: models among it,
+    which pytest itself holds until the module before has ended.
     """
-    gc.freeze()
-    yield
     gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def same_loggers() -> Iterator[None]:
+    """What a test changes in softprompt's loggers would be another test's lines that do not come: it fails itself."""
+    before = _loggers()
+    yield
+    changed = {name: state for name, state in _loggers().items() if state != before.get(name, _NEW_LOGGER)}
+    assert not changed, f"this test leaves loggers changed: {changed}"
+
+
+_NEW_LOGGER = (logging.NOTSET, True, False)
+
+
+def _loggers() -> dict[str, tuple[int, bool, bool]]:
+    """Level, propagation and whether it is disabled, of each of softprompt's loggers."""
+    found = logging.root.manager.loggerDict.items()
+    ours = {name: logger for name, logger in found if isinstance(logger, logging.Logger) and "softprompt" in name}
+    states = {name: (logger.level, logger.propagate, logger.disabled) for name, logger in ours.items()}
+    return states | {"all": (logging.root.manager.disable, True, False)}
 
 
 @pytest.fixture
