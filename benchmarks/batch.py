@@ -2,7 +2,7 @@
 
     python -m benchmarks.batch [--rows 20000] [--ray local] [--workers N] [--base FOLDER] [--dtype float32]
 
-The base is the soak test's tiny GPT-2: what is measured is all that surrounds a base, reading, encoding, packing,
+The base is a tiny GPT-2 with few tokens: what is measured is all that surrounds a base, reading, encoding, packing,
 writing. Memory is the most that the command's process held; with `--ray` the workers' is not in it. That it is the
 same for ten times the rows is the point. Each run is a process of its own; its time has the imports in it, which the
 rate leaves out: rows are counted from the first answer on.
@@ -21,10 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import softprompt as sp
 from benchmarks.measure import default_device, describe
-from benchmarks.soak import TASK, make_installation
+from benchmarks.soak import TASK
 
 _WORDS = ("a joy to watch", "never again", "so so", "the plot is thin, the players are not", "dull", "bright and funny")
 
@@ -36,6 +39,17 @@ def write_rows(path: Path, count: int) -> None:
 
     texts = [f"{i}: {_WORDS[i % len(_WORDS)]}, {_WORDS[i % 5]}" for i in range(count)]
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=count)
+
+
+def make_base(folder: Path) -> None:
+    """A random GPT-2 of two layers and 64 features, whose 512 tokens fit the rows."""
+    splitter = ByteLevelBPETokenizer()
+    splitter.train_from_iterator(_WORDS, vocab_size=512, min_frequency=1, special_tokens=["<eos>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=splitter._tokenizer, eos_token="<eos>")
+    torch.manual_seed(0)
+    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}
+    GPT2LMHeadModel(GPT2Config(vocab_size=512, bos_token_id=0, eos_token_id=0, **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def measure(command: Sequence[str], output: Path) -> dict[str, Any]:
@@ -82,18 +96,16 @@ def main(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if options.base is None:
-            make_installation(folder)
-        else:
-            base = sp.load_base(options.base)
-            prompt = sp.SoftPrompt.random(base, 8, seed=0)
-            card = prompt.card.replace(task=TASK.model_dump(), sha256="")
-            sp.PromptLibrary(folder / "library").add("red", sp.SoftPrompt(prompt.embeddings, card))
-        prompt_folder = sp.PromptLibrary(folder / "library").entry("red").path
+            make_base(folder / "base")
+        place = options.base or str(folder / "base")
+        prompt = sp.SoftPrompt.random(sp.load_base(place, dtype=options.dtype), 8, seed=0)
+        card = prompt.card.replace(task=TASK.model_dump(), sha256="")
+        sp.SoftPrompt(prompt.embeddings, card).save(folder / "prompt")
         for count in (max(1, options.rows // 10), options.rows):
             write_rows(folder / "in.parquet", count)
             output = folder / f"out-{count}.parquet"
-            words = ["predict", str(prompt_folder), "--input", str(folder / "in.parquet"), "--output", str(output)]
-            base_words = ["--base", options.base or str(folder / "base"), "--dtype", options.dtype]
+            words = ["predict", str(folder / "prompt"), "--input", str(folder / "in.parquet"), "--output", str(output)]
+            base_words = ["--base", place, "--dtype", options.dtype]
             print(json.dumps(measure([*words, *base_words, *more], output)), flush=True)
 
 

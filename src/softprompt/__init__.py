@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from softprompt.prompts.ensemble import Ensemble
     from softprompt.reporting.run_report import write_report
     from softprompt.tasks import Row, Task, load_rows
-    from softprompt.training import Diagnosis, DivergedError, Growth, Recipe, Run, grow, train
+    from softprompt.training.diagnosis import Diagnosis
     from softprompt.training.ensemble import train_ensemble
+    from softprompt.training.growth import Growth, grow
+    from softprompt.training.loop import DivergedError
+    from softprompt.training.recipe import Recipe
+    from softprompt.training.run import Run, train
 
 __version__ = "0.1.0"
 
@@ -79,8 +83,12 @@ _HOMES = {
     "prompts.ensemble": ("Ensemble",),
     "reporting.run_report": ("write_report",),
     "tasks": ("Row", "Task", "load_rows"),
-    "training": ("Diagnosis", "DivergedError", "Growth", "Recipe", "Run", "grow", "train"),
+    "training.diagnosis": ("Diagnosis",),
     "training.ensemble": ("train_ensemble",),
+    "training.growth": ("Growth", "grow"),
+    "training.loop": ("DivergedError",),
+    "training.recipe": ("Recipe",),
+    "training.run": ("Run", "train"),
 }
 
 

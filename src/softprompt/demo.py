@@ -29,8 +29,8 @@ from softprompt.progress import TrainingProgress, progress_bar
 from softprompt.prompts import SoftPrompt
 from softprompt.reporting.run_report import write_report
 from softprompt.tasks import load_rows
-from softprompt.training import train
 from softprompt.training.folder import RECORD
+from softprompt.training.run import train
 from softprompt.training.taskfile import TaskFile, load_task_file, make_prompt
 
 BASE = EMBEDDED

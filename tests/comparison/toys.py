@@ -13,7 +13,7 @@ from softprompt.comparison.methods.method import Method, Work
 from softprompt.comparison.results import Trained
 from softprompt.evaluation import Evaluator
 from softprompt.models.prompted import PromptedModel
-from softprompt.training import DivergedError
+from softprompt.training.loop import DivergedError
 
 
 def succeeds(folder: Path) -> None:

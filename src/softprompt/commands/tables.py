@@ -15,7 +15,7 @@ from softprompt.text import shorten
 if TYPE_CHECKING:
     from softprompt.evaluation import Evaluation, Prediction
     from softprompt.tasks import Row, Task
-    from softprompt.training import Growth
+    from softprompt.training.growth import Growth
 
 _MOST_LABELS = 20  # of which a table has rows
 _LONGEST_TEXT = 200

@@ -21,7 +21,7 @@ from softprompt.text import counted, printable
 if TYPE_CHECKING:
     from softprompt.evaluation import Evaluation
     from softprompt.prompts import SoftPrompt
-    from softprompt.training import Growth
+    from softprompt.training.growth import Growth
 
 _ANSWERS_SHOWN = 10
 
@@ -64,10 +64,11 @@ def train(
         from softprompt.evaluation import evaluate, predict
         from softprompt.progress import TrainingProgress
         from softprompt.reporting.run_report import REPORT, look, write_report
-        from softprompt.training import grow, processes, train
+        from softprompt.training import processes
         from softprompt.training.folder import RECORD, recorded_dtype
+        from softprompt.training.growth import grow
         from softprompt.training.heads import choose_answer
-        from softprompt.training.run import rows_around
+        from softprompt.training.run import rows_around, train
         from softprompt.training.shares import ask
         from softprompt.training.taskfile import load_task_file, make_prompt
 
