@@ -77,7 +77,6 @@ def main(arguments: Sequence[str]) -> None:
     for name, default in (("tasks", 4), ("steps", 20), ("rounds", 2), ("tokens", 16)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args(arguments)
-    logging.getLogger("softprompt").setLevel(logging.ERROR)
     device = default_device()
     print(json.dumps(describe("train_many", arguments, device)))
     base = sp.load_base(options.base, dtype=options.dtype)
@@ -100,4 +99,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    logging.getLogger("softprompt").setLevel(logging.ERROR)
     main(sys.argv[1:])

@@ -133,7 +133,7 @@ def test_a_card_of_before_leaves_the_dtype_to_the_machine(project: Path, monkeyp
 def test_what_is_slower_is_said_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from softprompt.models import probe
 
-    monkeypatch.setattr(probe, "_compare", lambda model, route: ("too odd" if route == "packed" else "",) * 2)
+    monkeypatch.setattr(probe, "_compare", lambda model, route, gradient: ("too odd" if route == "packed" else "",) * 2)
     result = run("train", "task.yaml", "--output", "run")
     assert result.exit_code == 0
     warnings = [line for line in result.stderr.splitlines() if not line.startswith(("step ", "answers are read by"))]

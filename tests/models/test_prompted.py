@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from softprompt.bases import decoder
 from softprompt.errors import SoftPromptError
-from softprompt.models import attention, prompted
+from softprompt.models import attention, probe, prompted
 from softprompt.models.attention import choose_kernel
 from softprompt.models.families.causal import Causal
 from softprompt.models.probe import find_route
@@ -695,3 +695,18 @@ def test_prompts_that_do_not_fit_are_refused(shape, message):
 def test_options_that_cannot_be_kept_are_refused(family, options, message):
     with pytest.raises(SoftPromptError, match=message):
         with_prompts(shared_model(family), [], **options)
+
+
+def test_for_inference_no_gradient_is_proven_or_taken(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = SoftPrompt.random(tiny_base, 3, seed=0)
+    gradients = []
+    plain = probe._answer
+    monkeypatch.setattr(probe, "_answer", lambda *given: gradients.append(given[-1]) or plain(*given))
+    asked = PromptedModel(tiny_base, [prompt], inference=True)
+    assert (asked.route, asked.logits_route) == ("packed", "packed")
+    assert gradients and not any(gradients)
+    assert not any(one.requires_grad for one in asked.parameters())
+    ids = torch.arange(2, 12)[None]
+    trained = PromptedModel(tiny_base, [prompt])
+    assert any(gradients) and trained.prompts[0].requires_grad
+    assert torch.equal(asked(ids, labels=ids).loss, trained(ids, labels=ids).loss.detach())

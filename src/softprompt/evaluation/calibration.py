@@ -65,7 +65,7 @@ def calibrate(
     prompt.check_base(base)
     prompt = prompt.for_labels(task.labels)
     rows = as_rows(data, task)
-    model = PromptedModel(base, [prompt])
+    model = PromptedModel(base, [prompt], inference=True)
     priors = measure_priors(model, task, rows, progress=progress, ask=ask)
     calibration = dict(zip(task.labels or [], priors, strict=True))
     return replace(prompt, card=prompt.card.replace(calibration=calibration))

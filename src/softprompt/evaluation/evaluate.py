@@ -249,7 +249,7 @@ class _Vote(Evaluator):
     def __init__(self, base: Base, ensemble: Ensemble, task: Task, rows: Sequence[Row]) -> None:
         if task.labels is None:
             raise SoftPromptError("an ensemble votes on labels: this task generates free text")
-        model = PromptedModel(base, [prompt.for_labels(task.labels) for prompt in ensemble.prompts])
+        model = PromptedModel(base, [prompt.for_labels(task.labels) for prompt in ensemble.prompts], inference=True)
         super().__init__(model, task, rows, virtual_tokens=ensemble.num_virtual_tokens)
         self._priors = [prompt.card.log_priors(task.labels) for prompt in ensemble.prompts]
 
@@ -330,6 +330,6 @@ def _evaluator(
         prompt.check_base(base)
     if isinstance(prompt, Ensemble):
         return _Vote(base, prompt, task, rows)
-    model = PromptedModel(base, [] if prompt is None else [prompt.for_labels(task.labels)])
+    model = PromptedModel(base, [] if prompt is None else [prompt.for_labels(task.labels)], inference=True)
     log_priors = None if prompt is None else prompt.card.log_priors(task.labels)
     return Evaluator(model, task, rows, log_priors=log_priors, ask=ask)

@@ -165,7 +165,7 @@ def leakage(
     rows = as_rows(data, task)
     seen, planted = ([row for row in rows if is_canary(row, task) is wanted] for wanted in (False, True))
     others = None if unseen is None else _others(seen, as_rows(unseen, task))
-    model = PromptedModel(base, [prompt.for_labels(task.labels)])
+    model = PromptedModel(base, [prompt.for_labels(task.labels)], inference=True)
     ask = partial(row_losses, model, task, progress=progress)
     private = prompt.card.metrics.get("private")
     return Leakage(

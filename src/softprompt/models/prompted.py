@@ -74,6 +74,8 @@ class PromptedModel(nn.Module):
         gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations. A cache
             cannot be recomputed, so that "concatenated" then takes the place of "shared_prefix".
         route: "packed", "shared_prefix" or "concatenated" instead of the fastest exact one.
+        inference: no gradient is taken, so that only logits have to be exact, which takes less time to prove; the
+            prompts are copied and ask for none.
 
     Raises:
         SoftPromptError: a prompt is not as wide as the base, or leaves no room in its context; some have heads and
@@ -92,6 +94,7 @@ class PromptedModel(nn.Module):
         max_tokens: int | None = None,
         gradient_checkpointing: bool = False,
         route: str | None = None,
+        inference: bool = False,
     ) -> None:
         super().__init__()
         base.model.requires_grad_(False).eval()
@@ -100,7 +103,8 @@ class PromptedModel(nn.Module):
         for tensor in tensors:
             self._check_prompt(tensor)
         # A parameter is taken as it is, so that it may be trained elsewhere.
-        own = (t if isinstance(t, nn.Parameter) else t.to(base.device, copy=True) for t in tensors)
+        shared = () if inference else nn.Parameter
+        own = (t if isinstance(t, shared) else t.detach().to(base.device, copy=True) for t in tensors)
         self.prompts = nn.ParameterList(own)
         heads = [prompt.head for prompt in prompts if isinstance(prompt, SoftPrompt) and prompt.head is not None]
         if heads and len(heads) != len(prompts):
@@ -116,9 +120,12 @@ class PromptedModel(nn.Module):
         if max_tokens is not None and max_tokens < 1:
             raise SoftPromptError(f"max_tokens is {max_tokens}: at least 1, or None for no bound")
         self.max_tokens = max_tokens
-        self.route: str = self._choose_route(route, gradient_checkpointing)
         # A route may be exact for logits alone; validation and scoring take no gradient.
         self.logits_route: str = route or find_route(self.base.model, gradient=False).name
+        if inference:
+            self.requires_grad_(False)
+        unasked = inference and route is None
+        self.route = self.logits_route if unasked else self._choose_route(route, gradient_checkpointing)
         self._recomputed: list[nn.Module] = []
         if gradient_checkpointing:
             self._start_recomputing()

@@ -50,7 +50,7 @@ class FewShot(Method):
 
     def open(self, work: Work) -> Evaluator:
         # The examples stand where a prompt would: the text has the whole context.
-        return Evaluator(PromptedModel(work.base, []), self._task(work), work.rows)
+        return Evaluator(PromptedModel(work.base, [], inference=True), self._task(work), work.rows)
 
     def switch(self, work: Work) -> tuple[float, float | None]:
         """The other task's text is read and its labels are encoded."""

@@ -46,12 +46,14 @@ class PromptTuning(Method):
 
     def open(self, work: Work) -> Evaluator:
         prompt = SoftPrompt.load(work.folder, work.base)
-        return work.evaluator(PromptedModel(work.base, [prompt]), prompt.card.log_priors(work.plan.task.labels))
+        return work.evaluator(
+            PromptedModel(work.base, [prompt], inference=True), prompt.card.log_priors(work.plan.task.labels)
+        )
 
     def switch(self, work: Work) -> tuple[float, float | None]:
         """The other prompt's numbers are read, checked against the base and copied into the model."""
         other = SoftPrompt.load(work.folder, work.base)
-        model = PromptedModel(work.base, [other])
+        model = PromptedModel(work.base, [other], inference=True)
 
         @torch.no_grad()
         def put(prompt: SoftPrompt) -> None:

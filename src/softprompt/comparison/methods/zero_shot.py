@@ -21,7 +21,7 @@ class ZeroShot(Method):
         return work.trained(validation)
 
     def open(self, work: Work) -> Evaluator:
-        return work.evaluator(PromptedModel(work.base, []))
+        return work.evaluator(PromptedModel(work.base, [], inference=True))
 
     def switch(self, work: Work) -> tuple[float, float | None]:
         return 0.0, 0.0

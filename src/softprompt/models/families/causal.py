@@ -5,7 +5,7 @@ Three routes (`models/routes.py`) give the same; the prompt is computed once whe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -44,41 +44,60 @@ class Causal(Family):
         return scores
 
     def check(self, model: PreTrainedModel) -> None:
-        name, logits = type(model).__name__, self.logits
         prompts, batch = probe(model)
-        decoder = Decoder.of(model)
-        prompt, text = prompts[0], batch.tokens[: batch.lengths[0]]
-        bare = Batch(text, [len(text)], [0], torch.zeros_like(text), torch.arange(len(text)))
-        text = text.to(model.device)
-        words = model.get_input_embeddings()(text)
+        texts = batch.tokens.split(list(batch.lengths))
+        text, last, none = texts[0], texts[-1], len(prompts)
+        prompts.append(prompts[0][:0])
+        bare = Batch(text, [len(text)], [none], torch.zeros_like(text), torch.arange(len(text)))
+        behind = Batch(last, [len(last)], [batch.prompt_of_text[-1]], torch.zeros_like(last), torch.arange(len(last)))
+        # Both are padded beside the rows between them: padding that is seen would show.
+        together = Batch(
+            torch.cat([text, batch.tokens]),
+            [len(text), *batch.lengths],
+            [none, *batch.prompt_of_text],
+            torch.cat([bare.rows, behind.rows + len(texts)]),
+            torch.cat([bare.columns, behind.columns]),
+        )
+        embedding, words = model.get_input_embeddings(), text.to(model.device)
         with torch.no_grad():
-            own = model(input_ids=text[None], use_cache=False).logits[0]
-            ours = logits(model, concatenated(model, [prompt[:0]], bare))
-        check_finite(model, own)
-        if logit_distance(ours, own) > tolerance(model):
-            from_embeddings = None
-            if not decoder.per_layer:
-                with torch.no_grad():
-                    from_embeddings = model(inputs_embeds=words[None], use_cache=False).logits[0]
-            if from_embeddings is not None and logit_distance(from_embeddings, own) <= tolerance(model):
-                raise SoftPromptError(f"{name} changes its logits in a way that softprompt does not know")
-            raise SoftPromptError(
-                f"{name} computes something else from embeddings than from token ids: it needs the ids"
-            )
-        if not decoder.per_layer:  # with them, a model's own forward knows no vector that is not a word
-            whole = torch.cat([prompt.to(words.dtype), words])[None]
+            own = model(input_ids=words[None], use_cache=False).logits[0]
+            check_finite(model, own)
+            ours = self.logits(model, concatenated(model, prompts, together)).split([len(text), len(last)])
+        self._check_row(model, ours[0], own, prompts, bare)
+        if not Decoder.of(model).per_layer:  # with them, a model's own forward knows no vector that is not a word
+            prompt = prompts[batch.prompt_of_text[-1]]
             with torch.no_grad():
-                own = model(inputs_embeds=whole, use_cache=False).logits[0, len(prompt) :]
-                ours = logits(model, concatenated(model, [prompt], bare))
-            if logit_distance(ours, own) > tolerance(model):
-                raise SoftPromptError(f"{name} changes its logits in a way that softprompt does not know")
+                vectors = embedding(last.to(model.device))
+                whole = torch.cat([prompt.to(vectors.dtype), vectors])
+                own = model(inputs_embeds=whole[None], use_cache=False).logits[0, len(prompt) :]
+            self._check_row(model, ours[1], own, prompts, behind)
+        if self._looks_ahead(model, embedding(words).detach(), words):
+            raise SoftPromptError(
+                f"{type(model).__name__} lets a token see what comes after it: it is not a causal language model"
+            )
+
+    def _check_row(
+        self, model: PreTrainedModel, ours: Tensor, own: Tensor, prompts: Sequence[Tensor], row: Batch
+    ) -> None:
+        """Make sure that a row, computed beside others, has the model's own logits; else find out why it has not."""
+        if logit_distance(ours, own) <= tolerance(model):
+            return
+        name = type(model).__name__
         with torch.no_grad():
-            together = logits(model, concatenated(model, prompts, batch))
-            alone = torch.cat([logits(model, concatenated(model, prompts, one)) for one in _one_by_one(batch)])
-        if logit_distance(together, alone) > tolerance(model):
-            raise SoftPromptError(f"{name} computes a row otherwise beside a longer one: it is not supported")
-        if self._looks_ahead(model, words.detach(), text):
-            raise SoftPromptError(f"{name} lets a token see what comes after it: it is not a causal language model")
+            alone = self.logits(model, concatenated(model, prompts, row))
+            if logit_distance(alone, own) <= tolerance(model):
+                raise SoftPromptError(f"{name} computes a row otherwise beside a longer one: it is not supported")
+            if Decoder.of(model).per_layer:
+                same = False
+            elif len(prompts[row.prompt_of_text[0]]):
+                same = True
+            else:
+                words = model.get_input_embeddings()(row.tokens.to(model.device))
+                from_words = model(inputs_embeds=words[None], use_cache=False).logits[0]
+                same = logit_distance(from_words, own) <= tolerance(model)
+        if same:
+            raise SoftPromptError(f"{name} changes its logits in a way that softprompt does not know")
+        raise SoftPromptError(f"{name} computes something else from embeddings than from token ids: it needs the ids")
 
     def _looks_ahead(self, model: PreTrainedModel, words: Tensor, tokens: Tensor) -> bool:
         """Whether the middle token's logits have a gradient at the tokens after it."""
@@ -89,10 +108,3 @@ class Causal(Family):
             (grad,) = torch.autograd.grad(self.logits(model, hidden[0, middle]).logsumexp(-1), vectors)
         size = grad.float().norm(dim=-1)
         return bool((size[middle + 1 :] > 1e-6 * size.max()).any())
-
-
-def _one_by_one(batch: Batch) -> Iterator[Batch]:
-    """Each text as a batch of its own."""
-    for row, text in enumerate(batch.tokens.split(list(batch.lengths))):
-        columns = batch.columns[batch.rows == row]
-        yield Batch(text, [len(text)], [batch.prompt_of_text[row]], torch.zeros_like(columns), columns)
