@@ -9,7 +9,7 @@ quickstart: install  ## train a soft prompt on real data and show what it does
 test: install  ## layout, lint, types and the tests
 	@scripts/test.sh
 
-test-long: install  ## the tests that take longer than a minute
+test-long: install  ## the tests that take long: the course notebook, more members of slow kinds, every causal class
 	@.venv/bin/python -m pytest -m long
 
 test-newest:  ## the tests against today's releases of what softprompt requires, in an environment of their own

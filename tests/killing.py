@@ -21,6 +21,9 @@ import sklearn.model_selection  # noqa: F401
 import transformers.trainer  # noqa: F401
 
 import softprompt.progress
+import softprompt.reporting.run_report
+import softprompt.training.growth
+import softprompt.training.run
 import softprompt.training.taskfile  # noqa: F401
 from softprompt.cli import app
 

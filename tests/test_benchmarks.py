@@ -178,7 +178,7 @@ def test_memory_that_does_not_suffice_is_said(tmp_path: Path, folder: str, monke
     assert "memory does not hold it" in document["skipped"][0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memory_is_that_of_a_process_of_its_own(tiny_base: sp.Base, folder: str) -> None:
     batches = make_batches(tiny_base, ROWS, 4, 2)
     prompt = sp.SoftPrompt.from_text(tiny_base, INIT_TEXT, 3)

@@ -657,7 +657,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(project, interruptible):
     assert weights(printed(*shlex.split(again))["prompt"]) == whole
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_killed_at_any_moment_ends_the_same(project):
     whole = weights(printed("train", "task.yaml", "--output", "whole")["prompt"])
     found = subprocess.run(

@@ -235,7 +235,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tiny, monkeypatch):
 
 
 @pytest.mark.real
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_real_story_in_short(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sizes = {"EVALUATE_EVERY": 2, "VALIDATION_ROWS": 20, "TEST_ROWS": 40, "OUT_OF_DOMAIN_ROWS": 20}

@@ -343,6 +343,7 @@ def test_peft_folders_say_their_base(work: Path, base_folder: Path, tmp_path: Pa
     assert "give where it is with --base" in refused("predict", folder, "a text", "--task", "banking77.yaml")
 
 
+@pytest.mark.long
 def test_a_strangers_path_from_a_table_to_an_endpoint(folder: Path, base_folder: Path) -> None:
     """Each command is what the one before it names as the next."""
     env = os.environ | {"PYTHONUNBUFFERED": "1"}

@@ -653,6 +653,7 @@ class TestSmolLM2:
         assert split("in 2024 a  2") == ["in", "Ġ", "2", "0", "2", "4", "Ġa", "ĠĠ", "2"]
         assert split("Hello world") == ["Hello", "Ġworld"]
 
+    @pytest.mark.long
     def test_its_file_given_by_path_splits_as_it_does(self, smollm2):
         base = load_base(sources.fetch_base_file(), dtype="float32", device="cpu")
         assert base.identity.fingerprint == smollm2.identity.fingerprint

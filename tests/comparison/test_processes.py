@@ -74,7 +74,7 @@ def test_one_that_dies_is_a_line_and_what_it_prints_is_in_its_log(project: Path)
         assert words in log
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("interruptible")
 def test_an_interruption_ends_all(project: Path) -> None:
     process = start(

@@ -170,6 +170,7 @@ def test_it_goes_on_after_a_ctrl_c(project: Path, monkeypatch: pytest.MonkeyPatc
     assert {one["status"] for one in trained("tasks", "--force").values()} == {"trained"}
 
 
+@pytest.mark.long
 def test_a_ctrl_c_between_two_reports_costs_no_training(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained("tasks", "--output", "whole")
     write_report, asked = group.write_report, []

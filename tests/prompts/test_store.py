@@ -82,7 +82,11 @@ AFTER: dict[tuple[str, ...], State] = {
 
 
 @forks
-@pytest.mark.parametrize("words", AFTER, ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [words if words[0] == "add" else pytest.param(words, marks=pytest.mark.long) for words in AFTER],
+    ids=" ".join,
+)
 def test_a_kill_at_any_moment(library, tmp_path, words):
     saved = str(prompt(3).save(tmp_path / "saved"))
     command = ["library", *(saved if word == "PROMPT" else word for word in words), "--library", str(library.folder)]

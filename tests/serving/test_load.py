@@ -23,7 +23,7 @@ PROMPTS, TEXTS = 200, ["so so", "never again, I say", "joy"]
 LABELS = MOOD.labels
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_hundred_prompts_under_load(base, tmp_path):
     library = PromptLibrary(tmp_path / "library")
     expected = {}

@@ -77,7 +77,11 @@ def test_the_examples_are_requests(model):
     [
         ({}, []),
         # Behind names that are loaded lie refusals that the description has in words only, such as texts too long.
-        ({"SCHEMATHESIS_HOOKS": "tests.serving.schemathesis_hooks"}, ["--exclude-checks", "positive_data_acceptance"]),
+        pytest.param(
+            {"SCHEMATHESIS_HOOKS": "tests.serving.schemathesis_hooks"},
+            ["--exclude-checks", "positive_data_acceptance"],
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_schemathesis_finds_nothing(base, library, tmp_path, environment, words):

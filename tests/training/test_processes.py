@@ -134,7 +134,7 @@ def test_two_processes_train_what_one_trains(project: Path, monkeypatch: pytest.
     assert said == ["error: two exists: choose another output, --resume its run or --force to replace it"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_grow_a_prompt(project: Path) -> None:
     settings = ("prompt.num_virtual_tokens=auto", "recipe.max_steps=4")
     code, out, said = run_two(project, *(w for s in settings for w in ("--set", s)), "--output", "grown", "--json")
@@ -155,17 +155,19 @@ def test_two_processes_grow_a_prompt(project: Path) -> None:
             "error: process 1 has another base (dtype: 'bfloat16', now 'float32'), prompt than process 0: give all the "
             "same files, and recipe.dtype where their machines differ",
         ),
-        (
+        pytest.param(
             [],
             {"ONE_MORE": "--set recipe.seed=3"},
             "error: process 1 has another recipe (seed: 3, now 0) than process 0: give all the same files, and "
             "recipe.dtype where their machines differ",
+            marks=pytest.mark.long,
         ),
-        (
+        pytest.param(
             [],
             {"ONE_MORE": "--set data.train=dev.csv"},
             "error: process 1 has another training rows than process 0: give all the same files, and recipe.dtype "
             "where their machines differ",
+            marks=pytest.mark.long,
         ),
         (
             [],
@@ -173,16 +175,17 @@ def test_two_processes_grow_a_prompt(project: Path) -> None:
             "error: process 1 has another recipe (save_every: 3, now 4), test rows, options (force: True, now False) "
             "than process 0: give all the same files, and recipe.dtype where their machines differ",
         ),
-        ([], {"ONE_FOLDER": "/"}, "error: process 1 of 2: task.yaml: no such file"),
+        pytest.param([], {"ONE_FOLDER": "/"}, "error: process 1 of 2: task.yaml: no such file", marks=pytest.mark.long),
         (
             ["recipe.batch_size=5"],
             {},
             "error: recipe.batch_size 5 can't be shared by 2 processes in 1 parts each: choose a multiple of 2",
         ),
-        (
+        pytest.param(
             ["recipe.batch_size=1", "recipe.max_steps=40"],
             {},
             "error: recipe.batch_size 1 can't be shared by 2 processes in 1 parts each: choose a multiple of 2",
+            marks=pytest.mark.long,
         ),
     ],
 )
@@ -206,7 +209,7 @@ def train_one(project: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> So
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_the_same_to_a_hundred_thousandth(project: Path, monkeypatch: pytest.MonkeyPatch, parts: int) -> None:
     settings = ("--set", f"recipe.gradient_accumulation_steps={parts}")
     code, _, said = run_two(project, *SLOWLY, *settings, "--output", f"close-two-{parts}")
@@ -245,7 +248,7 @@ def test_a_killed_process_ends_the_run_and_one_or_two_go_on(project: Path, monke
     torch.testing.assert_close(by_two.embeddings, whole.embeddings, rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_without_a_folder_end_together_where_the_loss_diverges(project: Path) -> None:
     program = """
 import sys
@@ -290,7 +293,13 @@ FSDP = Path(__file__).parents[2] / "examples" / "cluster" / "fsdp.yaml"
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "settings", [[], ["task.answer=head", "recipe.gradient_checkpointing=true", "recipe.max_tokens=8"]]
+    "settings",
+    [
+        [],
+        pytest.param(
+            ["task.answer=head", "recipe.gradient_checkpointing=true", "recipe.max_tokens=8"], marks=pytest.mark.long
+        ),
+    ],
 )
 def test_a_base_spread_over_two_processes_trains_what_one_trains(
     project: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str]
@@ -360,7 +369,7 @@ def test_a_whole_base_where_shards_were_asked_for_is_refused(monkeypatch: pytest
         softprompt.train(base, SoftPrompt.random(base, 2), task, train=[], validation=None)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_commands_of_the_docs(project: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
     commands = [line.split()[1:] for line in page.splitlines() if line.startswith("torchrun ")]

@@ -310,7 +310,7 @@ def test_long_texts_are_cut_and_counted(tiny_base: Base) -> None:
     assert run.truncated == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_learn_what_one_learns(tiny_base: Base, tmp_path: Path) -> None:
     script = tmp_path / "learn.py"
     script.write_text(
@@ -396,7 +396,9 @@ with locked(pathlib.Path({str(folder)!r})):
         assert process.stdout.readline() == "held\n"
         return process
 
-    @pytest.mark.parametrize("options", [{"force": True}, {"resume": True}, {}])
+    @pytest.mark.parametrize(
+        "options", [{"force": True}, *(pytest.param(some, marks=pytest.mark.long) for some in ({"resume": True}, {}))]
+    )
     def test_a_folder_in_which_a_run_trains_is_left_alone(
         self, tiny_base: Base, tmp_path: Path, options: dict[str, bool]
     ) -> None:
