@@ -525,7 +525,7 @@ def test_a_client_that_goes_away_frees_its_place(tiny_base):
                 await asyncio.sleep(0.02)
                 if not engine.figures()["requests_running"] + engine.figures()["requests_waiting"]:
                     break
-            free = len(engine._pool._free)
+            free = engine._pool.free
             return engine.figures(), free, engine._pool.capacity
 
     figures, free, capacity = asyncio.run(ask())

@@ -122,7 +122,8 @@ class StatePool:
         self._keys = [like.new_empty(self.capacity, *key) for key, _ in shapes]
         self._values = [like.new_empty(self.capacity, *value) for _, value in shapes]
         self._positions = torch.zeros(self.capacity, dtype=torch.long)
-        self._free = list(range(self.capacity))
+        self._released: list[int] = []
+        self._used = 0  # all places from here on were never used
         self._states: OrderedDict[str, State] = OrderedDict()
         self._state_places = 0
         self.counts = Counts()
@@ -138,25 +139,32 @@ class StatePool:
         """Bytes of the states in the pool."""
         return self.bytes_per_place * self._state_places
 
+    @property
+    def free(self) -> int:
+        """Places that nothing stands in."""
+        return len(self._released) + self.capacity - self._used
+
     def allocate(self, count: int) -> Tensor | None:
         """`[count]` free places, for which states that nobody holds may leave; None where there are not enough."""
-        if len(self._free) < count:
+        if self.free < count:
             idle = [state for state in self._states.values() if not state.holders]
-            if len(self._free) + sum(len(state.places) for state in idle) < count:
+            if self.free + sum(len(state.places) for state in idle) < count:
                 return None
             for state in idle:
                 self._remove(state)
                 self.counts.evictions += 1
-                if len(self._free) >= count:
+                if self.free >= count:
                     break
-        start = len(self._free) - count
-        places = self._free[start:]
-        del self._free[start:]
-        return torch.tensor(places, dtype=torch.long)
+        start = max(len(self._released) - count, 0)
+        places = self._released[start:]
+        del self._released[start:]
+        before = self._used
+        self._used += count - len(places)
+        return torch.tensor([*places, *range(before, self._used)], dtype=torch.long)
 
     def release(self, places: Tensor) -> None:
         """Give places back that `allocate` gave."""
-        self._free.extend(places.tolist())
+        self._released.extend(places.tolist())
 
     def hold(self, prompt: Virtual) -> State | None:
         """The prompt's state, which stays until `drop`; None where there is no room for it now.
