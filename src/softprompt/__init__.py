@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from softprompt.noise import silence
+
 if TYPE_CHECKING:
     from softprompt.bases.base import Base
     from softprompt.bases.identity import BaseIdentity
@@ -82,6 +84,9 @@ _HOMES = {
     "training": ("Diagnosis", "DivergedError", "Growth", "Recipe", "Run", "grow", "train"),
     "training.ensemble": ("train_ensemble",),
 }
+
+
+silence()
 
 
 def __getattr__(name: str) -> object:

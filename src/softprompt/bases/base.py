@@ -40,6 +40,7 @@ class Base:
         name: what `load_base` was given.
         samples: of a base without all its weights, what `sample` makes of each, by the parameter's name.
         sharded: whether its layers are spread over processes (`shards.py`), which then have to compute in step.
+        quantization: how the weights of its linear layers are held, such as "torchao-int8"; None: in `dtype`.
     """
 
     model: PreTrainedModel = field(repr=False)
@@ -47,6 +48,7 @@ class Base:
     name: str
     samples: Mapping[str, Tensor] | None = field(default=None, repr=False)
     sharded: bool = False
+    quantization: str | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -110,6 +112,7 @@ class Base:
             hidden_size=self.hidden_size,
             vocab_size=self.vocab_size,
             fingerprint=self._fingerprint(),
+            quantization=self.quantization,
         )
 
     @torch.no_grad()

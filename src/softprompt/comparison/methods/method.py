@@ -45,7 +45,7 @@ class Work:
         self.recipe = plan.recipe.model_copy(update={"seed": plan.recipe.seed + seed})
         self.watch = Stopwatch(lambda step: tell(step, self.recipe.max_steps))
         try:
-            self.base = load_base(plan.base, dtype=self.recipe.dtype)
+            self.base = load_base(plan.base, **self.recipe.loading())
             if not self.base.family.words:
                 raise SoftPromptError(
                     f"base {plan.base!r} is an encoder, whose methods are not compared: train it with "
