@@ -9,6 +9,7 @@ import logging
 
 _LINES = {
     "torchao": "Failed to load ",  # kernels for GPUs that this machine hasn't
+    "torchao.kernel.intmm": "Warning: Detected no triton",
     "torch.utils._pytree": "%s is an Enum subclass",
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm",
     "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",  # at every product

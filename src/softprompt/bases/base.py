@@ -23,6 +23,7 @@ from softprompt.bases.classifier import head_module, lost_positions
 from softprompt.bases.decoder import reach
 from softprompt.bases.families import FamilyKind, family_kind
 from softprompt.bases.identity import BaseIdentity
+from softprompt.bases.quantization import held_bytes
 
 # Of each kind of vocabulary what stood behind it in the serialised form.
 _AFTER_VOCABULARY = {"BPE": ("merges",), "WordLevel": ("unk_token",), "WordPiece": ()}
@@ -103,6 +104,11 @@ class Base:
     def dtype(self) -> torch.dtype:
         return self._embedding.weight.dtype
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights as they are held, wherever they are."""
+        return sum(held_bytes(weight) for weight in [*self.model.parameters(), *self._packed()])
+
     @cached_property
     def identity(self) -> BaseIdentity:
         """How a prompt recognises its base."""
@@ -123,6 +129,10 @@ class Base:
         """
         embeddings: Tensor = self._embedding(ids.to(self.device))
         return embeddings.float()
+
+    def _packed(self) -> list[Tensor]:
+        """What GPTQ and AWQ hold instead of weights."""
+        return list(self.model.buffers()) if self.quantization is not None else []
 
     @property
     def _embedding(self) -> torch.nn.Embedding:

@@ -456,6 +456,11 @@ def _read(
     except SoftPromptError:
         raise
     except Exception as error:  # whatever a damaged file makes the readers stumble over
+        if held is not None and held.quantization is not None and held.device_map is not None:
+            raise SoftPromptError(
+                f"base {name!r} can't be {held.quantization} over this device_map, whose parts have to be all on GPUs "
+                f"or all on the CPU: {first_line(error)}"
+            ) from error
         raise SoftPromptError(_explain(name, error)) from error
     missing = report["missing_keys"]  # transformers has filled them with random numbers
     if held is None and kind is not None:

@@ -63,10 +63,10 @@ def _objection_to_int4(dtype: torch.dtype, device: torch.device) -> str:
         generation = torch.cuda.get_device_capability(device)
         if generation < (8, 0):
             return f"its kernels need compute capability 8.0, and {torch.cuda.get_device_name(device)} has less"
-        return "" if dtype == torch.bfloat16 else "on CUDA its kernels compute in bfloat16: choose that dtype"
-    if device.type != "cpu":
+    elif device.type != "cpu":
         return f"it has no kernels for {device.type}"
-    return "" if dtype != torch.float64 else "it has no kernels for float64"
+    # In others its CPU kernel is hundreds of times slower, and on CUDA there is none.
+    return "" if dtype == torch.bfloat16 else "its kernels are for bfloat16: choose that dtype"
 
 
 def _bnb_8bit(dtype: torch.dtype, device: torch.device) -> Any:
@@ -101,7 +101,7 @@ def check(quantization: str, dtype: torch.dtype, device: torch.device) -> None:
     """
     kind = KINDS.get(quantization)
     if kind is None:
-        raise SoftPromptError(f"quantization {quantization!r} is not one: use {', '.join(KINDS)}, or none")
+        raise SoftPromptError(f"quantization {quantization!r} is not one: use {', '.join(KINDS)}")
     if find_spec(kind.library) is None:
         raise SoftPromptError(
             f"quantization {quantization} needs {kind.library}, which is not installed: "
@@ -177,6 +177,16 @@ def _linear_layers(model: PreTrainedModel) -> list[Any]:
 def _is_quantised(layer: Any) -> bool:
     weight: Any = getattr(layer, "weight", None)
     return not (type(weight) is nn.Parameter and weight.is_floating_point() and weight.element_size() > 1)
+
+
+def held_bytes(weight: Tensor) -> int:
+    """Bytes of a weight as it is held: torchao's say the dtype that they compute in, and hold others within."""
+    inner = getattr(weight, "tensor_data_names", None)
+    if inner is None:
+        return weight.numel() * weight.element_size()
+    names = [*inner, *getattr(weight, "optional_tensor_data_names", [])]
+    found = (getattr(weight, name, None) for name in names)
+    return sum(part.numel() * part.element_size() for part in found if part is not None)
 
 
 class _Linear(nn.Linear):
