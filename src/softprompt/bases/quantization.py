@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, TorchAoConfig
 
+from softprompt.bases.families import family_kind
 from softprompt.errors import SoftPromptError
 
 logger = logging.getLogger(__name__)
@@ -33,29 +34,31 @@ class Kind:
 
     Attributes:
         library: the package it needs, and softprompt's extra that brings it.
-        make: Transformers' configuration for a dtype and a device.
+        make: Transformers' configuration for a dtype, a device and the names of what stays as it is.
         objection: why a dtype and a device can't; "" where they can.
     """
 
     library: str
-    make: Callable[[torch.dtype, torch.device], Any]
+    make: Callable[[torch.dtype, torch.device, list[str] | None], Any]
     objection: Callable[[torch.dtype, torch.device], str] = lambda dtype, device: ""
 
 
-def _torchao_int8(dtype: torch.dtype, device: torch.device) -> Any:
+def _torchao_int8(dtype: torch.dtype, device: torch.device, skipped: list[str] | None) -> Any:
     from torchao.quantization import Int8WeightOnlyConfig
 
-    return TorchAoConfig(Int8WeightOnlyConfig())
+    return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=skipped)
 
 
-def _torchao_int4(dtype: torch.dtype, device: torch.device) -> Any:
+def _torchao_int4(dtype: torch.dtype, device: torch.device, skipped: list[str] | None) -> Any:
     if device.type == "cuda":
         from torchao.quantization import Int4WeightOnlyConfig
 
-        return TorchAoConfig(Int4WeightOnlyConfig(group_size=_GROUP, int4_packing_format="tile_packed_to_4d"))
+        own: Any = Int4WeightOnlyConfig(group_size=_GROUP, int4_packing_format="tile_packed_to_4d")
+        return TorchAoConfig(own, modules_to_not_convert=skipped)
     from torchao.prototype.quantization.int4.inference_workflow import PrototypeInt4WeightOnlyConfig
 
-    return TorchAoConfig(PrototypeInt4WeightOnlyConfig(group_size=_GROUP, set_inductor_config=False))
+    own = PrototypeInt4WeightOnlyConfig(group_size=_GROUP, set_inductor_config=False)
+    return TorchAoConfig(own, modules_to_not_convert=skipped)
 
 
 def _objection_to_int4(dtype: torch.dtype, device: torch.device) -> str:
@@ -69,12 +72,17 @@ def _objection_to_int4(dtype: torch.dtype, device: torch.device) -> str:
     return "" if dtype == torch.bfloat16 else "its kernels are for bfloat16: choose that dtype"
 
 
-def _bnb_8bit(dtype: torch.dtype, device: torch.device) -> Any:
-    return BitsAndBytesConfig(load_in_8bit=True)
+def _bnb_8bit(dtype: torch.dtype, device: torch.device, skipped: list[str] | None) -> Any:
+    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
 
 
-def _bnb_4bit(dtype: torch.dtype, device: torch.device) -> Any:
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+def _bnb_4bit(dtype: torch.dtype, device: torch.device, skipped: list[str] | None) -> Any:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=skipped,
+    )
 
 
 def _objection_to_bnb(dtype: torch.dtype, device: torch.device) -> str:
@@ -142,7 +150,9 @@ def settings(
         return {"device_map": {"": device}}
     if quantization is None:
         return {}
-    return {"quantization_config": KINDS[quantization].make(dtype, device), "device_map": {"": device}}
+    # A checkpoint may lack an encoder's pooling layer, which `remove_classifier` fills; None: Transformers' choice.
+    skipped = None if family_kind(config).words else [".*classifier", ".*pooler", ".*head", ".*score"]
+    return {"quantization_config": KINDS[quantization].make(dtype, device, skipped), "device_map": {"": device}}
 
 
 def finish(name: str, model: PreTrainedModel, quantization: str) -> None:
@@ -164,6 +174,8 @@ def finish(name: str, model: PreTrainedModel, quantization: str) -> None:
             # On a CPU with AVX512-BF16 bitsandbytes 0.50 packs 4-bit weights anew at the first pass without a gradient:
             # with rounded scales, and for a kernel without a gradient, which is then lost without an error.
             layer.support_avx512bf16_for_cpu = False
+        if type(layer).__name__ == "Linear8bitLt" and layer.weight.device.type == "cpu":
+            layer.register_forward_pre_hook(_dequantise)
     left = [layer for layer in layers if layer is not model.get_output_embeddings() and layer not in held]
     more = f"; {len(left)} are not, whose widths it can't" if left else ""
     logger.info("base %r is held as %s: %d of its linear layers are%s", name, quantization, len(held), more)
@@ -177,6 +189,15 @@ def _linear_layers(model: PreTrainedModel) -> list[Any]:
 def _is_quantised(layer: Any) -> bool:
     weight: Any = getattr(layer, "weight", None)
     return not (type(weight) is nn.Parameter and weight.is_floating_point() and weight.element_size() > 1)
+
+
+def _dequantise(layer: nn.Module, _: object) -> None:
+    """Let bitsandbytes multiply by dequantised 8-bit weights, as it does on a CPU in training.
+
+    Else it rounds to 8 bits what it multiplies with too, by which columns it finds large in a whole batch: a row's
+    answer would depend on the rows beside it.
+    """
+    layer.training = True
 
 
 def held_bytes(weight: Tensor) -> int:
