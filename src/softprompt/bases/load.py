@@ -437,6 +437,7 @@ def _read(
                     settings["device_map"] = held.device_map
             elif kind is not None and options.get("device_map") == "meta":
                 del config.quantization_config
+                settings["ignore_mismatched_sizes"] = True  # packed weights under the names of plain ones
             # Transformers' SDPA, its default, leaves soft-capped scores (Gemma 2) uncapped.
             if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
                 settings["attn_implementation"] = "eager"
