@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from softprompt.noise import silence
+
 if TYPE_CHECKING:
     from softprompt.bases.base import Base
     from softprompt.bases.identity import BaseIdentity
@@ -90,6 +92,9 @@ _HOMES = {
     "training.recipe": ("Recipe",),
     "training.run": ("Run", "train"),
 }
+
+
+silence()
 
 
 def __getattr__(name: str) -> object:

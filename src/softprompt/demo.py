@@ -224,7 +224,7 @@ def _tell(
         "out_of_domain": after[1].to_json(),
         "zero_shot": {"test": before[0].to_json(), "out_of_domain": before[1].to_json()},
         "base_parameters": base.model.num_parameters(),
-        "base_bytes": sum(weight.numel() * weight.element_size() for weight in base.model.parameters()),
+        "base_bytes": base.weight_bytes,
         "sentences": [
             {
                 "text": text,

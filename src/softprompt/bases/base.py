@@ -23,6 +23,7 @@ from softprompt.bases.classifier import head_module, lost_positions
 from softprompt.bases.decoder import reach
 from softprompt.bases.families import FamilyKind, family_kind
 from softprompt.bases.identity import BaseIdentity
+from softprompt.bases.quantization import held_bytes
 
 # Of each kind of vocabulary what stood behind it in the serialised form.
 _AFTER_VOCABULARY = {"BPE": ("merges",), "WordLevel": ("unk_token",), "WordPiece": ()}
@@ -40,6 +41,7 @@ class Base:
         name: what `load_base` was given.
         samples: of a base without all its weights, what `sample` makes of each, by the parameter's name.
         sharded: whether its layers are spread over processes (`shards.py`), which then have to compute in step.
+        quantization: how the weights of its linear layers are held, such as "torchao-int8"; None: in `dtype`.
     """
 
     model: PreTrainedModel = field(repr=False)
@@ -47,6 +49,7 @@ class Base:
     name: str
     samples: Mapping[str, Tensor] | None = field(default=None, repr=False)
     sharded: bool = False
+    quantization: str | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -101,6 +104,11 @@ class Base:
     def dtype(self) -> torch.dtype:
         return self._embedding.weight.dtype
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights as they are held, wherever they are."""
+        return sum(held_bytes(weight) for weight in [*self.model.parameters(), *self._packed()])
+
     @cached_property
     def identity(self) -> BaseIdentity:
         """How a prompt recognises its base."""
@@ -110,6 +118,7 @@ class Base:
             hidden_size=self.hidden_size,
             vocab_size=self.vocab_size,
             fingerprint=self._fingerprint(),
+            quantization=self.quantization,
         )
 
     @torch.no_grad()
@@ -120,6 +129,10 @@ class Base:
         """
         embeddings: Tensor = self._embedding(ids.to(self.device))
         return embeddings.float()
+
+    def _packed(self) -> list[Tensor]:
+        """What GPTQ and AWQ hold instead of weights."""
+        return list(self.model.buffers()) if self.quantization is not None else []
 
     @property
     def _embedding(self) -> torch.nn.Embedding:

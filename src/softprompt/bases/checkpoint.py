@@ -52,19 +52,26 @@ def find_files(source: str, revision: str | None = None) -> list[str]:
     raise UnsureError("its weights are in files of unusual names")
 
 
-def read_samples(model: PreTrainedModel, files: list[str]) -> dict[str, Tensor]:
+def sample_stored(files: list[str]) -> dict[str, Tensor]:
+    """What `sample` makes of all that files hold, by the files' own names: of weights that are stored quantised."""
+    return {name: sample(part[...]) for name, part in sorted(_stored(files).items())}
+
+
+def read_samples(model: PreTrainedModel, files: list[str], quantised: bool = False) -> dict[str, Tensor]:
     """What `sample` makes of each parameter that `model` would have if it were loaded from `files`, by name.
 
     Args:
         model: from `from_pretrained` with `device_map="meta"`. Its input embeddings are given their weights, mapped
             from the file, and weights that are tied because the files hold them twice are tied.
+        quantised: the files hold quantised weights: the result is `sample_stored`'s.
 
     Raises:
-        UnsureError: a weight is missing, of another shape, stored quantised, or not stored as an embedding is used.
+        UnsureError: a weight is missing, of another shape, or not stored as an embedding is used.
     """
-    if getattr(model.config, "quantization_config", None) is not None:
-        raise UnsureError("its weights are stored quantised")
     plain, converters = _map(model, files)
+    if quantised:
+        _fill_embeddings(model, plain, all_names(model))
+        return sample_stored(files)
     _tie_equal(model, plain)
     names = all_names(model)
     samples, shapes = {}, {}
@@ -129,12 +136,17 @@ def _each(
             yield name, value[0] if isinstance(value, list) else value
 
 
-def _map(model: PreTrainedModel, files: list[str]) -> tuple[dict[str, _Stored], dict[str, WeightConverter]]:
-    """The stored weights by the model's names, and the converters, filled, that make the others of several."""
-    stored: dict[str, _Stored] = {}
+def _stored(files: list[str]) -> dict[str, _Stored]:
+    found: dict[str, _Stored] = {}
     for file in files:
         with safe_open(file, "pt") as handle:
-            stored |= {key: _Stored(file, key) for key in handle.keys()}  # noqa: SIM118  # no mapping
+            found |= {key: _Stored(file, key) for key in handle.keys()}  # noqa: SIM118  # no mapping
+    return found
+
+
+def _map(model: PreTrainedModel, files: list[str]) -> tuple[dict[str, _Stored], dict[str, WeightConverter]]:
+    """The stored weights by the model's names, and the converters, filled, that make the others of several."""
+    stored = _stored(files)
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]

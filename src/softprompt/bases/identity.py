@@ -37,7 +37,8 @@ def _tell_unknown(where: str, keys: str) -> None:
 class BaseIdentity(Described):
     """Which base a prompt belongs to.
 
-    Two identities are the same base when all but their names agree: a copy under another name is that base.
+    Two identities are the same base when all but their names and quantizations agree: a copy under another name is
+    that base, and so is the same base held in fewer bits. One that is stored in fewer bits is another base.
     """
 
     name: str
@@ -45,6 +46,7 @@ class BaseIdentity(Described):
     hidden_size: int = Field(ge=1)  # H
     vocab_size: int = Field(ge=1)  # V
     fingerprint: str = Field(pattern="^[0-9a-f]+$")  # hash over the tokenizer and a sample of the weights
+    quantization: str | None = None  # how its weights are held, such as "torchao-int8"; None: not quantised
 
     def __str__(self) -> str:
         return (
@@ -53,7 +55,7 @@ class BaseIdentity(Described):
         )
 
     def check_same(self, other: BaseIdentity, what: str = "this prompt") -> None:
-        """Check that `other` is the base that `what` was made for.
+        """Check that `other` is the base that `what` was made for. A log line says once that it is held otherwise.
 
         Raises:
             WrongBaseError: naming both bases.
@@ -63,3 +65,10 @@ class BaseIdentity(Described):
             raise WrongBaseError(
                 f"{what} was made for base {self} and cannot be used with {other}: load the base it was made for"
             )
+        if self.quantization != other.quantization:
+            _tell_quantization(self.name, self.quantization or "not quantised", other.quantization or "not quantised")
+
+
+@cache
+def _tell_quantization(base: str, before: str, now: str) -> None:
+    logger.info("a prompt was made for base %r %s and meets it %s: figures may differ", base, before, now)

@@ -14,8 +14,10 @@ import platform
 import struct
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +39,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from softprompt.bases import quantization as quantizing
 from softprompt.bases import shards, sources
 from softprompt.bases.base import Base, dtype_name
-from softprompt.bases.checkpoint import UnsureError, find_files, read_samples, sample
+from softprompt.bases.checkpoint import UnsureError, find_files, read_samples, sample, sample_stored
 from softprompt.bases.classifier import remove_classifier
 from softprompt.bases.decoder import reach
 from softprompt.bases.families import family_kind
@@ -69,6 +72,8 @@ def load_base(
     trust_remote_code: bool = False,
     revision: str | None = None,
     mesh: DeviceMesh | None = None,
+    quantization: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
 ) -> Base:
     """Load a language model, causal, an encoder-decoder or an encoder, and its tokenizer, frozen.
 
@@ -83,26 +88,35 @@ def load_base(
         mesh: processes, in one dimension, over which the layers' weights are spread by PyTorch's FSDP2 (see
             `shards.py`); each of them calls this and has to compute what the others compute. Each reads its own part
             of the files; where that can't be, a warning says that it reads all first. Default: the base is whole.
+        quantization: hold the weights of linear layers as "torchao-int8", "torchao-int4", "bnb-8bit" or "bnb-4bit"
+            (see `quantization.py`). Default: as they are stored; a checkpoint that is stored quantised stays so.
+        device_map: where Accelerate puts the layers, as `from_pretrained` takes it: "auto" fills the GPUs, then
+            memory, then the disk; a layer that is on no GPU is fetched when it is computed. Default: all on `device`.
 
     Raises:
         SoftPromptError: there is no such base, or it is damaged, of no family that is known, stored as pickles
             only, or in need of `trust_remote_code`; the hub cannot be reached; a dtype or device that isn't one; its
-            layers can't be spread.
+            layers can't be spread; a quantization that isn't one, or whose library is missing, or that this machine
+            can't; a `device_map` that leaves the word embeddings on the disk.
     """
     name = os.fspath(name)
     place = _choose_device(device)
     precision = _choose_dtype(dtype, place)
+    held = _Held(place, quantization, device_map)
+    if quantization is not None:
+        quantizing.check(quantization, precision, place)
+    if mesh is not None and (quantization or device_map):
+        raise SoftPromptError(f"base {name!r} can't be spread over processes and have a quantization or a device_map")
     source, options = _locate(name, trust_remote_code, revision)
+    if quantization is not None and "gguf_file" in options:
+        raise SoftPromptError(
+            f"base {name!r}: a GGUF file is dequantised as it is read: save it as a folder to hold it as {quantization}"
+        )
     if sys.stderr.isatty():
         print(f"Loading {name}", file=sys.stderr)
-    samples = None
+    kind: str | None = None
     if mesh is None:
-        model, tokenizer = _read(name, source, precision, show_progress=name != EMBEDDED, **options)
-        try:
-            model.to(place)  # type: ignore[arg-type]  # transformers' wrapper hides the argument's type
-        except (RuntimeError, ValueError) as error:
-            raise SoftPromptError(f"base {name!r} cannot be moved to {place}: {first_line(error)}") from error
-        model.requires_grad_(False)
+        model, tokenizer, samples, kind = _read_whole(name, source, precision, held, options)
     else:
         model, tokenizer, samples = _read_shards(name, source, precision, mesh, place, options)
     if dtype == "auto":
@@ -111,7 +125,90 @@ def load_base(
     if precision == torch.bfloat16 and not _has_bfloat16(place):
         times = _times_slower(place)
         logger.warning("bfloat16 is emulated on this %s: a product takes %.1f times as long as in float32", *times)
-    return _tell_reach(Base(model, tokenizer, name, samples, sharded=mesh is not None))
+    return _tell_reach(Base(model, tokenizer, name, samples, sharded=mesh is not None, quantization=kind))
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Where and how a base's weights are held."""
+
+    place: torch.device
+    quantization: str | None = None
+    device_map: str | dict[str, Any] | None = None
+
+
+def _read_whole(
+    name: str, source: str, dtype: torch.dtype, held: _Held, options: dict[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Tensor] | None, str | None]:
+    """The frozen model, the tokenizer, samples of its weights where it can't give them, and how it is quantised."""
+    samples = None
+    if held.quantization is not None or held.device_map is not None:
+        samples = _sample_first(name, source, options)
+    model, tokenizer = _read(name, source, dtype, show_progress=name != EMBEDDED, held=held, **options)
+    kind = quantizing.stored(model.config)
+    if kind is not None:
+        kind = held.quantization or kind
+        quantizing.finish(name, model, kind)
+        if samples is None:
+            samples = sample_stored(find_files(source, options.get("revision")))
+    elif held.device_map is None:
+        try:
+            model.to(held.place)  # type: ignore[arg-type]  # transformers' wrapper hides the argument's type
+        except (RuntimeError, ValueError) as error:
+            raise SoftPromptError(f"base {name!r} cannot be moved to {held.place}: {first_line(error)}") from error
+    if held.device_map is not None:
+        _tell_places(name, model)
+    return model.requires_grad_(False), tokenizer, samples, kind
+
+
+def _tell_places(name: str, model: PreTrainedModel) -> None:
+    """Say where a dispatched model's parts are.
+
+    Raises:
+        SoftPromptError: its word embeddings are nowhere: whoever computes begins with them.
+    """
+    embeddings: Any = model.get_input_embeddings()
+    if embeddings.weight.is_meta:
+        raise SoftPromptError(
+            f"base {name!r}: device_map leaves the word embeddings where nothing is computed: put them on a device"
+        )
+    places = Counter(str(place) for place in getattr(model, "hf_device_map", {"": embeddings.weight.device}).values())
+    said = ", ".join(f"{count} on {place}" for place, count in sorted(places.items()))
+    logger.info("base %r is dispatched by parts: %s", name, said)
+
+
+def _sample_first(name: str, source: str, options: dict[str, Any]) -> dict[str, Tensor]:
+    """Samples of the weights as they are stored, by which the base is known however it is held."""
+    try:
+        return _read_outline(name, source, options, show_progress=False)[2]
+    except SoftPromptError:
+        raise
+    except Exception as error:  # as in `load_outline`
+        logger.warning("base %r is read twice, first for its identity: %s", name, _why(error))
+    model, _ = _read(name, source, torch.bfloat16, show_progress=False, **options)
+    return {key: sample(weight) for key, weight in model.named_parameters()}
+
+
+def _read_outline(
+    name: str, source: str, options: dict[str, Any], *, show_progress: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Tensor], str | None]:
+    """The model without weights but its word embeddings, the tokenizer, samples, and how it is stored quantised.
+
+    Raises:
+        UnsureError: the files do not surely say what the samples are; or whatever Transformers stumbles over.
+    """
+    with hub_or_cache() if "revision" in options else nullcontext():
+        if "gguf_file" in options:
+            raise UnsureError("a GGUF file's weights are known when they are dequantised")
+        model, tokenizer = _read(name, source, torch.bfloat16, show_progress, device_map="meta", **options)
+        files, kind = find_files(source, options.get("revision")), vars(model).pop("_stored_as", None)
+        with _quiet(show_progress):
+            samples = read_samples(model, files, quantised=kind is not None)
+    return model, tokenizer, samples, kind
+
+
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, UnsureError) else f"{type(error).__name__}: {first_line(error)}"
 
 
 def _read_shards(
@@ -133,8 +230,7 @@ def _read_shards(
         except SoftPromptError:
             raise
         except Exception as error:  # as in `load_outline`
-            why = str(error) if isinstance(error, UnsureError) else f"{type(error).__name__}: {first_line(error)}"
-            logger.warning("base %r: each process reads all its weights before it keeps a part: %s", name, why)
+            logger.warning("base %r: each process reads all its weights before it keeps a part: %s", name, _why(error))
             model, tokenizer = _read(name, source, dtype, show_progress=False, **options)
             samples = {key: sample(weight) for key, weight in model.named_parameters()}
             shards.shard(model.requires_grad_(False), mesh, place)
@@ -159,22 +255,17 @@ def load_outline(name: str | os.PathLike[str], *, trust_remote_code: bool = Fals
     source, options = _locate(name, trust_remote_code, revision)
     with hub_or_cache() if "revision" in options else nullcontext():
         try:
-            if "gguf_file" in options:
-                raise UnsureError("a GGUF file's weights are known when they are dequantised")
-            model, tokenizer = _read(name, source, torch.bfloat16, show_progress=True, device_map="meta", **options)
-            with _quiet(show_progress=True):
-                samples = read_samples(model, find_files(source, options.get("revision")))
+            model, tokenizer, samples, kind = _read_outline(name, source, options, show_progress=True)
         except Exception as error:  # Transformers' rules of names are its own affair, and may fail in any way
             # The identity rounds weights to bfloat16, so that this halves the memory and changes nothing.
             base = load_base(
                 name, dtype="bfloat16", device="cpu", trust_remote_code=trust_remote_code, revision=revision
             )
-            why = str(error) if isinstance(error, UnsureError) else f"{type(error).__name__}: {first_line(error)}"
             logger.warning(
-                "base %r was loaded only for its identity, which its files do not surely give: %s", name, why
+                "base %r was loaded only for its identity, which its files do not surely give: %s", name, _why(error)
             )
             return base
-    return _tell_reach(Base(model.requires_grad_(False), tokenizer, name, samples))
+    return _tell_reach(Base(model.requires_grad_(False), tokenizer, name, samples, quantization=kind))
 
 
 def _tell_reach(base: Base) -> Base:
@@ -327,14 +418,26 @@ def check_supported(name: str, config: PretrainedConfig) -> None:
 
 
 def _read(
-    name: str, source: str, dtype: torch.dtype, show_progress: bool, **options: Any
+    name: str, source: str, dtype: torch.dtype, show_progress: bool, held: _Held | None = None, **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model on the CPU and the tokenizer, as transformers reads them; `options` are for each of its calls."""
+    """The model and the tokenizer, as transformers reads them; `options` are for each of its calls.
+
+    The model is on the CPU, but where `held` has it quantised or dispatched. On the meta device one that is stored
+    quantised is what it would be without that; its `_stored_as` says how.
+    """
     settings: dict[str, Any] = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {}
     try:
         with _quiet(show_progress), hub_or_cache() if "revision" in options else nullcontext():
             config = AutoConfig.from_pretrained(source, **options)
             check_supported(name, config)
+            kind = quantizing.stored(config)
+            if held is not None:
+                settings |= quantizing.settings(name, held.quantization, config, dtype, held.place)
+                if held.device_map is not None:
+                    settings["device_map"] = held.device_map
+            elif kind is not None and options.get("device_map") == "meta":
+                del config.quantization_config
+                settings["ignore_mismatched_sizes"] = True  # packed weights under the names of plain ones
             # Transformers' SDPA, its default, leaves soft-capped scores (Gemma 2) uncapped.
             if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
                 settings["attn_implementation"] = "eager"
@@ -354,8 +457,15 @@ def _read(
     except SoftPromptError:
         raise
     except Exception as error:  # whatever a damaged file makes the readers stumble over
+        if held is not None and held.quantization is not None and held.device_map is not None:
+            raise SoftPromptError(
+                f"base {name!r} can't be {held.quantization} over this device_map, whose parts have to be all on GPUs "
+                f"or all on the CPU: {first_line(error)}"
+            ) from error
         raise SoftPromptError(_explain(name, error)) from error
     missing = report["missing_keys"]  # transformers has filled them with random numbers
+    if held is None and kind is not None:
+        missing, vars(model)["_stored_as"] = [], kind
     if not family_kind(config).words:
         missing = remove_classifier(model, missing)
     if missing:

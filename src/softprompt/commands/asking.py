@@ -16,8 +16,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from softprompt.commands.opening import load_calibrated, open_prompt
-from softprompt.commands.options import TABLE, BaseName, Calibrate, Dtype, Json, PromptFolder, Ray, TaskFile, Workers
+from softprompt.commands.opening import Asked, load_calibrated, open_prompt
+from softprompt.commands.options import (
+    TABLE,
+    BaseName,
+    Calibrate,
+    DeviceMap,
+    Dtype,
+    Json,
+    PromptFolder,
+    Quantization,
+    Ray,
+    TaskFile,
+    Workers,
+)
 from softprompt.commands.tables import figures_table, labels_table
 from softprompt.commands.terminal import print_result, reporting
 from softprompt.errors import SoftPromptError
@@ -45,6 +57,8 @@ def evaluate(
     calibrate: Calibrate = None,
     base: BaseName = None,
     dtype: Dtype = None,
+    quantization: Quantization = None,
+    device_map: DeviceMap = None,
     task: TaskFile = None,
     as_json: Json = False,
 ) -> None:
@@ -54,7 +68,7 @@ def evaluate(
         from softprompt.progress import progress_bar
         from softprompt.tasks import load_rows
 
-        asked, its_task, load, reading = open_prompt(prompt, base, dtype, task)
+        asked, its_task, load, reading = open_prompt(prompt, Asked(base, dtype, quantization, device_map), task)
         rows = load_rows(data, its_task, reading=reading)
         asked, loaded = load_calibrated(asked, its_task, load, calibrate, reading)
         with progress_bar(Console(stderr=True), "Evaluating", len(rows)) as advance:
@@ -96,6 +110,8 @@ def predict(
     calibrate: Calibrate = None,
     base: BaseName = None,
     dtype: Dtype = None,
+    quantization: Quantization = None,
+    device_map: DeviceMap = None,
     task: TaskFile = None,
     as_json: Json = False,
 ) -> None:
@@ -113,7 +129,7 @@ def predict(
             raise SoftPromptError(f"{found} is a file: to answer its rows write --input {shlex.quote(found)}")
         if ray is not None and base is not None and os.path.exists(base):
             base = os.path.abspath(base)
-        asked, its_task, load, reading = open_prompt(prompt, base, dtype, task)
+        asked, its_task, load, reading = open_prompt(prompt, Asked(base, dtype, quantization, device_map), task)
         source: Any = file
         if texts or file == "-":
             source = _mappings(texts or _read_lines(its_task), its_task)

@@ -43,7 +43,7 @@ def train_members(
         rows, validation = parts["training"], parts.get("validation")
         recipe = file.recipe.for_rows(len(rows))
         asked = {part: some for part, some in parts.items() if part != "training"}
-        base = load_base(file.base, dtype=file.recipe.dtype)
+        base = load_base(file.base, **file.recipe.loading())
         starts = [file.prompt.model_copy(update={"seed": file.prompt.seed + k}) for k in range(count)]
         console = Console(stderr=True)
 

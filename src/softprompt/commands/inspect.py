@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 from rich.console import Console
 
-from softprompt.commands.opening import base_of, load_one, open_one
-from softprompt.commands.options import TABLE, BaseName, Dtype, Json, PromptFolder, TaskFile
+from softprompt.commands.opening import Asked, base_of, load_one, open_one
+from softprompt.commands.options import TABLE, BaseName, DeviceMap, Dtype, Json, PromptFolder, Quantization, TaskFile
 from softprompt.commands.terminal import print_result, reporting
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def inspect(
     ] = None,
     base: BaseName = None,
     dtype: Dtype = None,
+    quantization: Quantization = None,
+    device_map: DeviceMap = None,
     task: TaskFile = None,
     as_json: Json = False,
 ) -> None:
@@ -70,16 +72,17 @@ def inspect(
             raise typer.BadParameter("--leak is not asked together with --data or --library")
         if task is not None and data is None and leak is None:
             raise typer.BadParameter("--task is for --data and --leak")
+        options = Asked(base, dtype, quantization, device_map)
         if leak is not None:
-            _look_for_leaks(out, open_one(prompt, base, dtype, task), leak, unseen, as_json)
+            _look_for_leaks(out, open_one(prompt, options, task), leak, unseen, as_json)
             return
         its_task: Task | None = None
         rows: list[Row] | None = None
         if data is None:
             asked = load_one(prompt)
-            load = base_of(prompt, asked, base, dtype)
+            load = base_of(prompt, asked, options)
         else:
-            asked, its_task, load, reading = open_one(prompt, base, dtype, task)
+            asked, its_task, load, reading = open_one(prompt, options, task)
             rows = load_rows(data, its_task, reading=reading)
         loaded = load()
         total = len(rows or []) * (asked.num_virtual_tokens + 1)

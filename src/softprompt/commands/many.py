@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +20,7 @@ from softprompt.errors import SoftPromptError
 from softprompt.text import counted
 
 if TYPE_CHECKING:
+    from softprompt.bases.base import Base
     from softprompt.many.entries import Entry
     from softprompt.many.group import Watcher
 
@@ -159,7 +160,6 @@ def _train(
     entries: Sequence[Entry], known: Collection[str], at_once: int, resume: bool, force: bool
 ) -> list[dict[str, Any]]:
     """What came of each task, trained in groups one after another."""
-    from softprompt.bases.load import load_base
     from softprompt.many.entries import groups
     from softprompt.many.group import failure, train_group
     from softprompt.progress import ManyProgress
@@ -169,15 +169,16 @@ def _train(
         sizes = ", ".join(str(len(group)) for group in found)
         typer.echo(f"{_sizes(found)}, which are trained one after another; side by side: {sizes}", err=True)
     results: list[dict[str, Any]] = []
-    base, loaded = None, None
+    base: Base | None = None
+    loaded: Hashable = None
     watcher: Watcher
     with ManyProgress(Console(stderr=True), [entry.file.name for entry in entries]) as watcher:
         for group in found:
-            wanted = (group[0].file.base, group[0].dtype)
+            wanted = group[0].base_key
             try:
                 if loaded != wanted:
                     base = None  # its memory is needed
-                    base, loaded = load_base(wanted[0], dtype=wanted[1]), wanted
+                    base, loaded = group[0].load_base(), wanted
             except Exception as error:
                 loaded = None
                 results += [failure(entry.file.name, entry.path, error) for entry in group]

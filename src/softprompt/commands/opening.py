@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from softprompt.commands.options import LIBRARY
 from softprompt.errors import SoftPromptError, UnknownPromptError
@@ -23,8 +23,24 @@ if TYPE_CHECKING:
     from softprompt.tasks.reading import Reading
 
 
+class Asked(NamedTuple):
+    """What a command's options say of the base; None: what the prompt's card says.
+
+    Attributes:
+        base: what `load_base` takes.
+        dtype: its dtype.
+        quantization: how its weights are held; "none": as they are stored.
+        device_map: where its layers are; no card says that.
+    """
+
+    base: str | None = None
+    dtype: str | None = None
+    quantization: str | None = None
+    device_map: str | None = None
+
+
 def open_prompt(
-    path: Path, base: str | None, dtype: str | None, task_file: Path | None
+    path: Path, asked: Asked, task_file: Path | None
 ) -> tuple[SoftPrompt | Ensemble, Task, Callable[[], Base], Reading]:
     """A prompt or an ensemble, its task, what loads its base, and how its tables are read.
 
@@ -46,7 +62,7 @@ def open_prompt(
         task = Task.from_dict(card.task, f"{path / 'card.json'}: task")
     else:
         raise SoftPromptError(f"{path} doesn't say what its task is: give a task file with --task")
-    return prompt, task, base_of(path, prompt, base, dtype), reading
+    return prompt, task, base_of(path, prompt, asked), reading
 
 
 def find_prompt(path: Path) -> Path:
@@ -84,11 +100,9 @@ def _alone(prompt: SoftPrompt | Ensemble, path: Path) -> SoftPrompt:
     return prompt
 
 
-def open_one(
-    path: Path, base: str | None, dtype: str | None, task_file: Path | None
-) -> tuple[SoftPrompt, Task, Callable[[], Base], Reading]:
+def open_one(path: Path, asked: Asked, task_file: Path | None) -> tuple[SoftPrompt, Task, Callable[[], Base], Reading]:
     """`open_prompt` of a prompt alone."""
-    prompt, task, load, reading = open_prompt(path, base, dtype, task_file)
+    prompt, task, load, reading = open_prompt(path, asked, task_file)
     return _alone(prompt, path), task, load, reading
 
 
@@ -139,11 +153,11 @@ def load_calibrated(
     return evaluation.calibrate(base, prompt, task, rows), base
 
 
-def base_of(path: Path, prompt: SoftPrompt | Ensemble, base: str | None, dtype: str | None) -> Callable[[], Base]:
-    """What loads a prompt's base, which its card names where `base` and `dtype` do not."""
+def base_of(path: Path, prompt: SoftPrompt | Ensemble, asked: Asked) -> Callable[[], Base]:
+    """What loads a prompt's base, which its card names where the options do not."""
     from softprompt.bases.load import load_base
 
-    card = prompt.card
+    card, base = prompt.card, asked.base
     if base is None:
         # PEFT's configuration says it where there is no card.
         stated = card.initialisation.get("base_model_name_or_path") if card.base is None else card.base.name
@@ -152,5 +166,8 @@ def base_of(path: Path, prompt: SoftPrompt | Ensemble, base: str | None, dtype: 
         base = str(stated)
         if os.path.isabs(base) and not os.path.exists(base):
             raise SoftPromptError(f"{base} is where the base was, and is no longer: give where it is with --base")
-    # A card says in which dtype its prompt was trained; an older one may say "auto", or nothing.
-    return partial(load_base, base, dtype=dtype or str(card.recipe.get("dtype", "auto")))
+    # A card says how its prompt's base was held; an older one may say "auto", or nothing.
+    dtype = asked.dtype or str(card.recipe.get("dtype", "auto"))
+    quantization = asked.quantization or card.recipe.get("quantization") or "none"
+    held = None if quantization == "none" else str(quantization)
+    return partial(load_base, base, dtype=dtype, quantization=held, device_map=asked.device_map)

@@ -32,6 +32,19 @@ Dtype = Annotated[
     str | None,
     typer.Option(help="Of the base: auto, float32, bfloat16 or float16. Default: the prompt's.", show_default=False),
 ]
+Quantization = Annotated[
+    str | None,
+    typer.Option(
+        help="Hold the base as torchao-int8, torchao-int4, bnb-8bit, bnb-4bit, or none. Default: as for the prompt.",
+        show_default=False,
+    ),
+]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto", help="Spread the base over GPUs, memory and disk. Default: on one device.", show_default=False
+    ),
+]
 TaskFile = Annotated[
     Path | None,
     typer.Option("--task", metavar="FILE", help="A task file. Default: the prompt's own task.", show_default=False),

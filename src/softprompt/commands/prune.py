@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from softprompt.commands.opening import open_one
-from softprompt.commands.options import TABLE, BaseName, Dtype, Json, PromptFolder, TaskFile
+from softprompt.commands.opening import Asked, open_one
+from softprompt.commands.options import TABLE, BaseName, DeviceMap, Dtype, Json, PromptFolder, Quantization, TaskFile
 from softprompt.commands.terminal import print_result, reporting
 from softprompt.errors import SoftPromptError
 
@@ -34,6 +34,8 @@ def prune(
     force: Annotated[bool, typer.Option("--force", help="Replace a prompt that is already there.")] = False,
     base: BaseName = None,
     dtype: Dtype = None,
+    quantization: Quantization = None,
+    device_map: DeviceMap = None,
     task: TaskFile = None,
     as_json: Json = False,
 ) -> None:
@@ -45,7 +47,7 @@ def prune(
         from softprompt.progress import progress_bar
         from softprompt.tasks import load_rows
 
-        asked, its_task, load, reading = open_one(prompt, base, dtype, task)
+        asked, its_task, load, reading = open_one(prompt, Asked(base, dtype, quantization, device_map), task)
         check_keep(keep, asked)
         if output.exists() and not force:  # before the work and not after it
             raise SoftPromptError(f"{output} exists: choose another --output, or replace it with --force")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softprompt.commands.options import LIBRARY, Json, LibraryFolder
+from softprompt.commands.options import LIBRARY, DeviceMap, Json, LibraryFolder
 from softprompt.commands.terminal import print_result, reporting
 from softprompt.errors import SoftPromptError
 from softprompt.text import counted
@@ -54,6 +54,15 @@ def serve(
         bool, typer.Option("--allow-no-key", help="Let other machines in without any key.")
     ] = False,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    quantization: Annotated[
+        str | None,
+        typer.Option(
+            help="Hold the base as torchao-int8, torchao-int4, bnb-8bit or bnb-4bit (local engine). Default: as it is "
+            "stored.",
+            show_default=False,
+        ),
+    ] = None,
+    device_map: DeviceMap = None,
     state_memory: Annotated[
         int, typer.Option(min=1, metavar="MIB", help="Memory for the prompts' kept states (local engine).")
     ] = 1024,
@@ -117,6 +126,8 @@ def serve(
     """Serve a library's prompts over HTTP, as OpenAI's API, until Ctrl-C or SIGTERM."""
     if flags and engine is not _Engine.VLLM:
         raise typer.BadParameter("--vllm is for --engine vllm")
+    if (quantization or device_map) and engine is _Engine.VLLM:
+        raise typer.BadParameter("--quantization and --device-map are for --engine local; vLLM has --vllm KEY=VALUE")
     keys = api_keys or [key.strip() for key in os.environ.get("SOFTPROMPT_API_KEY", "").split(",") if key.strip()]
     with reporting() as out:
         from softprompt.prompts.library import PromptLibrary
@@ -142,7 +153,11 @@ def serve(
             from softprompt.bases.load import load_base
             from softprompt.serving.local import LocalEngine
 
-            return LocalEngine(load_base(name, dtype=dtype), state_bytes=state_memory << 20, **settings)
+            held: dict[str, Any] = {
+                "quantization": None if quantization == "none" else quantization,
+                "device_map": device_map,
+            }
+            return LocalEngine(load_base(name, dtype=dtype, **held), state_bytes=state_memory << 20, **settings)
 
         def tell(url: str, service: Service) -> None:
             refused = service.catalogue.refused

@@ -85,7 +85,7 @@ def train(
             dtype: str = file.recipe.dtype
             if resume and dtype == "auto":  # what it was for the run, which another machine may have begun
                 dtype = recorded_dtype(folder) or dtype
-            base = load_base(file.base, dtype=dtype, mesh=mesh)
+            base = load_base(file.base, mesh=mesh, **file.recipe.loading(dtype))
         console = Console(stderr=True)
         checks = len(validation or [])
         before, after = rows_around(choose_answer(file.task, rows, base=base), file.recipe, len(rows), checks)

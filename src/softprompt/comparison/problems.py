@@ -60,7 +60,7 @@ def check(file: TaskFile, *, progress: Callable[[str, float], None] | None = Non
     parts = file.rows()
     recipe = file.recipe.for_rows(len(parts["training"]))
     tell("Loading the base", 0.1)
-    base = load_base(file.base, dtype=file.recipe.dtype)
+    base = load_base(file.base, **file.recipe.loading())
     start = file.prompt
     if start.num_virtual_tokens == "auto":
         start = start.model_copy(update={"num_virtual_tokens": None})

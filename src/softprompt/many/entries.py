@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from softprompt.bases.base import Base
+from softprompt.bases.load import load_base
 from softprompt.errors import SoftPromptError
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.rows import Row
@@ -58,7 +60,16 @@ class Entry:
         """What tasks share that learn side by side; of its own for one that learns alone."""
         found = shape(self.task, self.recipe)
         alone = found is None or self.file.prompt.num_virtual_tokens in ("auto", 0)
-        return (self.file.base, self.dtype, str(self.output) if alone else "", found)
+        return (self.base_key, str(self.output) if alone else "", found)
+
+    @property
+    def base_key(self) -> Hashable:
+        """What tasks share that are trained on one loaded base."""
+        return (self.file.base, *self.recipe.loading(self.dtype).values())
+
+    def load_base(self) -> Base:
+        """Its base, as `load_base` gives it."""
+        return load_base(self.file.base, **self.recipe.loading(self.dtype))
 
 
 def task_files(words: Sequence[str], listed_in: Path | None = None) -> list[Path]:
@@ -182,7 +193,7 @@ def groups(entries: Sequence[Entry], at_once: int, workers: int = 1) -> list[lis
     alike: dict[Hashable, list[Entry]] = {}
     for entry in entries:
         alike.setdefault(entry.group, []).append(entry)
-    some = sorted(alike.values(), key=lambda group: (group[0].file.base, group[0].dtype))
+    some = sorted(alike.values(), key=lambda group: str(group[0].base_key))
     found = []
     for group in some:
         size = min(at_once, math.ceil(len(group) / workers))

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +17,6 @@ from typing import Any
 from transformers import TrainerCallback
 
 from softprompt.bases.base import Base
-from softprompt.bases.load import load_base
 from softprompt.errors import SoftPromptError
 from softprompt.many.entries import Entry
 from softprompt.many.group import Watcher, failure, has_begun, train_group
@@ -34,7 +33,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._base: Base | None = None
-        self._of: tuple[str, str] | None = None
+        self._of: Hashable = None
 
     def ready(self) -> None:
         """Comes back when the process is there."""
@@ -42,11 +41,11 @@ class Worker:
     def train(self, group: Sequence[Entry], resume: bool, force: bool) -> tuple[list[dict[str, Any]], list[str]]:
         """What came of each task, and what was said meanwhile."""
         with _listening() as said:
-            wanted = (group[0].file.base, group[0].dtype)
+            wanted = group[0].base_key
             try:
                 if self._base is None or self._of != wanted:
                     self._base = None  # its memory is needed
-                    self._base, self._of = load_base(wanted[0], dtype=wanted[1]), wanted
+                    self._base, self._of = group[0].load_base(), wanted
                 results = train_group(self._base, group, _Unwatched(), resume=resume, force=force)
             except Exception as error:
                 results = [failure(entry.file.name, entry.path, error) for entry in group]

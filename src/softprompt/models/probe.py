@@ -131,7 +131,8 @@ def check_finite(model: PreTrainedModel, scores: Tensor) -> None:
 
 
 def _damaged(model: PreTrainedModel) -> bool:
-    return not all(weight.isfinite().all() for weight in model.parameters())
+    known = (weight for weight in model.parameters() if type(weight) is torch.nn.Parameter and not weight.is_meta)
+    return not all(weight.isfinite().all() for weight in known)
 
 
 def probe(model: PreTrainedModel, seed: int = 0) -> tuple[list[Tensor], Batch]:

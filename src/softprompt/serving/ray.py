@@ -73,6 +73,8 @@ class Settings(BaseModel):
         engine: what computes in each replica, "local" or "vllm".
         vllm: flags of vLLM's, for engine "vllm".
         dtype: of the base: "auto", "float32", "bfloat16" or "float16".
+        quantization: how its weights are held (local engine), such as "torchao-int8"; None: as they are stored.
+        device_map: where its layers are (local engine), such as "auto"; None: all on one device.
         replicas: how many.
         cpus, gpus: that each replica takes of its machine.
         at_once: requests that a replica has at a time; more go to the next one.
@@ -92,6 +94,8 @@ class Settings(BaseModel):
     engine: Literal["local", "vllm"] = "local"
     vllm: dict[str, Any] = {}
     dtype: str = "auto"
+    quantization: str | None = None
+    device_map: str | None = None
     replicas: int = Field(default=1, ge=1)
     cpus: float = Field(default=1, ge=0)
     gpus: float = Field(default=0, ge=0)
@@ -310,13 +314,16 @@ def _prompt_of(body: bytes) -> str:
 def _make_engine(settings: Settings) -> Engine:
     limits: dict[str, Any] = {"max_waiting": settings.max_waiting, "time_limit": settings.time_limit}
     if settings.engine == "vllm":
+        if settings.quantization or settings.device_map:
+            raise SoftPromptError("vLLM holds the base in its own ways: give its flags, such as quantization, in vllm")
         from softprompt.serving.vllm import VllmEngine
 
         return VllmEngine(settings.base, dtype=settings.dtype, **limits, **settings.vllm)
     from softprompt.bases.load import load_base
     from softprompt.serving.local import LocalEngine
 
-    base = load_base(settings.base, dtype=settings.dtype)
+    held: dict[str, Any] = {"quantization": settings.quantization, "device_map": settings.device_map}
+    base = load_base(settings.base, dtype=settings.dtype, **held)
     return LocalEngine(base, state_bytes=settings.state_memory << 20, **limits)
 
 

@@ -67,7 +67,7 @@ def describe(
         "base": base.identity.model_dump(exclude={"name"}) | {"dtype": dtype_name(base.dtype)},  # a folder may be moved
         "prompt": prompt.sha256,
         "task": task.model_dump(),
-        "recipe": recipe.model_dump(exclude={"report_to", "save_every", "log_every", "monitor"}),
+        "recipe": recipe.model_dump(exclude={"report_to", "save_every", "log_every", "monitor", "device_map"}),
         "training rows": _hash(
             [encoded.input_ids, encoded.target_ids, *([encoded.gold] if prompt.head is not None else [])]
         ),
@@ -109,6 +109,7 @@ def _without_gone(record: dict[str, Any]) -> dict[str, Any]:
         ("fit_rows", 16384),
         ("class_weights", "none"),
         ("private", None),
+        ("quantization", None),
     ):
         recipe.setdefault(key, value)
     for key in [key for key, value in _GONE.items() if recipe.get(key) == value]:

@@ -75,6 +75,10 @@ class Recipe(BaseModel):
         save_every: steps between two checkpoints.
         log_every: steps between two log entries.
         dtype: of the base: "auto", "float32", "bfloat16" or "float16"; the prompt is always float32.
+        quantization: hold the base's weights as "torchao-int8", "torchao-int4", "bnb-8bit" or "bnb-4bit"; None: as they
+            are stored.
+        device_map: where Accelerate puts the base's layers, "auto" and its like: for one that no single device holds.
+            It changes no result. None: all on one device.
         max_length: the most tokens of text and target in a row; None: the base's context less the prompt.
         max_tokens: the most tokens computed at one time; a longer batch is split exactly. None: no bound.
         gradient_checkpointing: compute activations again in the backward pass, to save memory.
@@ -112,6 +116,8 @@ class Recipe(BaseModel):
     save_every: int = Field(default=10, ge=1)
     log_every: int = Field(default=10, ge=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Literal["torchao-int8", "torchao-int4", "bnb-8bit", "bnb-4bit"] | None = None
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
     max_length: int | None = Field(default=None, ge=1)
     max_tokens: int | None = Field(default=4096, ge=1)
     gradient_checkpointing: bool = False
@@ -176,6 +182,10 @@ class Recipe(BaseModel):
         """The recipe as a card keeps it: what was chosen by itself resolved, and without the noise's seed."""
         private = None if self.private is None else self.private.model_dump(exclude={"seed"})
         return self.model_dump() | {"learning_rate": self.rate, "dtype": dtype, "private": private}
+
+    def loading(self, dtype: str | None = None) -> dict[str, Any]:
+        """What `load_base` takes of it; `dtype` where a run that goes on had it otherwise."""
+        return {"dtype": dtype or self.dtype, "quantization": self.quantization, "device_map": self.device_map}
 
     @property
     def rate(self) -> float:

@@ -10,6 +10,7 @@ from softprompt.bases.load import load_base
 from softprompt.comparison.measuring import median_seconds
 from softprompt.comparison.methods.fine_tuning import FineTuning
 from softprompt.comparison.methods.method import Work
+from softprompt.errors import SoftPromptError
 
 
 class FullFineTuning(FineTuning):
@@ -20,6 +21,8 @@ class FullFineTuning(FineTuning):
 
     def adapt(self, work: Work) -> tuple[Base, Any]:
         base = work.base
+        if base.quantization is not None:
+            raise SoftPromptError(f"full fine-tuning needs a base that is not quantised, which {base.quantization} is")
         if base.dtype.itemsize < 4:  # steps of AdamW are lost in 16 bits
             base = load_base(work.plan.base, dtype="float32")
         return base, base.model.requires_grad_(True)

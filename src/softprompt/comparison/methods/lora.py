@@ -40,7 +40,7 @@ class Lora(FineTuning):
 
     def switch(self, work: Work) -> tuple[float, float | None]:
         """PEFT's `load_adapter` and `set_adapter`; in memory `set_adapter` alone."""
-        base = load_base(work.plan.base, dtype=work.recipe.dtype)  # the work's own may hold an adapter
+        base = load_base(work.plan.base, **work.recipe.loading())  # the work's own may hold an adapter
         model: Any = PeftModel.from_pretrained(base.model, str(work.folder), adapter_name="task-0")
         numbers = count(1)
 

@@ -45,7 +45,7 @@ class Work:
         self.recipe = plan.recipe.model_copy(update={"seed": plan.recipe.seed + seed})
         self.watch = Stopwatch(lambda step: tell(step, self.recipe.max_steps))
         try:
-            self.base = load_base(plan.base, dtype=self.recipe.dtype)
+            self.base = load_base(plan.base, **self.recipe.loading())
             if not self.base.family.words:
                 raise SoftPromptError(
                     f"base {plan.base!r} is an encoder, whose methods are not compared: train it with "
@@ -56,9 +56,8 @@ class Work:
             Encoder(self.base, plan.task, virtual_tokens=self.prompt.num_virtual_tokens)
         except SoftPromptError as error:
             raise UnusableError(str(error)) from None
-        weights = list(self.base.model.parameters())
         self._base_parameters = self.base.model.num_parameters()
-        self._base_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
+        self._base_bytes = self.base.weight_bytes
 
     def evaluator(self, model: PromptedModel, log_priors: Sequence[float] | None = None) -> Evaluator:
         """The rows before a model with one prompt or none; `log_priors` are the labels', where it is calibrated.

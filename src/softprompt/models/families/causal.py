@@ -33,7 +33,7 @@ class Causal(Family):
 
     def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
         config = model.config.get_text_config()
-        scores = wide(model.get_output_embeddings()(hidden))
+        scores = wide(model.get_output_embeddings()(hidden)).to(hidden.device)
         if (scale := getattr(config, "logit_scale", None)) is not None:
             scores = scores * scale
         if (scaling := getattr(config, "logits_scaling", None)) is not None:

@@ -51,7 +51,7 @@ class Seq2Seq(Family):
         config: Any = model.config
         if getattr(config, "scale_decoder_outputs", False):  # T5, of its first version
             hidden = hidden * config.d_model**-0.5
-        scores = wide(model.get_output_embeddings()(hidden))
+        scores = wide(model.get_output_embeddings()(hidden)).to(hidden.device)
         bias = getattr(model, "final_logits_bias", None)  # BART
         return scores if bias is None else scores + bias[0].to(scores)
 
