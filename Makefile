@@ -1,4 +1,4 @@
-.PHONY: install quickstart test test-long test-newest test-pythons test-clients test-vllm test-ray lint bench docs screenshots notebooks clean
+.PHONY: install quickstart test test-long test-newest test-pythons test-clients test-vllm test-ray test-quantization lint bench docs screenshots notebooks clean
 
 install:  ## set up .venv; does nothing where it is up to date
 	@scripts/install.sh
@@ -26,6 +26,9 @@ test-vllm:  ## the tests of the vLLM engine, in an environment of their own
 
 test-ray:  ## the tests of train-many, predict and serving over Ray, in an environment of their own
 	@scripts/test_ray.sh
+
+test-quantization:  ## the tests of bases in 8 and 4 bits, in an environment of their own
+	@scripts/test_quantization.sh
 
 lint: install  ## layout, lint and types
 	@scripts/lint.sh

@@ -15,6 +15,9 @@ from softprompt.comparison.methods.lora import Lora
 from tests.conftest import make_tokenizer
 from tests.test_cli import make_project, printed, refused, run
 
+for _library in ("bitsandbytes", "torchao"):
+    pytest.importorskip(_library, reason="`make test-quantization` runs it")
+
 INT8, BNB4 = (["--set", f"recipe.quantization={kind}"] for kind in ("torchao-int8", "bnb-4bit"))
 
 

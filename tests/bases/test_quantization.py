@@ -9,7 +9,6 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes.functional as bnb
 import pytest
 import torch
 import transformers as tf
@@ -24,6 +23,9 @@ from softprompt.models.family import Batch, family_of, hidden_states
 from softprompt.models.probe import find_route, objection, probe
 from tests.bases.test_load import write_gguf
 from tests.conftest import make_tokenizer
+
+bnb = pytest.importorskip("bitsandbytes.functional", reason="`make test-quantization` runs it")
+pytest.importorskip("torchao", reason="`make test-quantization` runs it")
 
 KINDS = list(quantization.KINDS)
 WIDTH = 64
