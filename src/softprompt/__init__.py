@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from softprompt.noise import silence
+from softprompt.noise import silence as _silence
 
 if TYPE_CHECKING:
     from softprompt.bases.base import Base
@@ -94,7 +94,7 @@ _HOMES = {
 }
 
 
-silence()
+_silence()
 
 
 def __getattr__(name: str) -> object:
