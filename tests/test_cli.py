@@ -85,7 +85,15 @@ def refused(*arguments: object, stdin: str | bytes | None = None) -> str:
     assert result.exit_code == (130 if last.startswith("error: interrupted") else 1), result.output
     assert result.stdout == ""
     assert last.startswith("error: ")
-    told = ("step ", "warning: ", "data.validation: ", "dtype auto", "answers are read by", "the head fitted again")
+    told = (
+        "step ",
+        "warning: ",
+        "base ",
+        "data.validation: ",
+        "dtype auto",
+        "answers are read by",
+        "the head fitted again",
+    )
     assert all(line.startswith(told) or ".csv: " in line for line in progress)
     return last.removeprefix("error: ")
 
