@@ -17,4 +17,4 @@ if [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
     $venv/bin/python -m pip install --quiet --disable-pip-version-check 'moto[server]' s3fs
     echo "$wanted" > $stamp
 fi
-$venv/bin/python -m pytest tests/many/test_rays.py tests/evaluation/test_rays.py tests/serving/test_ray.py "$@"
+OMP_NUM_THREADS=1 $venv/bin/python -m pytest tests/many/test_rays.py tests/evaluation/test_rays.py tests/serving/test_ray.py "$@"

@@ -6,6 +6,7 @@ import gc
 import logging
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -77,12 +78,20 @@ def _loggers() -> dict[str, tuple[int, bool, bool]]:
     return states | {"all": (logging.root.manager.disable, True, False)}
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
+@contextmanager
+def as_at_a_terminal() -> Iterator[None]:
     """SIGINT as a terminal has it, in this process and those that it starts: a shell's background jobs ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    with as_at_a_terminal():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ from softprompt.errors import SoftPromptError
 from softprompt.prompts.library import PromptLibrary
 from softprompt.serving.local import LocalEngine
 from softprompt.serving.ray import Settings, _prompt_of, app
+from tests.conftest import as_at_a_terminal
 from tests.serving.conftest import MOOD, fill_library, living, make_chat_base, make_prompt
 from tests.test_cli import run
 
@@ -89,7 +90,8 @@ def cluster(ray_there: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     command = [str(Path(sys.executable).with_name(program)), *words]
     with (folder / "said").open("w") as said:
         for _ in range(3):  # on a busy machine Ray gives up its own start after half a minute
-            running = subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=said)
+            with as_at_a_terminal():
+                running = subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=said)
             until(lambda: running.poll() is not None or is_ready(found.url), 900)  # noqa: B023
             if running.poll() is None:
                 break
