@@ -39,7 +39,7 @@ LEAK_ROWS = 200  # of each kind, that are told apart
 PRIVATE = {"num_virtual_tokens": 2, "max_steps": 80, "batch_size": 128, "max_grad_norm": 1.0}
 RATES = {"learning_rate": 0.001, "head_learning_rate": 0.03}
 _MAX_TOKENS = 2048  # computed at one time: a copy of the prompt for each row takes memory
-_NAMES = {"inf": "no privacy", "zero-shot": "zero-shot, words"}
+_NAMES = {"inf": "no privacy", "zero-shot": "zero-shot, words", "start": "the start, which has learned nothing, words"}
 STARTS = ("text", "labels", "examples", "random")
 # So few rows so often that they are learned by heart.
 OVERFIT = {"rows": 8, "canaries": 4, "repeats": 4, "max_steps": 100, "batch_size": 24, "learning_rate": 0.03}
@@ -70,6 +70,7 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
         key = {"part": "epsilon", "task": data.name}
         found.add(key | {"epsilon": "zero-shot", "seed": 0}, lambda: _accuracy(base, None, data))
         for seed in options.seeds:
+            found.add(key | {"epsilon": "start", "seed": seed}, lambda seed=seed: _untrained(base, data, seed))  # type: ignore[misc]
             for epsilon in options.epsilons:
                 found.add(
                     key | {"epsilon": str(epsilon), "seed": seed},
@@ -125,13 +126,13 @@ def _accuracy(base: sp.Base, prompt: sp.SoftPrompt | None, data: _Data) -> dict[
     return {"accuracy": found.accuracy, "log_loss": found.log_loss, "n": found.n}
 
 
-def _private(base: sp.Base, data: _Data, epsilon: float, seed: int) -> dict[str, Any]:
+def _recipe(epsilon: float, seed: int) -> sp.Recipe:
     """A run at an epsilon, or without privacy with the same steps, batches and rate."""
-    steps, size = int(PRIVATE["max_steps"]), int(PRIVATE["batch_size"])
+    steps = int(PRIVATE["max_steps"])
     private = {"epsilon": epsilon, "delta": DELTA, "max_grad_norm": PRIVATE["max_grad_norm"], "seed": seed}
-    recipe = sp.Recipe(
+    return sp.Recipe(
         max_steps=steps,
-        batch_size=size,
+        batch_size=int(PRIVATE["batch_size"]),
         **RATES,
         max_tokens=_MAX_TOKENS,
         warmup_steps=steps // 10,
@@ -140,15 +141,33 @@ def _private(base: sp.Base, data: _Data, epsilon: float, seed: int) -> dict[str,
         seed=seed,
         private=None if epsilon == float("inf") else private,
     )
-    start = sp.SoftPrompt.from_text(base, INIT_TEXT, int(PRIVATE["num_virtual_tokens"]))
-    run = sp.train(base, start, data.task, train=data.train, validation=data.validation, recipe=recipe)
+
+
+def _start_of(base: sp.Base) -> sp.SoftPrompt:
+    return sp.SoftPrompt.from_text(base, INIT_TEXT, int(PRIVATE["num_virtual_tokens"]))
+
+
+def _some_learned(recipe: sp.Recipe, start: sp.SoftPrompt, data: _Data) -> list[sp.Row]:
+    """The first rows that a run learns; they are the same at each epsilon."""
     mechanism = make_mechanism(recipe, start, len(data.train))
     if mechanism is None:
-        learned = learned_rows(len(data.train), size, steps, seed)
+        learned = learned_rows(len(data.train), recipe.batch_size, recipe.max_steps, recipe.seed)
     else:
-        learned = sorted({row for step in range(steps) for row in mechanism.drawn(step)})
-    leaks = _leaks(base, run.prompt, [data.train[row] for row in learned[:LEAK_ROWS]], data)
+        learned = sorted({row for step in range(recipe.max_steps) for row in mechanism.drawn(step)})
+    return [data.train[row] for row in learned[:LEAK_ROWS]]
+
+
+def _private(base: sp.Base, data: _Data, epsilon: float, seed: int) -> dict[str, Any]:
+    recipe, start = _recipe(epsilon, seed), _start_of(base)
+    run = sp.train(base, start, data.task, train=data.train, validation=data.validation, recipe=recipe)
+    leaks = _leaks(base, run.prompt, _some_learned(recipe, start, data), data)
     return _accuracy(base, run.prompt, data) | leaks | {"seconds": run.seconds, "best_step": run.best_step}
+
+
+def _untrained(base: sp.Base, data: _Data, seed: int) -> dict[str, Any]:
+    """What membership looks like where nothing was learned: by chance, and by how the rows differ anyway."""
+    start = _start_of(base)
+    return _accuracy(base, start, data) | _leaks(base, start, _some_learned(_recipe(8, seed), start, data), data)
 
 
 def _leaks(
