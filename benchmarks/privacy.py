@@ -48,7 +48,7 @@ OVERFIT = {"rows": 8, "canaries": 4, "repeats": 4, "max_steps": 100, "batch_size
 def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.privacy", description=__doc__.splitlines()[0])
     parser.add_argument("task", nargs="?", type=Path, help="a task file, for the epsilons alone; default: films")
-    parser.add_argument("--epsilons", type=float, nargs="+", default=[1, 3, 8, float("inf")])
+    parser.add_argument("--epsilons", type=float, nargs="*", default=[1, 3, 8, float("inf")])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--base", default="smollm2-135m")
