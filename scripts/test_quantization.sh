@@ -15,4 +15,5 @@ if [ "$(cat $stamp 2>/dev/null)" != "$wanted" ]; then
         -e '.[bitsandbytes,dev,torchao]'
     echo "$wanted" > $stamp
 fi
-OMP_NUM_THREADS=1 $venv/bin/python -m pytest tests/bases/test_quantization.py tests/test_quantization_commands.py "$@"
+OMP_NUM_THREADS=1 $venv/bin/python -m pytest \
+    tests/bases/test_quantization.py tests/bases/test_dispatch.py tests/test_quantization_commands.py "$@"

@@ -11,6 +11,7 @@ import torch
 
 import softprompt as sp
 from softprompt.bases.load import load_base
+from softprompt.bases.quantization import KINDS
 from softprompt.errors import SoftPromptError
 from softprompt.models.probe import find_route
 from softprompt.models.state import objection_to_pool
@@ -67,6 +68,7 @@ def test_word_embeddings_that_are_nowhere(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["torchao-int8", "bnb-4bit"])
 def test_quantised_parts_are_not_on_the_disk(kind: str, folder: Path) -> None:
+    pytest.importorskip(KINDS[kind].library, reason="`make test-quantization` runs it")
     with pytest.raises(SoftPromptError, match=f"can't be {kind} over this device_map") as caught:
         load_base(folder, dtype="float32", device_map=ON_DISK, quantization=kind)
     assert "\n" not in str(caught.value)
