@@ -43,7 +43,7 @@ def train(*options: str) -> None:
 
 
 def test_a_base_is_known_by_the_same_fingerprint(old: Path, expected: dict[str, Any]) -> None:
-    assert sp.load_base("base", dtype="float32").identity.model_dump() == expected["fingerprint"]
+    assert sp.load_base("base", dtype="float32").identity.model_dump(exclude_none=True) == expected["fingerprint"]
 
 
 def test_a_prompt_classifies_as_it_did(old: Path, expected: dict[str, Any]) -> None:

@@ -232,7 +232,7 @@ class TestCommand:
             return lambda *words, **settings: (name, words, settings)
 
         monkeypatch.setattr("softprompt.serving.server.serve", fake_serve)
-        monkeypatch.setattr("softprompt.bases.load.load_base", lambda name, dtype: (name, dtype))
+        monkeypatch.setattr("softprompt.bases.load.load_base", lambda name, **how: (name, how))
         monkeypatch.setattr("softprompt.serving.local.LocalEngine", fake_engine("local"))
         monkeypatch.setattr("softprompt.serving.vllm.VllmEngine", fake_engine("vllm"))
         return found
@@ -256,16 +256,19 @@ class TestCommand:
         monkeypatch.setenv("SOFTPROMPT_API_KEY", "one, two,")
         assert self.run(*words).exit_code == 0
         settings = {"max_waiting": 1024, "time_limit": 60.0}
-        assert called["engine"] == ("local", (("b", "auto"),), {"state_bytes": 1 << 30, **settings})
+        loaded = {"dtype": "auto", "quantization": None, "device_map": None}
+        assert called["engine"] == ("local", (("b", loaded),), {"state_bytes": 1 << 30, **settings})
         assert called["access"] == Access(api_keys=["one", "two"], hosts=["127.0.0.1"], origins=[])
         assert (called["host"], called["port"], called["base_name"]) == ("127.0.0.1", 8000, None)
         more = ["--host", "::1", "--port", 9, "--api-key", "a", "--api-key", "b", "--allow-no-key", "--body-limit", 7]
         more += ["--allowed-host", "box", "--cors-origin", "https://a.example", "--served-model-name", "m"]
         more += ["--no-log-probes"]
         limits = ["--rate-limit", 5, "--time-limit", 3, "--max-waiting", 4, "--state-memory", 2, "--dtype", "float32"]
+        limits += ["--quantization", "bnb-4bit", "--device-map", "auto"]
         assert self.run(*words, *more, *limits).exit_code == 0
         settings = {"max_waiting": 4, "time_limit": 3.0}
-        assert called["engine"] == ("local", (("b", "float32"),), {"state_bytes": 2 << 20, **settings})
+        loaded = {"dtype": "float32", "quantization": "bnb-4bit", "device_map": "auto"}
+        assert called["engine"] == ("local", (("b", loaded),), {"state_bytes": 2 << 20, **settings})
         expected = {"host": "::1", "port": 9, "allow_no_key": True, "patience": 3.0, "base_name": "m"}
         assert expected.items() <= called.items()
         assert called["access"] == Access(
