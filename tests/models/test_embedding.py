@@ -143,3 +143,14 @@ def test_a_private_run_is_refused() -> None:
     recipe = sp.Recipe(max_steps=2, batch_size=4, private={"epsilon": 8, "delta": 1e-3})  # type: ignore[arg-type]
     with pytest.raises(sp.SoftPromptError, match=r"recipe\.private is not for embeddings"):
         sp.train(tiny, sp.SoftPrompt.random(tiny, 2), TASK, train=rows(20), recipe=recipe)
+
+
+def test_each_text_of_a_pair_has_the_context_to_itself() -> None:
+    tiny = base("llama")
+    limit = tiny.room(3)
+    assert limit is not None
+    long = [([5] * limit, [6] * limit), ([7] * 9, [8] * (limit - 1))]
+    model = PromptedModel(tiny, [prompt_of(tiny)])
+    assert model(**padded(long, "right")).loss.isfinite()
+    with pytest.raises(sp.SoftPromptError, match=rf"row 1 has {limit + 1} tokens behind 3 virtual tokens"):
+        model(**padded([long[0], ([7] * 9, [8] * (limit + 1))], "right"))

@@ -270,13 +270,14 @@ class PromptedModel(nn.Module):
 
     def _compare_pairs(self, texts: _Texts, prompt_index: Tensor | None, items: Tensor | int | None) -> PromptedOutput:
         """The loss of pairs of texts; see `models/embedding.py`."""
-        index = self.check_rows(texts.lengths, None if prompt_index is None else prompt_index.tolist())
         label = texts.labels != -100
         rows = texts.rows[label].tolist()
         if rows != list(range(len(texts.lengths))):
             raise SoftPromptError("each pair has one label, at the first token of its second text")
         sizes = torch.tensor(texts.lengths, device=texts.tokens.device)
         starts = label.nonzero()[:, 0] - (sizes.cumsum(0) - sizes)
+        longer = torch.maximum(starts, sizes - starts).tolist()  # each of the two stands behind a prompt of its own
+        index = self.check_rows(longer, None if prompt_index is None else prompt_index.tolist())
         k = torch.tensor(index, device=texts.tokens.device)
         losses = pair_losses(self, self.vectors(), texts.tokens, texts.lengths, starts, k)
         return PromptedOutput(loss=losses.sum() / (len(losses) if items is None else items), row_loss=losses.detach())
