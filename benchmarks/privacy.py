@@ -147,33 +147,35 @@ def _start_of(base: sp.Base) -> sp.SoftPrompt:
     return sp.SoftPrompt.from_text(base, INIT_TEXT, int(PRIVATE["num_virtual_tokens"]))
 
 
-def _some_learned(recipe: sp.Recipe, start: sp.SoftPrompt, data: _Data) -> list[sp.Row]:
-    """The first rows that a run learns; they are the same at each epsilon."""
+def _learned(recipe: sp.Recipe, start: sp.SoftPrompt, data: _Data) -> list[int]:
+    """The rows that a run learns; they are the same at each epsilon."""
     mechanism = make_mechanism(recipe, start, len(data.train))
     if mechanism is None:
-        learned = learned_rows(len(data.train), recipe.batch_size, recipe.max_steps, recipe.seed)
-    else:
-        learned = sorted({row for step in range(recipe.max_steps) for row in mechanism.drawn(step)})
-    return [data.train[row] for row in learned[:LEAK_ROWS]]
+        return learned_rows(len(data.train), recipe.batch_size, recipe.max_steps, recipe.seed)
+    return sorted({row for step in range(recipe.max_steps) for row in mechanism.drawn(step)})
 
 
 def _private(base: sp.Base, data: _Data, epsilon: float, seed: int) -> dict[str, Any]:
     recipe, start = _recipe(epsilon, seed), _start_of(base)
     run = sp.train(base, start, data.task, train=data.train, validation=data.validation, recipe=recipe)
-    leaks = _leaks(base, run.prompt, _some_learned(recipe, start, data), data)
+    leaks = _leaks(base, run.prompt, _learned(recipe, start, data), data)
     return _accuracy(base, run.prompt, data) | leaks | {"seconds": run.seconds, "best_step": run.best_step}
 
 
 def _untrained(base: sp.Base, data: _Data, seed: int) -> dict[str, Any]:
     """What membership looks like where nothing was learned: by chance, and by how the rows differ anyway."""
     start = _start_of(base)
-    return _accuracy(base, start, data) | _leaks(base, start, _some_learned(_recipe(8, seed), start, data), data)
+    return _accuracy(base, start, data) | _leaks(base, start, _learned(_recipe(8, seed), start, data), data)
 
 
-def _leaks(
-    base: sp.Base, prompt: sp.SoftPrompt, learned: Sequence[sp.Row], data: _Data, **settings: Any
-) -> dict[str, Any]:
-    found = sp.leakage(base, prompt, learned, unseen=data.test[:LEAK_ROWS], task=data.task, **settings)
+def _leaks(base: sp.Base, prompt: sp.SoftPrompt, learned: Sequence[int], data: _Data) -> dict[str, Any]:
+    """Training rows that were learned against others that were not: rows of the test may differ from both anyway."""
+    left = sorted({*range(len(data.train))} - {*learned})
+    seen, unseen = ([data.train[row] for row in some[:LEAK_ROWS]] for some in (learned, left))
+    return _told(sp.leakage(base, prompt, seen, unseen=unseen, task=data.task))
+
+
+def _told(found: sp.Leakage) -> dict[str, Any]:
     return {"leakage": {key: value for key, value in found.to_json().items() if key != "caption"}}
 
 
@@ -184,7 +186,7 @@ def _start(base: sp.Base, data: _Data, init: str) -> dict[str, Any]:
     recipe = sp.Recipe(max_steps=demo.STEPS, batch_size=demo.BATCH_SIZE, evaluate_every=demo.EVALUATE_EVERY)
     run = sp.train(base, start, TASK, train=data.train, validation=data.validation, recipe=recipe)
     learned = learned_rows(len(data.train), demo.BATCH_SIZE, demo.STEPS, recipe.seed)
-    found = _leaks(base, run.prompt, [data.train[row] for row in learned[:LEAK_ROWS]], data)
+    found = _leaks(base, run.prompt, learned, data)
     before, after = (sp.leakage(base, one, data.train, task=TASK).recovery for one in (start, run.prompt))
     words = {name: asdict(one) for name, one in (("before", before), ("after", after)) if one is not None}
     return _accuracy(base, run.prompt, data) | found | {"words": words}
@@ -192,9 +194,9 @@ def _start(base: sp.Base, data: _Data, init: str) -> dict[str, Any]:
 
 def _canaries(base: sp.Base, data: _Data, epsilon: float) -> dict[str, Any]:
     """A prompt that is made to learn few rows by heart, canaries among them, with and without privacy."""
-    rows = sp.plant_canaries(
-        data.train[: int(OVERFIT["rows"])], TASK, int(OVERFIT["canaries"]), repeats=int(OVERFIT["repeats"])
-    )
+    count = int(OVERFIT["rows"])
+    rows = sp.plant_canaries(data.train[:count], TASK, int(OVERFIT["canaries"]), repeats=int(OVERFIT["repeats"]))
+    unseen = data.train[count : count + LEAK_ROWS]
     private = {"epsilon": epsilon, "delta": 1e-3, "max_grad_norm": PRIVATE["max_grad_norm"], "seed": 0}
     recipe = sp.Recipe(
         monitor=False,
@@ -203,7 +205,7 @@ def _canaries(base: sp.Base, data: _Data, epsilon: float) -> dict[str, Any]:
     )
     start = sp.SoftPrompt.from_text(base, INIT_TEXT, 32)
     run = sp.train(base, start, TASK, train=rows, recipe=recipe)
-    return _leaks(base, run.prompt, rows, data, references=255)
+    return _told(sp.leakage(base, run.prompt, rows, unseen=unseen, task=TASK, references=255))
 
 
 def _cost(base: sp.Base, data: _Data) -> dict[str, Any]:
