@@ -120,12 +120,15 @@ class PromptedModel(nn.Module):
         if max_tokens is not None and max_tokens < 1:
             raise SoftPromptError(f"max_tokens is {max_tokens}: at least 1, or None for no bound")
         self.max_tokens = max_tokens
-        # A route may be exact for logits alone; validation and scoring take no gradient.
-        self.logits_route: str = route or find_route(self.base.model, gradient=False).name
         if inference:
             self.requires_grad_(False)
-        unasked = inference and route is None
-        self.route = self.logits_route if unasked else self._choose_route(route, gradient_checkpointing)
+        proven = not inference or route is not None  # with the gradient
+        if proven:
+            self.route: str = self._choose_route(route, gradient_checkpointing)
+        # A route may be exact for logits alone; validation and scoring take no gradient.
+        self.logits_route: str = route or find_route(self.base.model, gradient=False).name
+        if not proven:
+            self.route = self.logits_route
         self._recomputed: list[nn.Module] = []
         if gradient_checkpointing:
             self._start_recomputing()
