@@ -39,7 +39,7 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(
         (
             *("axk1", "axk2", "bailing_hybrid", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots3_note"),
-            *("dots3_note_text", "glm4_moe_lite", "glm_moe_dsa", "kimi_linear", "minicpm3", "sarvam_mla", "youtu"),
+            *("dots3_note_text", "glm4_moe_lite", "glm_moe_dsa", "minicpm3", "sarvam_mla", "youtu"),
         ),
         _LATENT,
     ),
@@ -50,6 +50,13 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     "zamba": {"num_hidden_layers": 4, "layer_types": ["mamba", "hybrid", "mamba", "hybrid"]},
     "zamba2": {"num_hidden_layers": 4, "layer_types": ["mamba", "hybrid"] * 2, "n_mamba_heads": 4},
     "zaya": {"num_experts_per_tok": 1},
+    "kimi_linear": {
+        **_LATENT,
+        "num_hidden_layers": 4,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+        "linear_head_dim": 8,
+    },
     "lfm2_moe": {"num_hidden_layers": 2, "num_dense_layers": 1, "layer_types": ["conv", "full_attention"]},
     "roc_bert": {"pronunciation_vocab_size": 8, "shape_vocab_size": 8},
 }
