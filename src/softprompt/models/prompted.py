@@ -122,13 +122,9 @@ class PromptedModel(nn.Module):
         self.max_tokens = max_tokens
         if inference:
             self.requires_grad_(False)
-        proven = not inference or route is not None  # with the gradient
-        if proven:
-            self.route: str = self._choose_route(route, gradient_checkpointing)
+        self.route: str = self._choose_route(route, gradient_checkpointing, gradient=not inference)
         # A route may be exact for logits alone; validation and scoring take no gradient.
         self.logits_route: str = route or find_route(self.base.model, gradient=False).name
-        if not proven:
-            self.route = self.logits_route
         self._recomputed: list[nn.Module] = []
         if gradient_checkpointing:
             self._start_recomputing()
@@ -444,15 +440,15 @@ class PromptedModel(nn.Module):
         if limit is not None and len(prompt) >= limit:
             raise SoftPromptError(f"{len(prompt)} virtual tokens leave no room in a context of {limit}")
 
-    def _choose_route(self, wanted: str | None, recomputing: bool) -> str:
+    def _choose_route(self, wanted: str | None, recomputing: bool, *, gradient: bool) -> str:
         if wanted is None:
-            found = find_route(self.base.model).name
+            found = find_route(self.base.model, gradient=gradient).name
             return "concatenated" if recomputing and found == "shared_prefix" else found
         if wanted not in family_of(self.base.model).routes:
             raise SoftPromptError(f"route is {wanted!r}: one of {', '.join(family_of(self.base.model).routes)}")
         if recomputing and wanted == "shared_prefix":
             raise SoftPromptError("the route shared_prefix allows no gradient checkpointing: a cache is not recomputed")
-        if reason := objection(self.base.model, wanted):
+        if reason := objection(self.base.model, wanted, gradient=gradient):
             raise SoftPromptError(f"{type(self.base.model).__name__} is not exact by the route {wanted}: {reason}")
         return wanted
 
