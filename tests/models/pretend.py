@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 NAME = "pretend"
 aten = torch.ops.aten
+_LIBRARY = torch.library.Library("aten", "IMPL")  # noqa: TOR901
 # What gives a number, or something whose size is one.
 _ASKING = {
     aten._local_scalar_dense,
@@ -135,10 +136,23 @@ def put(model: nn.Module) -> nn.Module:
     return model
 
 
+def _empty(size: Any, stride: Any, dtype: torch.dtype | None = None, **_: Any) -> Pretended:
+    return Pretended(torch.empty_strided(size, stride, dtype=dtype))
+
+
+def _copy(numbers: Tensor, to: Pretended, non_blocking: bool = False) -> Pretended:
+    refuse("a copy from the CPU")
+    to.inner.copy_(numbers)
+    return to
+
+
 def start() -> Device:
     """The device, of which a process has one from now on."""
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
     _setup_privateuseone_for_python_backend(NAME)
+    # What `torch.tensor(..., device=...)` does, past every mode.
+    _LIBRARY.impl("empty_strided", _empty, "PrivateUse1")
+    _LIBRARY.impl("_copy_from", _copy, "PrivateUse1")
     torch.get_device_module(NAME).get_amp_supported_dtype = lambda: [torch.bfloat16]  # checkpoints ask for it
     return Device()

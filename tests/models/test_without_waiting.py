@@ -1,4 +1,4 @@
-"""A training step asks a GPU for nothing: it is run on a pretended one, in a process of `steps_without_waiting.py`."""
+"""A training step asks a GPU for nothing, and each kind of base and answer runs on one: pretended ones, in processes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from softprompt.models.transfer import to_device
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
     reason="this PyTorch knows no devices written in Python",
 )
-def test_nothing_in_a_training_step_waits_for_the_device() -> None:
-    command = [sys.executable, "-m", "tests.models.steps_without_waiting"]
+@pytest.mark.parametrize("module", ["steps_without_waiting", "kinds_on_a_device"])
+def test_nothing_waits_or_is_left_on_the_cpu(module: str) -> None:
+    command = [sys.executable, "-m", f"tests.models.{module}"]
     run = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
 

@@ -36,6 +36,7 @@ from softprompt.models.probe import objection_to_logits
 from softprompt.models.prompted import PromptedModel
 from softprompt.models.scoring import batch_by_tokens, check_tokens
 from softprompt.models.state import bytes_per_place, objection_to_pool
+from softprompt.models.transfer import to_device
 
 logger = logging.getLogger(__name__)
 _STEP_TOKENS = 2048  # computed at one time: enough to fill the matrix products, little memory
@@ -92,7 +93,8 @@ class _Job:
     def choose(self, hidden: Tensor) -> list[int]:
         """The likeliest next token of each text, `[B, H]` to B ids."""
         scores = logits(self.model.base.model, hidden)
-        scores[:, sorted(suppressed_ids(self.model.base.model))] = float("-inf")
+        if never := sorted(suppressed_ids(self.model.base.model)):
+            scores[:, never] = float("-inf")
         chosen: list[int] = scores.argmax(-1).tolist()
         return chosen
 
@@ -241,9 +243,8 @@ class _Cached(_Grouped):
         return self._compute(self._embed(ids)[:, None], [[token] for token in ids])[list(going)]
 
     def _embed(self, ids: Sequence[int]) -> Tensor:
-        words: Tensor = self._model.get_input_embeddings()(
-            torch.tensor(ids, dtype=torch.long, device=self._model.device)
-        )
+        (tokens,) = to_device([torch.tensor(ids, dtype=torch.long)], self._model.device)
+        words: Tensor = self._model.get_input_embeddings()(tokens)
         return words
 
     def _compute(self, vectors: Tensor, tokens: list[list[int]]) -> Tensor:
@@ -310,8 +311,8 @@ class _DecoderPlain(_Grouped):
         return self._decode(going)
 
     def _decode(self, rows: Sequence[int]) -> Tensor:
-        ids = torch.tensor([self._answers[row] for row in rows], device=self._model.device)
-        index = torch.tensor(list(rows), device=self._model.device)
+        given = [torch.tensor([self._answers[row] for row in rows]), torch.tensor(list(rows))]
+        ids, index = to_device(given, self._model.device)
         hidden: Tensor = decode(self._model, ids, self._states[index], self._seen[index]).last_hidden_state
         return hidden[:, -1]
 
@@ -322,7 +323,7 @@ class _DecoderCached(_DecoderPlain):
     def _decode(self, rows: Sequence[int]) -> Tensor:
         if not hasattr(self, "_cache"):
             self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        last = torch.tensor([answer[-1:] for answer in self._answers], device=self._model.device)
+        (last,) = to_device([torch.tensor([answer[-1:] for answer in self._answers])], self._model.device)
         name = (
             "cache" if "cache" in inspect.signature(self._model.get_decoder().forward).parameters else "past_key_values"
         )

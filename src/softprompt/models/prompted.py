@@ -360,8 +360,7 @@ class PromptedModel(nn.Module):
         if heads:
             scores = read_heads(hidden, heads, [batch.prompt_of_text[row] for row in batch.rows.tolist()])
             if self.task_type == "QUESTION_ANS":
-                (rows,) = to_device([batch.rows], hidden.device)
-                return span_losses(scores, targets, rows), scores if return_logits else None
+                return span_losses(scores, targets, batch.rows), scores if return_logits else None
             if self.label_weights is not None:
                 self.label_weights = self.label_weights.to(scores)
             weights = self.label_weights

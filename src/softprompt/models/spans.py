@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from softprompt.models.transfer import to_device
+
 
 def mark_spans(labels: Tensor, rows: Tensor) -> Tensor:
     """`[N]` 1 at each text's first token of its span, 2 at the last, 3 where these are one, 0 elsewhere; -1: no span.
@@ -34,9 +36,10 @@ def span_losses(scores: Tensor, marks: Tensor, rows: Tensor) -> Tensor:
     Args:
         scores: `[N, 2]` of each token as the start and as the end.
         marks: `[N]` from `mark_spans`.
-        rows: `[N]` the text of each token, ascending.
+        rows: `[N]` the text of each token, ascending; on the CPU.
     """
     count = int(rows.max()) + 1
+    (rows,) = to_device([rows], scores.device)
     index = rows[:, None].expand_as(scores)
     top = scores.detach().new_full((count, 2), float("-inf")).scatter_reduce(0, index, scores.detach(), "amax")
     total = scores.new_zeros(count, 2).index_add(0, rows, (scores - top[rows]).exp())

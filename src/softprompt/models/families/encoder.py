@@ -20,6 +20,7 @@ from softprompt.bases.classifier import classifier_of
 from softprompt.errors import SoftPromptError
 from softprompt.models.family import Batch, Family
 from softprompt.models.probe import check_finite, logit_distance, probe, tolerance
+from softprompt.models.transfer import to_device
 
 
 class Encoder(Family):
@@ -32,25 +33,25 @@ class Encoder(Family):
     def hidden(self, route: str, model: PreTrainedModel, prompts: Sequence[Tensor], batch: Batch) -> Tensor:
         if batch.tree is not None:
             raise ValueError("a tree of continuations needs the packed route")
-        embed = model.get_input_embeddings()
-        rows = []
-        for text, k in zip(batch.tokens.split(list(batch.lengths)), batch.prompt_of_text, strict=True):
-            words = embed(text)
-            rows.append(torch.cat([prompts[k].to(words.dtype), words]))
+        before = torch.tensor([len(prompts[k]) for k in batch.prompt_of_text])
+        given = [batch.tokens, batch.rows, before[batch.rows] + batch.columns]
+        tokens, asked, places = to_device(given, model.device)
+        words = model.get_input_embeddings()(tokens).split(list(batch.lengths))
+        of_text = zip(words, batch.prompt_of_text, strict=True)
+        rows = [torch.cat([prompts[k].to(text.dtype), text]) for text, k in of_text]
         seen = pad_sequence([row.new_ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
         vectors = pad_sequence(rows, batch_first=True)
         if batch.read == "pooled" and batch.pooling:
             hidden = model.base_model(inputs_embeds=vectors, attention_mask=seen).last_hidden_state
             poolings = [batch.pooling[k] for k in batch.prompt_of_text]
             states = [_pool(model, one[None], layer) for one, layer in zip(hidden, poolings, strict=True)]
-            return torch.cat(states)[batch.rows]
+            return torch.cat(states)[asked]
         if batch.read == "pooled":
             whole: Any = model
             pooled: Tensor = whole(inputs_embeds=vectors, attention_mask=seen).logits
-            return pooled[batch.rows]
-        before = torch.tensor([len(prompts[k]) for k in batch.prompt_of_text], device=vectors.device)
+            return pooled[asked]
         hidden = model.base_model(inputs_embeds=vectors, attention_mask=seen).last_hidden_state
-        found: Tensor = hidden[batch.rows, before[batch.rows] + batch.columns]
+        found: Tensor = hidden[asked, places]
         between: Any = getattr(model, "head", None) if batch.read == "class" else None  # ModernBERT
         return found if between is None else between(found)
 

@@ -102,10 +102,10 @@ def encode(
     """The encoder's states `[n, P + T, H]` of texts, each behind the prompt that it names, and the padding mask."""
     encoder: Any = model.get_encoder()
     embed = model.get_input_embeddings()
-    rows = []
-    for k, text in texts:
-        words = embed(torch.tensor(text, dtype=torch.long, device=model.device))
-        rows.append(torch.cat([prompts[k].to(words.dtype), words]))
+    ids = to_device([torch.tensor(text, dtype=torch.long) for _, text in texts], model.device)
+    rows = [
+        torch.cat([prompts[k].to(words.dtype), words]) for (k, _), words in zip(texts, map(embed, ids), strict=True)
+    ]
     seen = pad_sequence([row.new_ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
     return encoder(inputs_embeds=pad_sequence(rows, batch_first=True), attention_mask=seen).last_hidden_state, seen
 
