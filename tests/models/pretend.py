@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 NAME = "pretend"
 aten = torch.ops.aten
-_LIBRARY = torch.library.Library("aten", "IMPL")  # noqa: TOR901
+_LIBRARY = torch.library.Library("aten", "IMPL")
 # What gives a number, or something whose size is one.
 _ASKING = {
     aten._local_scalar_dense,

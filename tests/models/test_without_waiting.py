@@ -1,4 +1,4 @@
-"""A training step asks a GPU for nothing, and each kind of base and answer runs on one: pretended ones, in processes."""
+"""A step asks a GPU for nothing, and each kind of base and answer runs on one: pretended ones, in processes."""
 
 from __future__ import annotations
 
