@@ -27,7 +27,6 @@ from softprompt.models.families import seq2seq
 from softprompt.models.generation import _WAYS, find_way, generate
 from softprompt.models.prompted import PromptedModel
 from softprompt.models.scoring import score
-from softprompt.serving.local import LocalEngine
 from softprompt.tasks.encode import Encoder
 from softprompt.tasks.tokens import TaskTokenizer
 from tests.conftest import make_tokenizer
@@ -243,14 +242,6 @@ def test_loaded_from_a_folder(tmp_path: Path) -> None:
     assert loaded.identity.architecture == "T5ForConditionalGeneration"
     assert Encoder(loaded, TASK).answer.label_ids is not None
     assert sp.predict(loaded, prompt_of(loaded), TASK, ["a"])
-
-
-@pytest.mark.parametrize("family", ["t5", "bart"])
-def test_it_is_not_served_yet(family: str) -> None:
-    with pytest.raises(
-        sp.SoftPromptError, match="cannot keep states for mixed batches: bases of its kind have no such"
-    ):
-        LocalEngine(make(family))
 
 
 def test_a_route_of_another_family() -> None:

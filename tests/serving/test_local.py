@@ -348,13 +348,13 @@ class Held:
 
     def __init__(self, engine: LocalEngine) -> None:
         self._gate = threading.Event()
-        compute = engine._pool.compute
+        compute = engine._scheduler.pool.compute
 
         def wait(spans):
             assert self._gate.wait(10)
             return compute(spans)
 
-        engine._pool.compute = wait
+        engine._scheduler.pool.compute = wait
 
     def let_go(self) -> None:
         self._gate.set()
@@ -366,21 +366,21 @@ def test_one_failing_request_harms_no_other(tiny_base):
 
     async def ask():
         async with running(tiny_base) as engine:
-            compute = engine._pool.compute
+            compute = engine._scheduler.pool.compute
 
             def fail(spans):
                 if any(torch.equal(span.inputs, poisoned.embeddings) for span in spans if span.inputs.ndim == 2):
                     raise RuntimeError("out of memory")
                 return compute(spans)
 
-            engine._pool.compute = fail
+            engine._scheduler.pool.compute = fail
             found = await asyncio.gather(
                 answer(engine, good, ids_of(5), max_tokens=4),
                 answer(engine, poisoned, ids_of(5), max_tokens=4),
                 engine.classify(good, ids_of(6), LABELS),
                 return_exceptions=True,
             )
-            engine._pool.compute = compute
+            engine._scheduler.pool.compute = compute
             return found, await answer(engine, poisoned, ids_of(5), max_tokens=4), engine.figures()
 
     (first, failed, scored), later, figures = asyncio.run(ask())
@@ -490,7 +490,7 @@ def test_numbers_that_are_not_finite_stay_with_their_prompt(tiny_tokenizer, fami
     bad = sp.SoftPrompt(signs * 3.3e38)
 
     async def ask():
-        per_place = LocalEngine(base)._pool.bytes_per_place
+        per_place = LocalEngine(base)._scheduler.pool.bytes_per_place
         async with running(base, state_bytes=64 * per_place) as engine:
             errors = await asyncio.gather(
                 answer(engine, bad, [3], max_tokens=8),
@@ -525,8 +525,8 @@ def test_a_client_that_goes_away_frees_its_place(tiny_base):
                 await asyncio.sleep(0.02)
                 if not engine.figures()["requests_running"] + engine.figures()["requests_waiting"]:
                     break
-            free = engine._pool.free
-            return engine.figures(), free, engine._pool.capacity
+            free = engine._scheduler.pool.free
+            return engine.figures(), free, engine._scheduler.pool.capacity
 
     figures, free, capacity = asyncio.run(ask())
     assert figures["requests_running"] == figures["requests_waiting"] == 0

@@ -1,6 +1,8 @@
-"""The engine's core: which texts go into the next packed row, the row itself, and what stays of it in the pool.
+"""The engine's core: which texts go into the next step, the step itself, and what is kept of it.
 
 `predict` and validation run it to the end (`generation.py`), the server step by step in a thread (`serving/local.py`).
+Where a base's keys and values can be kept in a pool, a step is one packed row of what is new; elsewhere
+`recomputing.py` computes texts whole.
 
 Owns waiting, admission and the spans of a step. Knows nothing of requests, sampling or time.
 """
@@ -8,19 +10,21 @@ Owns waiting, admission and the spans of a step. Knows nothing of requests, samp
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from softprompt.bases.base import Base
+from softprompt.errors import SoftPromptError
 from softprompt.models.packed import Tree
 from softprompt.models.state import Span, State, StatePool, Virtual
 
-_MOST_RUNNING = 256
+MOST_RUNNING = 256
 _NOWHERE = torch.zeros(0, dtype=torch.long)
 
 
@@ -71,17 +75,64 @@ class Computed:
 
     Attributes:
         work: the text.
-        hidden: `[n, H]` final hidden states of its n new tokens.
+        tokens: how many of its tokens were new.
+        hidden: `[n, H]` final hidden states of its n new tokens; where nothing is kept, of none.
         end: `[1 + E, H]` those at its end and of its tree's E nodes, where the text has come to its end; else None.
     """
 
     work: Any  # of the caller's own kind
+    tokens: int
     hidden: Tensor
     end: Tensor | None
 
 
-class Scheduler:
-    """Texts in turn, mixed in one packed row a step. One thread at a time may use one.
+class Scheduler(ABC):
+    """Texts in turn, several in a step. One thread at a time may use one.
+
+    Attributes:
+        waiting: the texts that wait, the oldest first; append to it.
+        running: those that have been begun.
+        keeps: whether prompts' states are kept from one text to the next.
+    """
+
+    keeps: ClassVar[bool]
+
+    def __init__(self) -> None:
+        self.waiting: deque[Any] = deque()
+        self.running: list[Any] = []
+
+    @abstractmethod
+    def plan(self, may_start: Callable[[Any], bool] = lambda work: True) -> list[tuple[Any, int]]:
+        """The texts of the next step, each with how many of its tokens are new.
+
+        Args:
+            may_start: whether a text that waits, and has room, may start now; those behind it wait with it.
+        """
+
+    @abstractmethod
+    def compute(self, plan: Iterable[tuple[Any, int]]) -> list[Computed]:
+        """A step."""
+
+    def finish(self, work: Work) -> None:
+        """Give back what a text holds; one that doesn't run holds nothing."""
+        if work in self.running:
+            self.running.remove(work)
+
+    @abstractmethod
+    def check(self, work: Work) -> None:
+        """Make sure that a text can ever be begun.
+
+        Raises:
+            SoftPromptError: it takes more memory than there is.
+        """
+
+    @abstractmethod
+    def figures(self) -> dict[str, float]:
+        """Of kept states, as `Engine.figures` names them."""
+
+
+class PooledScheduler(Scheduler):
+    """Texts mixed in one packed row a step, their keys and values kept in a pool.
 
     Args:
         base: the frozen base, whose family allows the packed row.
@@ -90,25 +141,19 @@ class Scheduler:
 
     Attributes:
         pool: where keys and values are kept.
-        waiting: the texts that wait, the oldest first; append to it.
-        running: those that have places in the pool.
 
     Raises:
         SoftPromptError: see `StatePool`.
     """
 
+    keeps = True
+
     def __init__(self, base: Base, memory: int, step_tokens: int) -> None:
+        super().__init__()
         self.pool = StatePool(base.model, memory)
-        self.waiting: deque[Any] = deque()
-        self.running: list[Any] = []
         self._base, self._step_tokens = base, step_tokens
 
     def plan(self, may_start: Callable[[Any], bool] = lambda work: True) -> list[tuple[Any, int]]:
-        """The texts of the next step, each with how many of its tokens are computed.
-
-        Args:
-            may_start: whether a text that waits, and has room, may start now; those behind it wait with it.
-        """
         plan: list[tuple[Any, int]] = []
         room = self._step_tokens
         # Answers being generated go on first: one token each.
@@ -118,7 +163,7 @@ class Scheduler:
             count = min(len(work.ids) - work.computed, room)
             plan.append((work, count))
             room -= count
-        while self.waiting and room > 0 and len(self.running) < _MOST_RUNNING:
+        while self.waiting and room > 0 and len(self.running) < MOST_RUNNING:
             work = self.waiting[0]
             if not may_start(work) or not self._admit(work):
                 break
@@ -131,12 +176,28 @@ class Scheduler:
         return plan
 
     def finish(self, work: Work) -> None:
-        """Give back what a text holds; one that doesn't run holds nothing."""
         if work in self.running:
-            self.running.remove(work)
+            super().finish(work)
             self.pool.release(work.places)
             if work.state is not None:
                 self.pool.drop(work.state)
+
+    def check(self, work: Work) -> None:
+        if work.virtual + work.need > self.pool.capacity:
+            raise SoftPromptError(
+                f"prompt, text and answer take {work.virtual + work.need} places: the engine's memory holds "
+                f"{self.pool.capacity} (state_bytes)"
+            )
+
+    def figures(self) -> dict[str, float]:
+        counts = self.pool.counts
+        return {
+            "state_hits_total": counts.hits,
+            "state_misses_total": counts.misses,
+            "state_evictions_total": counts.evictions,
+            "states_resident": self.pool.resident,
+            "state_bytes": self.pool.state_bytes,
+        }
 
     def compute(self, plan: Iterable[tuple[Any, int]]) -> list[Computed]:
         """One packed row, with the state of each prompt that has none yet."""
@@ -172,7 +233,7 @@ class Scheduler:
                 if not count:  # an empty text is at its prompt's end
                     last = None if work.state is None else work.state.last
                     end = torch.cat([own.new_full((1, own.shape[1]), math.nan) if last is None else last[None], own])
-            computed.append(Computed(work, own[:count], end))
+            computed.append(Computed(work, count, own[:count], end))
         return computed
 
     def _admit(self, work: Work) -> bool:

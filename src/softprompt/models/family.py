@@ -35,6 +35,8 @@ class Batch:
             classes for tokens and questions make of that before their last layer; "pooled", what its class for
             sequences makes of the whole text.
         pooling: of each of the K prompts the layer `[H, H + 1]` by which it is pooled, where they have one.
+        encoded: of an encoder-decoder where texts' encodings are looked up and left for the next step, by their ids
+            behind each of the K prompts; empty: nowhere.
     """
 
     tokens: Tensor
@@ -45,6 +47,7 @@ class Batch:
     tree: Tree | None = None
     read: Literal["state", "class", "pooled"] = "state"
     pooling: Sequence[Tensor] = ()
+    encoded: Sequence[dict[tuple[int, ...], Tensor]] = ()
 
 
 class Family(ABC):

@@ -29,7 +29,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from softprompt.bases.base import suppressed_ids
 from softprompt.bases.decoder import NO_TOKEN, Decoder
 from softprompt.errors import SoftPromptError
-from softprompt.models.engine import Scheduler, Work
+from softprompt.models.engine import PooledScheduler, Work
 from softprompt.models.families.seq2seq import decode, encode, start_token
 from softprompt.models.family import Batch, family_of, logits, plain
 from softprompt.models.probe import objection_to_logits
@@ -170,7 +170,7 @@ class _Grouped(Way):
 
 
 class _Pooled(Way):
-    """As the server decodes, by the same `Scheduler`: whoever is through makes room for the next text at once."""
+    """As the server decodes, by the same scheduler: whoever is through makes room for the next text at once."""
 
     @classmethod
     def answer(cls, job: _Job) -> list[list[int]]:
@@ -184,7 +184,7 @@ class _Pooled(Way):
         places = min(sum(needs), max(_STEP_TOKENS, *needs)) + sum(
             prompts[k].num_virtual_tokens for k in set(job.prompt_of_text)
         )
-        scheduler = Scheduler(base, (places + 1) * bytes_per_place(base.model), _STEP_TOKENS)
+        scheduler = PooledScheduler(base, (places + 1) * bytes_per_place(base.model), _STEP_TOKENS)
         scheduler.waiting.extend(works)
         while scheduler.waiting or scheduler.running:
             ended = [(part.work, part.end) for part in scheduler.compute(scheduler.plan()) if part.end is not None]

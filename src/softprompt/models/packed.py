@@ -199,6 +199,13 @@ class Tree:
     tokens: Sequence[int]
     parents: Sequence[int]
 
+    def paths(self) -> list[list[int]]:
+        """The tokens from each text's end to each of the E nodes, which is the last of them."""
+        found: list[list[int]] = []
+        for token, parent in zip(self.tokens, self.parents, strict=True):
+            found.append([*(found[parent] if parent >= 0 else []), token])
+        return found
+
     def ancestry(self) -> Tensor:
         """`[E, E]` bool: which node sees which (itself and its ancestors)."""
         seen = torch.eye(len(self.parents), dtype=torch.bool)

@@ -1,7 +1,8 @@
-"""The embedded engine: one worker thread answers all tasks' requests on one base, mixed in one packed row a step.
+"""The embedded engine: one worker thread answers all tasks' requests on one base, mixed in one step.
 
 Every step computes what is new in one pass: one token for each answer being generated, the texts that have just come,
-the labels of those to classify, and the prompts that have no state yet. Requests join and leave between steps.
+the labels of those to classify, and the prompts that have no state yet. Requests join and leave between steps. On bases
+that keep no states (encoder-decoders, encoders, some causal ones) a step computes its texts whole, which is said once.
 
 Owns the queue, what goes into a step, and the delivery of tokens and likelihoods. Knows nothing of names, templates or
 HTTP; `models/state.py` keeps the keys and values.
@@ -25,10 +26,12 @@ from torch import Tensor
 
 from softprompt.bases.base import Base, dtype_name, suppressed_ids
 from softprompt.errors import SoftPromptError
-from softprompt.models.engine import Scheduler, Work
+from softprompt.models.engine import PooledScheduler, Scheduler, Work
 from softprompt.models.family import logits
 from softprompt.models.readout import read_head
+from softprompt.models.recomputing import RecomputingScheduler
 from softprompt.models.scoring import Branches, check_tokens
+from softprompt.models.state import objection_to_pool
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.serving.engine import (
     NotFiniteError,
@@ -72,7 +75,7 @@ class _Request(Work):
     given_up: bool = False
 
     def __post_init__(self) -> None:
-        if not self.virtual:  # a head alone: there is no state to keep
+        if not self.virtual and (self.prompt is None or self.prompt.pooling is None):  # a head alone
             self.prompt = None
         super().__post_init__()
         self._loop = asyncio.get_running_loop()
@@ -100,6 +103,10 @@ class _Request(Work):
         if self.branches is not None:
             return self.virtual + self.text_length + max(map(len, self.branches.continuations))
         return self.virtual + self.text_length + (0 if self.sampling is None else self.sampling.max_tokens)
+
+    def context(self, base: Base) -> list[int]:
+        """The tokens that may not be repeated; of an encoder-decoder the answer's alone, as in Transformers."""
+        return self.ids[self.text_length :] if base.family.apart else self.ids
 
     def answer(self, value: object) -> None:
         """Deliver from the worker's thread."""
@@ -136,7 +143,7 @@ class LocalEngine:
     """Answers requests on a base in this process; see `Engine` for the methods that take requests.
 
     Args:
-        base: the frozen base, whose family allows the packed row. The engine is its only user while it runs.
+        base: the frozen base. The engine is its only user while it runs.
         state_bytes: memory for keys and values, of the prompts' states and of the texts being answered.
         max_waiting: requests that may wait; one more is refused.
         time_limit: seconds that a request may run; waiting does not count. An answer that is not through then ends
@@ -144,7 +151,7 @@ class LocalEngine:
         max_batch_tokens: about how many tokens one step computes; default 512 on a CPU, else 8192.
 
     Raises:
-        SoftPromptError: the base allows no packed row, or a setting is not above 0.
+        SoftPromptError: no prompt can be used on the base, or a setting is not above 0.
     """
 
     name = "local"
@@ -166,8 +173,12 @@ class LocalEngine:
                 raise SoftPromptError(f"{key} is {value}: it must be above 0")
         self.base = base
         self.failed = asyncio.Event()
-        self._scheduler = Scheduler(base, state_bytes, max_batch_tokens)
-        self._pool = self._scheduler.pool
+        self._scheduler: Scheduler
+        if reason := objection_to_pool(base.model):
+            LOGGER.warning("the engine keeps no states, so every step computes its texts whole: %s", reason)
+            self._scheduler = RecomputingScheduler(base, max_batch_tokens)
+        else:
+            self._scheduler = PooledScheduler(base, state_bytes, max_batch_tokens)
         self.max_waiting, self._time_limit = max_waiting, time_limit
         self._pace = _Pace()
         self._suppressed = suppressed_ids(base.model)
@@ -219,11 +230,16 @@ class LocalEngine:
         return list(await self._ask(_Request(prompt, list(ids), tree=tree, branches=branches)))
 
     async def weigh(self, prompt: SoftPrompt | None, ids: Sequence[int], top: int) -> list[Weight]:
+        if not self._scheduler.keeps:
+            raise SoftPromptError(
+                f"echo with logprobs is not supported on {type(self.base.model).__name__}, of which no states are kept"
+            )
         weighed: list[Weight] = await self._ask(_Request(prompt, list(ids), tops=top))
         return weighed
 
     async def warm(self, prompt: SoftPrompt) -> None:
-        await self._ask(_Request(prompt, []))
+        if self._scheduler.keeps:
+            await self._ask(_Request(prompt, []))
 
     async def _ask(self, request: _Request) -> Any:
         """The one answer to a request, which is given up with its caller."""
@@ -234,17 +250,12 @@ class LocalEngine:
             request.given_up = True
 
     def figures(self) -> Mapping[str, float]:
-        counts = self._pool.counts
         return {
             "requests_waiting": len(self._scheduler.waiting),
             "requests_running": len(self._scheduler.running),
             "text_tokens_total": self._text_tokens,
             "new_tokens_total": self._new_tokens,
-            "state_hits_total": counts.hits,
-            "state_misses_total": counts.misses,
-            "state_evictions_total": counts.evictions,
-            "states_resident": self._pool.resident,
-            "state_bytes": self._pool.state_bytes,
+            **self._scheduler.figures(),
         }
 
     def _submit(self, request: _Request) -> None:
@@ -261,11 +272,11 @@ class LocalEngine:
                 f"{request.length - request.virtual - request.text_length} to follow are {request.length}: "
                 f"the context holds {limit}"
             )
-        if request.virtual + request.need > self._pool.capacity:
+        if request.head is None and not self.base.family.words:
             raise SoftPromptError(
-                f"prompt, text and answer take {request.virtual + request.need} places: the engine's memory holds "
-                f"{self._pool.capacity} (state_bytes)"
+                f"{type(self.base.model).__name__} is an encoder: it neither scores words nor generates"
             )
+        self._scheduler.check(request)
         with self._changed:
             if self._stopping or self._worker is None:
                 raise StoppedError("the engine is not running")
@@ -365,7 +376,7 @@ class LocalEngine:
         """One packed row; the requests that came to their text's end, with `[1 + E, H]` hidden states from there."""
         ended = []
         for part in self._scheduler.compute(plan):
-            self._text_tokens += len(part.hidden)
+            self._text_tokens += part.tokens
             if part.work.tops is not None:
                 try:
                     self._weigh(part.work, part.hidden, part.work.tops)
@@ -417,7 +428,7 @@ class LocalEngine:
             try:
                 plain = likeliest[i], None, ()
                 chosen, logprob, top = (
-                    plain if request.chooser.plain else request.chooser.choose(request.ids, scores[i])
+                    plain if request.chooser.plain else request.chooser.choose(request.context(self.base), scores[i])
                 )
             except Exception as error:  # a processor's; the others' tokens are not its fault
                 self._finish(request, _failed(error))

@@ -37,7 +37,7 @@ class Seq2Seq(Family):
         of_row = []
         for text, k, end in zip(tokens, batch.prompt_of_text, ends, strict=True):
             of_row.append(number.setdefault((k, tuple(text[:end].tolist())), len(number)))
-        states, seen = encode(model, prompts, list(number))
+        states, seen = _encoded(model, prompts, list(number), batch.encoded)
         start = torch.full((1,), start_token(model), dtype=torch.long)
         padded = pad_sequence([torch.cat([start, text[end:]]) for text, end in zip(tokens, ends, strict=True)], True)
         columns = batch.columns - (torch.tensor(ends) - 1)[batch.rows]
@@ -108,6 +108,23 @@ def encode(
     ]
     seen = pad_sequence([row.new_ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
     return encoder(inputs_embeds=pad_sequence(rows, batch_first=True), attention_mask=seen).last_hidden_state, seen
+
+
+def _encoded(
+    model: PreTrainedModel,
+    prompts: Sequence[Tensor],
+    texts: Sequence[tuple[int, tuple[int, ...]]],
+    kept: Sequence[dict[tuple[int, ...], Tensor]],
+) -> tuple[Tensor, Tensor]:
+    """As `encode`, but for what is kept of each prompt's texts."""
+    if not kept:
+        return encode(model, prompts, texts)
+    if new := [(k, text) for k, text in texts if text not in kept[k]]:
+        for (k, text), states in zip(new, encode(model, prompts, new)[0], strict=True):
+            kept[k][text] = states[: len(prompts[k]) + len(text)]
+    rows = [kept[k][text] for k, text in texts]
+    seen = pad_sequence([row.new_ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
+    return pad_sequence(rows, batch_first=True), seen
 
 
 def decode(model: PreTrainedModel, ids: Tensor, states: Tensor, seen: Tensor, **options: Any) -> Any:
