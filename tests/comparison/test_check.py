@@ -36,8 +36,11 @@ def said(project: Path, *overrides: str, about: str = "") -> str:
     return "\n".join(one.text for one in found if one.about.startswith(about))
 
 
-def test_costs_are_measured_on_real_steps(project: Path, base_folder: Path, tmp_path: Path) -> None:
+def test_costs_are_measured_on_real_steps(
+    project: Path, base_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     found = ask(project)
+    assert "no validation rows" not in caplog.text  # as for the steps that are measured; the task has some
     base = load_base(str(base_folder))
     costs = found.costs
     assert costs.trainable_parameters == 4 * 32

@@ -5,9 +5,11 @@ Owns the measurement. Nothing of it is kept: the prompt that it trains for three
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +74,8 @@ def measure_costs(
         watch = Stopwatch()
         settings = {"max_steps": steps, "save_every": steps, "log_every": steps, "monitor": False, "report_to": []}
         settings |= {"calibrate": False}
-        train(base, prompt, task, train=train_rows, recipe=recipe.model_copy(update=settings), callbacks=[watch])
+        with _unsaid(train.__module__):
+            train(base, prompt, task, train=train_rows, recipe=recipe.model_copy(update=settings), callbacks=[watch])
         return watch.seconds / steps
 
     take(1)
@@ -93,3 +96,14 @@ def measure_costs(
         train_seconds=recipe.max_steps * step_seconds + answers * row_seconds,
         peak_memory_bytes=peak_memory(base.device),
     )
+
+
+@contextmanager
+def _unsaid(module: str) -> Iterator[None]:
+    """Within it a module's faults of the data, which here are those of so few steps, are not logged."""
+    logger = logging.getLogger(module)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
