@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from softprompt.bases.base import Base
-from softprompt.bases.load import EMBEDDED, load_base
+from softprompt.bases.load import load_base
+from softprompt.bases.reading import EMBEDDED
 from softprompt.bases.sources import Snippet, read_snippets
 from softprompt.errors import SoftPromptError
 from softprompt.evaluation import Evaluation, Prediction, evaluate, predict

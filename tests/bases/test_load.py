@@ -36,7 +36,8 @@ from transformers import (
 from softprompt.bases import load as base_module
 from softprompt.bases import sources
 from softprompt.bases.base import Base, suppressed_ids
-from softprompt.bases.load import fast_dtype, load_base
+from softprompt.bases.load import load_base
+from softprompt.bases.machine import fast_dtype
 from softprompt.errors import SoftPromptError
 from tests.conftest import make_base
 
@@ -235,7 +236,7 @@ class TestDtypeAndDevice:
         assert fast_dtype(torch.device("cpu")) == fast_dtype(torch.device("mps")) == torch.float32
 
     def test_bfloat16_that_is_emulated_is_said_to_be_slow(self, folder, monkeypatch, caplog):
-        monkeypatch.setattr(base_module, "_has_bfloat16", lambda device: False)
+        monkeypatch.setattr("softprompt.bases.machine._has_bfloat16", lambda device: False)
         with caplog.at_level("WARNING", logger="softprompt"):
             assert load_base(folder, dtype="float32", device="cpu").dtype == torch.float32
             assert caplog.messages == []
@@ -245,7 +246,7 @@ class TestDtypeAndDevice:
 
     @pytest.mark.parametrize("name", ["float32", "bfloat16"])
     def test_a_variable_says_what_auto_is(self, folder, monkeypatch, caplog, name):
-        monkeypatch.setattr(base_module, "_has_bfloat16", lambda device: True)
+        monkeypatch.setattr("softprompt.bases.machine._has_bfloat16", lambda device: True)
         monkeypatch.setenv("SOFTPROMPT_DTYPE", name)
         with caplog.at_level("INFO", logger="softprompt"):
             assert load_base(folder).dtype == getattr(torch, name)

@@ -7,7 +7,7 @@ import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from softprompt.bases.decoder import NO_TOKEN, Decoder
-from softprompt.bases.load import check_supported
+from softprompt.bases.reading import check_supported
 from softprompt.errors import SoftPromptError
 from softprompt.models.family import logits
 from softprompt.models.state import Span, StatePool

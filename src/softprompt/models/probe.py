@@ -85,7 +85,7 @@ def objection(model: PreTrainedModel, route: str, *, gradient: bool = True) -> s
         _found[model] = _Found({plainest: ""}, {plainest: ""})
     found = _found[model]
     if route not in family_of(model).routes:
-        return "bases of its kind have no such route"
+        return f"{type(model).__name__} has no {route} route"
     known = found.with_gradient if gradient else found.logits_only
     if route not in known:
         by_logits, known[route] = _compare(model, route, gradient)

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from softprompt.bases.base import dtype_name, suppressed_ids
-from softprompt.bases.load import fast_dtype, load_outline
+from softprompt.bases.load import load_outline
+from softprompt.bases.machine import fast_dtype
 from softprompt.errors import SoftPromptError
 from softprompt.models.scoring import check_tokens
 from softprompt.prompts.prompt import SoftPrompt

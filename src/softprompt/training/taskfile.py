@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from softprompt.bases.base import Base
-from softprompt.bases.load import EMBEDDED
+from softprompt.bases.reading import EMBEDDED
 from softprompt.errors import SoftPromptError
 from softprompt.prompts import names
 from softprompt.prompts.prompt import SoftPrompt
