@@ -185,7 +185,12 @@ def refuse(folder: Path) -> None:
 def test_a_kept_folder_is_made_once(cache):
     folder = sources.keep_folder("thing", make)
     assert (folder / "a.txt").read_text() == "one"
-    assert json.loads((folder / "manifest.json").read_text()) == {"a.txt": sha256(b"one"), "b.txt": sha256(b"two")}
+    known = json.loads((folder / "manifest.json").read_text())
+    assert {name: one["sha256"] for name, one in known.items()} == {"a.txt": sha256(b"one"), "b.txt": sha256(b"two")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "_sha256", refuse)  # what has not been written since is not read
+        assert sources.keep_folder("thing", refuse) == folder
+    os.utime(folder / "a.txt", (1, 1))  # as a copy does
     assert sources.keep_folder("thing", refuse) == folder
     assert files_in(cache) == ["thing"]
 
@@ -198,6 +203,7 @@ def test_a_kept_folder_is_made_once(cache):
         lambda folder: (folder / "c.txt").write_text("slipped in"),
         lambda folder: (folder / "manifest.json").unlink(),
         lambda folder: (folder / "manifest.json").write_text('{"a.txt": '),
+        lambda folder: (folder / "manifest.json").write_text('{"a.txt": "hash", "b.txt": "hash"}'),
     ],
 )
 def test_a_damaged_folder_is_made_again(cache, damage):

@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 from filelock import FileLock
 from huggingface_hub import is_offline_mode
@@ -111,8 +111,8 @@ def read_snippets(kind: Literal["movieReview", "amazonReview", "nytEditorial", "
 def keep_folder(name: str, make: Callable[[Path], None]) -> Path:
     """The folder `name` of the cache, with every file as `make` left it.
 
-    Where it is missing, or a file in it differs from its recorded SHA-256, `make` is called with an empty folder
-    to fill (flat, files only), under a lock that all processes share.
+    Where it is missing, or a file in it was written since and differs from its recorded SHA-256, `make` is called
+    with an empty folder to fill (flat, files only), under a lock that all processes share.
 
     Raises:
         SoftPromptError: the cache folder cannot be written; and whatever `make` raises.
@@ -128,15 +128,29 @@ def keep_folder(name: str, make: Callable[[Path], None]) -> Path:
     return _keep(name, _matches_manifest, make_with_manifest)
 
 
-def _inventory(folder: Path) -> dict[str, str]:
-    return {file.name: _sha256(file) for file in sorted(folder.iterdir()) if file.name != _MANIFEST}
+def _inventory(folder: Path) -> dict[str, dict[str, Any]]:
+    files = [file for file in sorted(folder.iterdir()) if file.name != _MANIFEST]
+    return {file.name: {"sha256": _sha256(file), "stat": _stat(file)} for file in files}
+
+
+def _stat(file: Path) -> list[int]:
+    """What changes when a file is written: its size and its time."""
+    found = file.stat()
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _matches_manifest(folder: Path) -> bool:
+    """Whether the files are those of the manifest; what has not been written since is not read."""
     try:
-        return bool(_inventory(folder) == json.loads((folder / _MANIFEST).read_text(encoding="utf-8")))
+        known = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        names = {file.name for file in folder.iterdir()} - {_MANIFEST}
+        return names == set(known) and all(_is_same(folder / name, known[name]) for name in names)
     except (OSError, ValueError):
         return False
+
+
+def _is_same(file: Path, known: object) -> bool:
+    return isinstance(known, dict) and (_stat(file) == known.get("stat") or _sha256(file) == known.get("sha256"))
 
 
 def _sha256(file: Path) -> str:
