@@ -104,6 +104,14 @@ class PlainEngine:
             self._leave()
             self.cancelled += not finished
 
+    async def states(self, prompt: SoftPrompt | None, ids: Sequence[int]) -> torch.Tensor:
+        await self._enter(len(ids))
+        try:
+            model = PromptedModel(self.base, [] if prompt is None else [prompt])
+            return final_states(model, [list(ids)], places=[range(len(ids))])
+        finally:
+            self._leave()
+
     async def warm(self, prompt: SoftPrompt) -> None:
         self.warmed.append(prompt.sha256)
 

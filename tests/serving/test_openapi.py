@@ -43,6 +43,7 @@ def test_every_operation_is_described(page):
         ("post", "/v1/completions"),
         ("post", "/v1/chat/completions"),
         ("post", "/v1/classify"),
+        ("post", "/v1/embeddings"),
         ("post", "/v1/predict"),
         ("get", "/v1/library"),
         ("get", "/v1/prompts"),

@@ -168,4 +168,4 @@ def test_a_library_is_served(kind: str, tmp_path: Path) -> None:
             assert (asked.status_code, asked.json()["error"]["code"]) == (400, "head")
             asked = live.post("/v1/completions", json={"model": base.name, "prompt": "so", "max_tokens": 3})
             assert "is an encoder: it neither scores words nor generates" in asked.json()["error"]["message"]
-            assert "TOKEN_CLS, which no engine serves" in live.service.catalogue.refused["tags"]
+            assert "TOKEN_CLS, and no task says how: add it again" in live.service.catalogue.refused["tags"]

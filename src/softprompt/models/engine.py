@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ class Work:
         computed: how many of the ids are in the pool.
         places: the pool's places for the text and what follows, while it runs.
         state: its prompt's state, while it runs.
+        every: whether the states of all its tokens are asked for.
+        read: what is read of an encoder, see `Batch`.
     """
 
     prompt: Virtual | None
@@ -49,6 +51,8 @@ class Work:
     computed: int = 0
     places: Tensor = field(default_factory=lambda: _NOWHERE)
     state: State | None = None
+    every: bool = False
+    read: Literal["state", "class", "pooled"] = "state"
 
     def __post_init__(self) -> None:
         self.text_length = len(self.ids)
@@ -76,7 +80,7 @@ class Computed:
     Attributes:
         work: the text.
         tokens: how many of its tokens were new.
-        hidden: `[n, H]` final hidden states of its n new tokens; where nothing is kept, of none.
+        hidden: `[n, H]` final hidden states of its n new tokens; where nothing is kept, only if all are asked for.
         end: `[1 + E, H]` those at its end and of its tree's E nodes, where the text has come to its end; else None.
     """
 

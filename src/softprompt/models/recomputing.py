@@ -7,7 +7,8 @@ answer so far; of an encoder-decoder as much as the answer, since a text's encod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -65,43 +66,36 @@ class RecomputingScheduler(Scheduler):
     def compute(self, plan: Iterable[tuple[Any, int]]) -> list[Computed]:
         """The texts, each with every node of its tree in a row of its own."""
         plan = list(plan)
-        rows = [(work, path) for work, _ in plan for path in (work.tree.paths() if work.nodes else [[]])]
-        found: list[Tensor] = [torch.empty(0)] * len(rows)
-        # What an encoder pools by a prompt's own layer cannot stand beside what it pools by the model's.
-        for own in (False, True):
-            some = [i for i, (work, _) in enumerate(rows) if (_pooling(work.prompt) is not None) == own]
-            for group in batch_by_tokens(
-                [work.virtual + len(work.ids) + len(path) for work, path in map(rows.__getitem__, some)]
-            ):
-                chosen = [some[i] for i in group]
-                for i, states in zip(chosen, self._states([rows[i] for i in chosen]), strict=True):
-                    found[i] = states
-        computed, start = [], 0
+        rows = [_Row(work, path) for work, _ in plan for path in (work.tree.paths() if work.nodes else [[]])]
+        found: dict[_Row, Tensor] = {}
+        for group in _alike(rows):
+            found |= zip(group, self._states(group), strict=True)
+        computed, waiting = [], iter(rows)
         for work, count in plan:
-            states = torch.stack(found[start : start + max(1, work.nodes)])
-            start += max(1, work.nodes)
-            end = torch.cat([states[:1, 0], states[:, 1]]) if work.nodes else states[:, 1]
+            states = [found[row] for row in islice(waiting, max(1, work.nodes))]
+            lasts = torch.stack([some[-1] for some in states])
+            end = torch.cat([states[0][:1], lasts]) if work.nodes else lasts
             work.computed += count
-            computed.append(Computed(work, count, end[:0], end))
+            computed.append(Computed(work, count, states[0] if work.every else end[:0], end))
         return computed
 
-    def _states(self, rows: Sequence[tuple[Any, list[int]]]) -> Tensor:
-        """`[n, 2, H]` final hidden states at each row's text's end, and at the end of what follows it."""
-        prompts = list({id(work.prompt): work.prompt for work, _ in rows}.values())
+    def _states(self, rows: Sequence[_Row]) -> tuple[Tensor, ...]:
+        """Of each row the final hidden states at the places that are asked for."""
+        prompts = list({id(row.work.prompt): row.work.prompt for row in rows}.values())
         number = {id(prompt): k for k, prompt in enumerate(prompts)}
-        ids = [[*work.ids, *path] for work, path in rows]
-        lasts = [(work.text_length - 1, len(row) - 1) for (work, _), row in zip(rows, ids, strict=True)]
+        counts = [len(row.places) for row in rows]
         batch = Batch(
-            tokens=torch.tensor([token for row in ids for token in row], dtype=torch.long),
-            lengths=[*map(len, ids)],
-            prompt_of_text=[number[id(work.prompt)] for work, _ in rows],
-            rows=torch.arange(len(rows)).repeat_interleave(2),
-            columns=torch.tensor(lasts).flatten(),
-            read="state" if self._model.base.family.words else "pooled",
+            tokens=torch.tensor([token for row in rows for token in row.ids], dtype=torch.long),
+            lengths=[len(row.ids) for row in rows],
+            prompt_of_text=[number[id(row.work.prompt)] for row in rows],
+            rows=torch.arange(len(rows)).repeat_interleave(torch.tensor(counts)),
+            columns=torch.tensor([place for row in rows for place in row.places]),
+            read=rows[0].work.read,
             pooling=[prompt.pooling for prompt in prompts if _pooling(prompt) is not None],
             encoded=[self._encoded.setdefault(id(prompt), {}) for prompt in prompts],
         )
-        return self._model.hidden([self._vectors(prompt) for prompt in prompts], batch).view(len(rows), 2, -1)
+        hidden = self._model.hidden([self._vectors(prompt) for prompt in prompts], batch)
+        return torch.split(hidden, counts)
 
     def _vectors(self, prompt: Any) -> Tensor:
         base = self._model.base
@@ -114,6 +108,37 @@ class RecomputingScheduler(Scheduler):
 def _pooling(prompt: Any) -> Tensor | None:
     """A prompt's own layer by which an encoder pools."""
     return getattr(prompt, "pooling", None)
+
+
+class _Row:
+    """A row of a step: a text, its answer so far, and the way to one node of its tree."""
+
+    def __init__(self, work: Any, path: Sequence[int]) -> None:
+        self.work, self.ids = work, [*work.ids, *path]
+
+    @property
+    def places(self) -> Sequence[int]:
+        """Where its states are asked for: all of it, or its text's end and its own."""
+        # The first is where an encoder-decoder's text ends.
+        return range(len(self.ids)) if self.work.every else (self.work.text_length - 1, len(self.ids) - 1)
+
+    @property
+    def length(self) -> int:
+        """Positions that it takes."""
+        return int(self.work.virtual) + len(self.ids)
+
+
+def _alike(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
+    """Rows that can stand in one batch, of like length.
+
+    What an encoder pools by a prompt's own layer cannot stand beside what it pools by the model's.
+    """
+    kinds: dict[Any, list[_Row]] = {}
+    for row in rows:
+        kinds.setdefault((row.work.read, _pooling(row.work.prompt) is None), []).append(row)
+    for some in kinds.values():
+        for group in batch_by_tokens([row.length for row in some]):
+            yield [some[i] for i in group]
 
 
 def _cost(work: Work) -> int:

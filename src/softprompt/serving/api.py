@@ -25,7 +25,7 @@ from fastapi.staticfiles import StaticFiles
 
 from softprompt.errors import SoftPromptError
 from softprompt.prompts.card import Card
-from softprompt.serving import completions, metrics, predictions, schemas
+from softprompt.serving import completions, embeddings, metrics, predictions, schemas
 from softprompt.serving.catalogue import Served
 from softprompt.serving.classification import Classifier, Question
 from softprompt.serving.completions import ReadyService, check_count, check_queue, problems, run_long
@@ -116,7 +116,7 @@ def make_app(
         app.add_middleware(Prefix, root_path=root_path)
     # Only for the OpenAPI page: it is the gate that asks for the key.
     locked: list[Any] = [Depends(HTTPBearer(auto_error=False, description="An API key."))] if access.api_keys else []
-    for router in (_models, completions.router, _tasks, predictions.router, _prompts, _figures):
+    for router in (_models, completions.router, embeddings.router, _tasks, predictions.router, _prompts, _figures):
         app.include_router(router, dependencies=locked)
     app.include_router(_open)
     if playground is None:
@@ -289,6 +289,10 @@ async def classify(body: schemas.ClassifyRequest, request: Request, service: Rea
 
 
 def _classifier(served: Served) -> Classifier:
+    if served.reader is not None:
+        raise ProblemError(
+            400, f"{served.id} does not choose a label for a text: use /v1/predict", param="model", code="no_labels"
+        )
     if served.classifier is None:
         raise ProblemError(
             400, f"{served.id} has no classification task: use /v1/completions", param="model", code="no_labels"

@@ -18,6 +18,7 @@ from softprompt.prompts.names import split_name
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.serving.classification import Classifier
 from softprompt.serving.logs import LOGGER
+from softprompt.serving.reading import Reader, is_read
 from softprompt.tasks.task import Task
 from softprompt.text import shown
 
@@ -46,6 +47,7 @@ class Served:
         prompt: None for the base and an ensemble.
         members: of an ensemble, the prompts that vote.
         classifier: of its task; None where its card holds no classification task.
+        reader: of its task, where that asks for tags, spans or embeddings.
         loaded: when, in seconds since 1970.
     """
 
@@ -54,6 +56,7 @@ class Served:
     version: int | None = None
     prompt: SoftPrompt | None = None
     classifier: Classifier | None = None
+    reader: Reader | None = None
     members: tuple[SoftPrompt, ...] = ()
     loaded: int = field(default_factory=lambda: int(time.time()))
 
@@ -211,11 +214,13 @@ class Catalogue:
             raise SoftPromptError(
                 f"its {prompt.num_virtual_tokens} virtual tokens leave no room in {self._base.max_positions}"
             )
-        classifier = None
-        if prompt.task_type in ("TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"):
-            raise SoftPromptError(f"it is for {prompt.task_type}, which no engine serves: use `softprompt predict`")
+        classifier = reader = None
         if prompt.card.task is not None:
             task = Task.from_dict(prompt.card.task, "card.json: task")
-            if task.labels is not None:
+            if is_read(task):
+                reader = Reader(self._base, task, prompt)
+            elif task.labels is not None:
                 classifier = Classifier(self._base, task, prompt)
-        return Served(f"{entry.name}@{entry.version}", entry.name, entry.version, prompt, classifier)
+        elif prompt.task_type in ("TOKEN_CLS", "QUESTION_ANS"):
+            raise SoftPromptError(f"it is for {prompt.task_type}, and no task says how: add it again with --task FILE")
+        return Served(f"{entry.name}@{entry.version}", entry.name, entry.version, prompt, classifier, reader)

@@ -104,7 +104,7 @@ def _find(service: Service, model: str) -> Served:
 
     Raises:
         UnknownModelError: nothing does.
-        ProblemError: it is an ensemble, or answers by a head.
+        ProblemError: it is an ensemble, or answers by a head or an embedding.
     """
     served = service.catalogue.find(model)
     if served.members:
@@ -114,6 +114,8 @@ def _find(service: Service, model: str) -> Served:
             param="model",
             code="ensemble",
         )
+    if served.reader is not None:
+        raise ProblemError(400, f"{served.id} writes no text: use /v1/predict", param="model", code="no_text")
     if served.prompt is not None and served.prompt.head is not None:
         raise ProblemError(
             400, f"{served.id} answers by a head, with labels and no text: use /v1/classify", param="model", code="head"
@@ -132,6 +134,29 @@ def answers(model: type[Any], *further: int) -> dict[int | str, dict[str, Any]]:
         }
     }
     return {**whole, **problems(400, 401, 404, 408, *further, 413, 429, 500, 503, 504)}
+
+
+def as_texts(given: Any) -> Sequence[str | list[int]]:
+    """The texts of a request, each as text or as ids, that were given as one or many."""
+    one = isinstance(given, str) or isinstance(given[0], int)
+    return [given] if one else given
+
+
+async def encode(service: Service, texts: Sequence[str | list[int]]) -> list[list[int]]:
+    """The token ids of a request's texts.
+
+    Raises:
+        SoftPromptError: one of the ids is no token.
+    """
+    writer = service.writer
+
+    def ids_of(text: str | list[int]) -> list[int]:
+        if isinstance(text, str):
+            return writer.encode(text)
+        writer.check_ids(text)
+        return text
+
+    return await run_long(sum(map(len, texts)), lambda: [ids_of(text) for text in texts])
 
 
 async def stream_events(events: AsyncGenerator[str, None], request: Request) -> EventStream:
@@ -164,27 +189,13 @@ async def _next(events: AsyncGenerator[str, None]) -> str:
 async def complete(body: schemas.CompletionRequest, request: Request, service: ReadyService) -> Response:
     """Texts as they stand, each behind the prompt's virtual tokens, are gone on with."""
     served = _find(service, body.model)
-    given, writer, n = body.prompt, service.writer, body.n or 1
-    texts: Sequence[str | list[int]]
-    if isinstance(given, str):
-        texts = [given]
-    elif isinstance(given[0], int):
-        texts = [given]  # one text's ids
-    else:
-        texts = given
+    texts, writer, n = as_texts(body.prompt), service.writer, body.n or 1
     if body.best_of not in (None, n):
         raise ProblemError(400, "best_of is not supported: leave it out, or set it to n", param="best_of")
     if body.max_tokens == 0 and not body.echo:
         raise ProblemError(400, "max_tokens is 0: with echo only, which then gives the text alone", param="max_tokens")
     check_count(len(texts) * n, f"{len(texts)} texts times n = {n}", "prompt")
-
-    def encode() -> list[list[int]]:
-        return [writer.encode(text) if isinstance(text, str) else text for text in texts]
-
-    encoded = await run_long(sum(map(len, texts)), encode)
-    for text, ids in zip(texts, encoded, strict=True):
-        if not isinstance(text, str):
-            writer.check_ids(ids)
+    encoded = await encode(service, texts)
     rooms = [room for ids in encoded if (room := writer.room(served.prompt, ids)) is not None]
     most = min([_TEXT_TOKENS, *rooms]) if body.max_tokens is None else body.max_tokens
     sampling = _sampling(body, service, max(most, 1), body.logprobs)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from torch import Tensor
+
 from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
 from softprompt.prompts.prompt import SoftPrompt
@@ -169,6 +171,15 @@ class Engine(Protocol):
 
         Raises: as `generate`.
             SoftPromptError: this engine does not tell.
+        """
+
+    async def states(self, prompt: SoftPrompt | None, ids: Sequence[int]) -> Tensor:
+        """`[T, H]` float32 on the CPU: the final hidden state of each token of a text behind the prompt.
+
+        Behind a prompt with a head what the head reads: of some encoders Transformers' classes put a layer between.
+
+        Raises: as `generate`.
+            SoftPromptError: this engine gives none, or the base has none.
         """
 
     async def warm(self, prompt: SoftPrompt) -> None:

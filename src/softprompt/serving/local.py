@@ -81,6 +81,7 @@ class _Request(Work):
         self._loop = asyncio.get_running_loop()
         self._answers: asyncio.Queue[Any] = asyncio.Queue()
         self.weighed: list[Weight] = []
+        self.states: list[Tensor] = []
 
     @property
     def asks_nothing(self) -> bool:
@@ -107,6 +108,13 @@ class _Request(Work):
     def context(self, base: Base) -> list[int]:
         """The tokens that may not be repeated; of an encoder-decoder the answer's alone, as in Transformers."""
         return self.ids[self.text_length :] if base.family.apart else self.ids
+
+    @property
+    def read_through(self) -> object:
+        """Of a text that asks nothing more, what has been read of it."""
+        if self.every:
+            return torch.cat(self.states).float().cpu()
+        return True if self.tops is None else self.weighed
 
     def answer(self, value: object) -> None:
         """Deliver from the worker's thread."""
@@ -221,7 +229,8 @@ class LocalEngine:
         if continuations is None:
             if prompt is None or prompt.head is None:
                 raise SoftPromptError("the prompt has no head to answer by")
-            return list(await self._ask(_Request(prompt, list(ids), head=prompt.head)))
+            read: Literal["state", "pooled"] = "state" if self.base.family.words else "pooled"
+            return list(await self._ask(_Request(prompt, list(ids), head=prompt.head, read=read)))
         if not continuations or not all(map(len, continuations)):
             raise SoftPromptError("a classification needs continuations, each of at least one token")
         check_tokens("continuation", continuations, self.base.vocab_size)
@@ -236,6 +245,14 @@ class LocalEngine:
             )
         weighed: list[Weight] = await self._ask(_Request(prompt, list(ids), tops=top))
         return weighed
+
+    async def states(self, prompt: SoftPrompt | None, ids: Sequence[int]) -> Tensor:
+        if not self.base.family.states:
+            name = type(self.base.model).__name__
+            raise SoftPromptError(f"{name} is an encoder-decoder: it gives no state for each token")
+        read: Literal["state", "class"] = "state" if prompt is None or prompt.head is None else "class"
+        found: Tensor = await self._ask(_Request(prompt, list(ids), every=True, read=read))
+        return found
 
     async def warm(self, prompt: SoftPrompt) -> None:
         if self._scheduler.keeps:
@@ -272,7 +289,7 @@ class LocalEngine:
                 f"{request.length - request.virtual - request.text_length} to follow are {request.length}: "
                 f"the context holds {limit}"
             )
-        if request.head is None and not self.base.family.words:
+        if not (self.base.family.words or request.every or request.head is not None):
             raise SoftPromptError(
                 f"{type(self.base.model).__name__} is an encoder: it neither scores words nor generates"
             )
@@ -361,7 +378,7 @@ class LocalEngine:
             self._pace.note(len(plan), time.monotonic() - start)
         ended = [entry for entry in ended if not self._is_lost(*entry)]
         for request in [request for request, _ in ended if request.asks_nothing]:
-            self._finish(request, True if request.tops is None else request.weighed)
+            self._finish(request, request.read_through)
         for answer, kind in ((self._go_on, "chooser"), (self._score, "branches"), (self._read_heads, "head")):
             members = [(request, hidden) for request, hidden in ended if getattr(request, kind) is not None]
             try:
@@ -383,6 +400,8 @@ class LocalEngine:
                 except Exception as error:  # the others have been computed, and are not tried again
                     self._finish(part.work, _failed(error))
                     continue
+            if part.work.every:
+                part.work.states.append(part.hidden)
             if part.end is not None:
                 ended.append((part.work, part.end))
         return ended

@@ -19,6 +19,7 @@ from softprompt.serving.catalogue import Served, UnknownModelError
 from softprompt.serving.classification import Classifier, Question
 from softprompt.serving.completions import ReadyService, answers, check_count, check_queue, run_long, stream_events
 from softprompt.serving.engine import Sampling, naming
+from softprompt.serving.reading import Passage, Reader
 from softprompt.serving.service import Service
 from softprompt.serving.shapes import DONE
 from softprompt.serving.streams import merged, unless_gone
@@ -37,7 +38,8 @@ router = APIRouter(tags=["Tasks"])
     responses=answers(schemas.Predictions, 409),
 )
 async def predict(body: schemas.PredictRequest, request: Request, service: ReadyService) -> Response:
-    """Each row in the template of the task on the prompt's card: a label with probabilities, or free text.
+    """Each row in the template of the task on the prompt's card: a label with probabilities, free text, tags, a span or
+    an embedding.
 
     The answers are those of `softprompt predict`, also in that texts that are too long are cut. Events are answers
     too, each as far as it is; the last one of a row is whole.
@@ -106,25 +108,29 @@ class _Asked:
             self._task = Task.from_dict(card.task, f"{served.id}: card.json: task")
         self._reading = Reading.of_card(None if card is None else card.data)
         base = service.engine.base
-        self._classifier = served.classifier
-        if self._classifier is None:
+        self._classifier, self._reader = served.classifier, served.reader
+        if self._classifier is None and self._reader is None:
             self._encoder = Encoder(base, self._task, virtual_tokens=self._answering.virtual)
+        elif alone and self._reader is not None:
+            self._reader = Reader(base, self._task, None)
         elif alone:
             self._classifier = Classifier(base, self._task, None)
 
-    def ask(self, inputs: Sequence[str | Mapping[str, str]]) -> list[Question]:
+    def ask(self, inputs: Sequence[str | Mapping[str, str]]) -> Sequence[Question | Passage]:
         """The questions for rows of input, texts that are too long cut.
 
         Raises:
             SoftPromptError: a text is empty, a column is missing, or the template leaves a text no room.
         """
+        if self._reader is not None:
+            return self._reader.ask(inputs)
         if self._classifier is not None:
             return self._classifier.ask(inputs, truncate=True)
         rows = rows_from(inputs, self._task, reading=self._reading)
         encoded = self._encoder.encode_rows(rows, reserve=self._task.max_new_tokens)
         return [Question(ids, [], cut) for ids, cut in zip(encoded.input_ids, encoded.cut, strict=True)]
 
-    async def answers(self, questions: Sequence[Question]) -> AsyncGenerator[schemas.Prediction, None]:
+    async def answers(self, questions: Sequence[Question | Passage]) -> AsyncGenerator[schemas.Prediction, None]:
         """The answers as they come and grow; closing the generator cancels them.
 
         Raises: as `Engine.generate`.
@@ -143,7 +149,14 @@ class _Asked:
             self._service.metrics.finished(name, route, seconds, *tokens)
             self._request.state.record.update(model=self.id, text_tokens=tokens[0], new_tokens=tokens[1])
 
-    async def _answer(self, index: int, question: Question) -> AsyncGenerator[schemas.Prediction, None]:
+    async def _answer(self, index: int, question: Question | Passage) -> AsyncGenerator[schemas.Prediction, None]:
+        if isinstance(question, Passage):
+            assert self._reader is not None
+            found = await self._reader.read(self._service.engine, question)
+            yield schemas.Prediction(
+                index=index, output=found.output, embedding=found.embedding, truncated=found.truncated
+            )
+            return
         if self._classifier is not None:
             label, probabilities = await self._classifier.classify(self._service.engine, question)
             yield schemas.Prediction(

@@ -203,6 +203,15 @@ class _GenerationRequest(_Request):
 _PROMPT_KINDS = "should be a text, a list of texts, a list of token ids, or a list of such lists"
 
 
+_TextsOrIds = Annotated[
+    Annotated[Text, Tag("one text")]
+    | Annotated[_Texts, Tag("many texts")]
+    | Annotated[_Ids, Tag("token ids")]
+    | Annotated[list[_Ids], _FIRST_FAULT, Field(min_length=1, max_length=MOST_ANSWERS), Tag("lists of token ids")],
+    Discriminator(_kind, custom_error_type="prompt", custom_error_message=_PROMPT_KINDS),
+]
+
+
 class CompletionRequest(_GenerationRequest):
     """A text to go on with, as it stands: no template is applied."""
 
@@ -215,13 +224,7 @@ class CompletionRequest(_GenerationRequest):
         }
     )
 
-    prompt: Annotated[
-        Annotated[Text, Tag("one text")]
-        | Annotated[_Texts, Tag("many texts")]
-        | Annotated[_Ids, Tag("token ids")]
-        | Annotated[list[_Ids], _FIRST_FAULT, Field(min_length=1, max_length=MOST_ANSWERS), Tag("lists of token ids")],
-        Discriminator(_kind, custom_error_type="prompt", custom_error_message=_PROMPT_KINDS),
-    ] = Field(description="A text, texts, a text's token ids, or several texts' token ids.")
+    prompt: _TextsOrIds = Field(description="A text, texts, a text's token ids, or several texts' token ids.")
     max_tokens: _Natural | None = Field(
         None,
         description="The most new tokens of a choice. Default: 16, less where the context has less room; 0 only with "
@@ -340,6 +343,20 @@ class PredictRequest(_Request):
     stream: bool | None = Field(
         None, description="Send the answers as server-sent events while they come, each as far as it is."
     )
+
+
+class EmbeddingRequest(_Request):
+    """Texts to embed, as they stand: no template is applied."""
+
+    model_config = _examples({"model": "search", "input": ["what do dogs eat?", "Dogs are fed twice a day."]})
+
+    model: _ModelName
+    input: _TextsOrIds = Field(description="A text, texts, a text's token ids, or several texts' token ids.")
+    encoding_format: Literal["float", "base64"] | None = Field(
+        None, description="`base64` is of little-endian float32 numbers. Default: `float`."
+    )
+    dimensions: _Positive | None = Field(None, description="As many as the base has, which is the default.")
+    user: str | None = Field(None, description=_WITHOUT_EFFECT)
 
 
 class LoadRequest(_Request):
@@ -474,15 +491,39 @@ class Classification(BaseModel):
 
 
 class Prediction(BaseModel):
-    """The answer to a row: a label with probabilities, or free text."""
+    """The answer to a row: a label with probabilities, free text, tags, a span of the text, or an embedding."""
 
     index: int = Field(description="Of the input.")
     label: str | None = Field(default=None, description="The likeliest; only of a task with labels.")
     probabilities: dict[str, float] | None = Field(default=None, description="Of each label; they sum to 1.")
     output: str | None = Field(
-        default=None, description="The text, or in an event as much of it as there is; only of others."
+        default=None,
+        description="The text, or in an event as much of it as there is; the tags of its words; the span.",
     )
+    embedding: list[float] | None = Field(default=None, description="Its squares sum to 1.")
     truncated: bool = Field(description="Whether the text was cut to fit the context.")
+
+
+class Embedding(BaseModel):
+    """A text as a vector."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int = Field(description="Of the input.")
+    embedding: list[float] | str = Field(description="Its squares sum to 1; in base64 where that is asked for.")
+
+
+class EmbeddingUsage(BaseModel):
+    """Counts of tokens, without virtual ones."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embeddings(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Embedding] = Field(description="By input.")
+    model: str = Field(description="What answered: `name@version`, or the base's name.")
+    usage: EmbeddingUsage
 
 
 class Predictions(BaseModel):

@@ -216,6 +216,9 @@ class VllmEngine:
     async def weigh(self, prompt: SoftPrompt | None, ids: Sequence[int], top: int) -> list[Weight]:
         raise SoftPromptError("echo with logprobs is not supported by the vLLM engine: use --engine local")
 
+    async def states(self, prompt: SoftPrompt | None, ids: Sequence[int]) -> Tensor:
+        raise SoftPromptError("hidden states, as tags, spans and embeddings need, are not supported by the vLLM engine")
+
     async def warm(self, prompt: SoftPrompt) -> None:
         with self._admit(prompt, [], 1) as (request, engine):
             await self._last_output(request, engine, self._inputs(request, engine), self._params(max_tokens=1))

@@ -23,6 +23,7 @@ from softprompt.serving.playground.asking import check_length, task_of
 from softprompt.serving.playground.client import Visitor
 from softprompt.serving.playground.looks import notice, page, progress, said
 from softprompt.serving.playground.texts import Texts
+from softprompt.serving.reading import is_read
 from softprompt.serving.schemas import Prediction
 from softprompt.tasks.metrics import classification_metrics, text_metrics
 from softprompt.tasks.reading import Reading
@@ -58,8 +59,15 @@ class Answered:
     answers: list[Prediction] = field(default_factory=list)
 
     @property
+    def has_probabilities(self) -> bool:
+        """Whether an answer is a label for the whole text."""
+        return self.task.labels is not None and not is_read(self.task)
+
+    @property
     def figures(self) -> dict[str, Any]:
-        """The answers' figures, as `softprompt evaluate` gives them; the rows have targets."""
+        """The answers' figures, as `softprompt evaluate` gives them, of labels and free text that have targets."""
+        if self.rows[0].target is None or is_read(self.task):
+            return {}
         labels = self.task.labels
         if labels is None:
             return text_metrics([said(answer) for answer in self.answers], [row.target or "" for row in self.rows])
@@ -153,7 +161,7 @@ def _write(source: Path, target: Path, answered: Sequence[Answered]) -> None:
     head, lines = list(records[0]), [list(map(str, record.values())) for record in records]
     for one in answered:
         head.append(f"{one.name} answer")
-        if one.task.labels is not None:
+        if one.has_probabilities:
             head.append(f"{one.name} probability")
         for line, answer in zip(lines, one.answers, strict=True):
             line.append(said(answer))
@@ -167,7 +175,7 @@ def _show(answered: Sequence[Answered], texts: Texts, *, differing: bool = False
     """How many texts were cut, how well each answered, and the first answers, or the first that differ."""
     cut = max(sum(answer.truncated for answer in one.answers) for one in answered)
     found = notice(texts["cut_rows"].format(count=f"{cut:,}")) if cut else Markup()
-    if measured := {one.name: one.figures for one in answered if one.rows[0].target is not None}:
+    if measured := {one.name: figures for one in answered if (figures := one.figures)}:
         keys = dict.fromkeys(key for figures in measured.values() for key in figures)
         rows = [[key.replace("_", " "), *(figures.get(key) for figures in measured.values())] for key in keys]
         found += table([texts["figure"], *measured], rows, texts["figures_caption"])

@@ -14,6 +14,7 @@ from softprompt.serving.schemas import Prediction
 
 Side = Prediction | str | None  # an answer, what went wrong, or nothing yet
 
+_MOST_NUMBERS = 8
 _MOST_BARS = 8  # labels with a bar of their own
 
 STYLE = """
@@ -82,7 +83,11 @@ def details(title: str, content: str) -> Markup:
 
 
 def said(answer: Prediction) -> str:
-    """The label, or the free text."""
+    """The label, the text, or an embedding's first numbers."""
+    if answer.embedding is not None:
+        return (
+            ", ".join(f"{number:.3f}" for number in answer.embedding[:_MOST_NUMBERS]) + f" … ({len(answer.embedding)})"
+        )
     return answer.label or answer.output or ""
 
 
