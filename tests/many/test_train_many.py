@@ -11,6 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 import yaml
+from transformers import AutoModelForSequenceClassification
 
 from softprompt import SoftPrompt
 from softprompt.many import group
@@ -18,6 +19,7 @@ from softprompt.progress import _TaskProgress
 from softprompt.training.folder import locked
 from softprompt.training.loop import PromptTrainer
 from tests.conftest import make_base
+from tests.models.encoders import base_of, whole
 from tests.test_cli import FILE, TRAIN_KEYS, make_project, run, save_base, weights
 
 NAMES = ("one", "two", "three")
@@ -223,3 +225,15 @@ def test_the_commands_of_the_docs(project: Path, monkeypatch: pytest.MonkeyPatch
             shutil.rmtree("runs")
         result = run(*words)
         assert result.exit_code == 0, result.output
+
+
+def test_an_encoder_s_tasks_are_answered_by_heads(project: Path) -> None:
+    """Two labels, `answer: auto`: what says no words is read by a head."""
+    base = base_of(whole("bert", AutoModelForSequenceClassification))
+    base.model.save_pretrained(project / "encoder")
+    base.tokenizer.save_pretrained(project / "encoder")
+    for name in NAMES:
+        change(name, base=str(project / "encoder"))
+    found = trained("tasks")
+    assert {one["status"] for one in found.values()} == {"trained"}
+    assert SoftPrompt.load("runs/one/prompt").head is not None

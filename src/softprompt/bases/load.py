@@ -24,9 +24,10 @@ from softprompt.bases import shards, sources
 from softprompt.bases.base import Base
 from softprompt.bases.checkpoint import UnsureError, find_files, read_samples, sample, sample_stored
 from softprompt.bases.decoder import reach
+from softprompt.bases.families import FamilyKind, family_kind
 from softprompt.bases.hub import hub_or_cache
 from softprompt.bases.machine import choose_device, choose_dtype, tell_dtype
-from softprompt.bases.reading import EMBEDDED, Held, no_safetensors, quiet, read
+from softprompt.bases.reading import EMBEDDED, Held, no_safetensors, quiet, read, read_config
 from softprompt.errors import SoftPromptError
 from softprompt.text import first_line
 
@@ -231,6 +232,18 @@ def load_outline(name: str | os.PathLike[str], *, trust_remote_code: bool = Fals
             )
             return base
     return _tell_reach(Base(model.requires_grad_(False), tokenizer, name, samples, quantization=kind))
+
+
+def find_family(name: str | os.PathLike[str]) -> FamilyKind:
+    """The family of a base, from its configuration alone.
+
+    Raises:
+        SoftPromptError: as `load_base`.
+    """
+    name = os.fspath(name)
+    source, options = _locate(name, False, None)
+    with _asking(options):
+        return family_kind(read_config(name, source, **options))
 
 
 def _tell_reach(base: Base) -> Base:

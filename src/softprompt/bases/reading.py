@@ -56,6 +56,19 @@ class Held:
     device_map: str | dict[str, Any] | None = None
 
 
+def read_config(name: str, source: str, **options: Any) -> PretrainedConfig:
+    """The configuration, as Transformers reads it; `options` are for its call."""
+    try:
+        with quiet(show_progress=False):
+            found: PretrainedConfig = AutoConfig.from_pretrained(source, **options)
+            check_supported(name, found)
+            return found
+    except SoftPromptError:
+        raise
+    except Exception as error:
+        raise SoftPromptError(_explain(name, error)) from error
+
+
 def read(
     name: str, source: str, dtype: torch.dtype, show_progress: bool, held: Held | None = None, **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -50,7 +50,7 @@ def train_members(
         def with_data(prompt: SoftPrompt) -> SoftPrompt:
             return replace(prompt, card=prompt.card.replace(data=file.data.for_card()))
 
-        kind = choose_answer(file.task, rows, base=base)
+        kind = choose_answer(file.task, rows, family=base.family)
         before, _ = rows_around(kind, recipe, len(rows), 0)
         after = sum(map(len, asked.values()))
         shown = count * len(validation or [])

@@ -88,7 +88,7 @@ def train(
             base = load_base(file.base, mesh=mesh, **file.recipe.loading(dtype))
         console = Console(stderr=True)
         checks = len(validation or [])
-        before, after = rows_around(choose_answer(file.task, rows, base=base), file.recipe, len(rows), checks)
+        before, after = rows_around(choose_answer(file.task, rows, family=base.family), file.recipe, len(rows), checks)
         after += len(test_rows) + checks  # which the report looks for mistakes in
         progress = TrainingProgress(console, file.task.metric, checks, before=before, after=after)
         common: dict[str, Any] = {

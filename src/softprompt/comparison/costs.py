@@ -67,7 +67,7 @@ def measure_costs(
         SoftPromptError: the rows can't be trained on.
     """
 
-    task = choose_answer(task, train_rows, prompt, base)
+    task = choose_answer(task, train_rows, prompt, base.family)
     prompt = with_head(prompt, task, base)
 
     def take(steps: int) -> float:

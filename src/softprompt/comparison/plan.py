@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
+from softprompt.bases.load import find_family
 from softprompt.errors import SoftPromptError
 from softprompt.tasks.answers import KINDS
 from softprompt.tasks.rows import Row
@@ -65,7 +66,7 @@ def make_plan(file: TaskFile, *, quick: bool, one_setting: bool = False) -> Plan
         notes.append(f"The task file names no validation rows: {_SET_ASIDE:.0%} of the training rows were set aside.")
     parts = file.rows()
     rows, validation = parts["training"], list(parts.get("validation", []))
-    task = choose_answer(task, rows)
+    task = choose_answer(task, rows, family=find_family(file.base))
     if KINDS[task.kind].needs == "states":
         raise SoftPromptError(f"task.answer: {task.kind} is for `softprompt train`: its methods are not compared")
     test = list(parts.get("test", validation))

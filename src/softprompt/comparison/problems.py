@@ -66,7 +66,7 @@ def check(file: TaskFile, *, progress: Callable[[str, float], None] | None = Non
         start = start.model_copy(update={"num_virtual_tokens": None})
     prompt = make_prompt(base, start, file.task, parts["training"])
     if not base.family.words:
-        task = choose_answer(file.task, parts["training"], prompt, base)
+        task = choose_answer(file.task, parts["training"], prompt, base.family)
         file = file.model_copy(update={"task": task})
     problems = [
         *in_rows(parts, file.task),

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from softprompt.bases.base import Base
-from softprompt.bases.load import load_base
+from softprompt.bases.load import find_family, load_base
 from softprompt.errors import SoftPromptError
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.tasks.rows import Row
@@ -160,7 +160,8 @@ def _read(path: Path, output: Path, overrides: Sequence[str], resume: bool) -> E
     parts = file.rows()
     train = parts["training"]
     start = None if file.prompt.init_from is None else SoftPrompt.load(file.prompt.init_from)
-    task, recipe = choose_answer(file.task, train, start), file.recipe.for_rows(len(train))
+    task = choose_answer(file.task, train, start, find_family(file.base))
+    recipe = file.recipe.for_rows(len(train))
     dtype: str = file.recipe.dtype
     if resume and dtype == "auto":
         dtype = recorded_dtype(folder) or dtype

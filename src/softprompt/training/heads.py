@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from softprompt.bases.base import Base
+from softprompt.bases.families import FamilyKind
 from softprompt.errors import SoftPromptError
 from softprompt.models.prompted import PromptedModel
 from softprompt.models.readout import with_ones
@@ -27,7 +28,9 @@ from softprompt.training.recipe import Recipe
 logger = logging.getLogger(__name__)
 
 
-def choose_answer(task: Task, rows: Sequence[Row], prompt: SoftPrompt | None = None, base: Base | None = None) -> Task:
+def choose_answer(
+    task: Task, rows: Sequence[Row], prompt: SoftPrompt | None = None, family: FamilyKind | None = None
+) -> Task:
     """The task with a kind of answer that is not `auto`, which is said in a log line where there was a choice.
 
     A head where the prompt has one, where the base says no words, or where there are more than two labels and two
@@ -36,7 +39,7 @@ def choose_answer(task: Task, rows: Sequence[Row], prompt: SoftPrompt | None = N
     if task.answer != "auto" or task.labels is None:
         return task.resolved(head=False)
     count = len(task.labels)
-    if base is not None and not base.family.words:
+    if family is not None and not family.words:
         return task.resolved(head=True)
     by_head = (prompt is not None and prompt.head is not None) or (count > 2 and len(rows) >= 2 * count)
     task = task.resolved(head=by_head)

@@ -164,7 +164,7 @@ def train(
         rows, checks = with_validation(train, validation, task, recipe.seed)
         recipe = recipe.for_rows(len(rows))
         parts = rows, checks, None if test is None else as_rows(test, task)
-        planned = plan(base, prompt, choose_answer(task, rows, prompt, base), recipe, parts)
+        planned = plan(base, prompt, choose_answer(task, rows, prompt, base.family), recipe, parts)
     prepared = _agree(planned, parts[2], resume=resume, force=force)
     with ExitStack() as stack:
         folder = _folder(output, prepared.about, stack, resume=resume, force=force)

@@ -22,13 +22,13 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 from transformers.trainer_utils import set_seed
 
 from softprompt.bases.base import Base
-from softprompt.bases.decoder import Decoder
 from softprompt.comparison.measuring import peak_memory
 from softprompt.comparison.methods.method import Method, Work
 from softprompt.comparison.results import Trained
 from softprompt.evaluation.calibration import measure_priors, worth_keeping, worth_trying
 from softprompt.evaluation.evaluate import Evaluation, Evaluator
 from softprompt.files import write_file
+from softprompt.models.family import Batch, family_of
 from softprompt.models.prompted import PromptedModel
 from softprompt.models.readout import read_head
 from softprompt.prompts.prompt import SoftPrompt
@@ -87,7 +87,7 @@ class FineTuning(Method):
             keep,
             heads,
             recipe.head_learning_rate,
-            model=_WithHead(model, asked) if heads else model,
+            model=_Asked(model, asked) if heads or base.family.apart else model,
             args=arguments(
                 recipe, work.folder.parent, base.device, validates=True, **_options(recipe, work.base, base)
             ),
@@ -142,20 +142,22 @@ class FineTuning(Method):
         return evaluation
 
 
-class _WithHead(nn.Module):
-    """A model whose answers are read by a head; for the rest it is that model.
+class _Asked(nn.Module):
+    """A model whose loss is that of the very states that it is asked by: of other families than causal, and of heads.
+
+    For the rest it is that model.
 
     Args:
         model: what is trained.
-        asked: the base in it, with the head, which is trained along.
+        asked: the base in it, with the head, which is trained along, where it has one.
     """
 
     accepts_loss_kwargs = True
 
     def __init__(self, model: nn.Module, asked: PromptedModel) -> None:
         super().__init__()
-        self.model, self.head, self._base = model, asked.heads[0], asked.base
-        self._weights = asked.label_weights
+        self.model, self.heads, self._base = model, asked.heads, asked.base
+        self._read, self._weights = asked.read, asked.label_weights
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -171,14 +173,22 @@ class _WithHead(nn.Module):
         num_items_in_batch: Tensor | int | None = None,
     ) -> dict[str, Tensor]:
         """The loss of a padded batch; see `pad_rows`."""
-        words = self._base.model.get_input_embeddings()(input_ids)
-        hidden = Decoder.of(self._base.model)(words, input_ids, attention_mask=attention_mask)
+        base, family = self._base.model, family_of(self._base.model)
         asked = labels != -100
-        losses = functional.cross_entropy(
-            read_head(hidden[asked], self.head), labels[asked], self._weights, reduction="none"
+        rows, columns = asked.nonzero().cpu().T
+        batch = Batch(
+            tokens=input_ids[attention_mask.bool()].cpu(),
+            lengths=attention_mask.sum(1).tolist(),
+            prompt_of_text=[0] * len(input_ids),
+            rows=rows,
+            columns=columns if self.heads else columns - 1,  # a word is predicted one token before it
+            read=self._read,
         )
-        total = losses.sum()
-        return {"loss": total / (asked.sum() if num_items_in_batch is None else num_items_in_batch)}
+        nothing = torch.zeros(0, self._base.hidden_size, device=input_ids.device)
+        hidden = family.hidden(family.routes[-1], base, [nothing], batch)
+        scores = read_head(hidden, self.heads[0]) if self.heads else family.logits(base, hidden)
+        losses = functional.cross_entropy(scores, labels[asked], self._weights, reduction="none")
+        return {"loss": losses.sum() / (asked.sum() if num_items_in_batch is None else num_items_in_batch)}
 
 
 def _asked(base: Base, task: Task) -> PromptedModel:

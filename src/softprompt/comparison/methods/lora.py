@@ -28,7 +28,8 @@ class Lora(FineTuning):
     usual_rate = 5e-4
 
     def adapt(self, work: Work) -> tuple[Base, Any]:
-        config = LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")
+        kind = work.base.family.task_type
+        config = LoraConfig(task_type=kind, r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")
         return work.base, get_peft_model(work.base.model, config)
 
     def release(self, model: Any) -> None:

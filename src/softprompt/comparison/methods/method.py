@@ -46,11 +46,6 @@ class Work:
         self.watch = Stopwatch(lambda step: tell(step, self.recipe.max_steps))
         try:
             self.base = load_base(plan.base, **self.recipe.loading())
-            if not self.base.family.words:
-                raise SoftPromptError(
-                    f"base {plan.base!r} is an encoder, whose methods are not compared: train it with "
-                    "prompt.num_virtual_tokens 0 and with more"
-                )
             start = plan.start.model_copy(update={"seed": plan.start.seed + seed})
             self.prompt = make_prompt(self.base, start, plan.task, plan.train)
             Encoder(self.base, plan.task, virtual_tokens=self.prompt.num_virtual_tokens)
