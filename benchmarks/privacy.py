@@ -249,12 +249,12 @@ def _epsilon_table(rows: Sequence[dict[str, Any]]) -> str:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in _of(rows, "epsilon"):
         groups.setdefault((row["task"], row["epsilon"]), []).append(row)
-    for (task, epsilon), some in groups.items():
+    for (task, epsilon), some in sorted(groups.items(), key=_place):
         told = [row["leakage"]["membership"] for row in some if "leakage" in row]
         spent = [row["leakage"]["private"] for row in some if "leakage" in row and row["leakage"]["private"]]
         lines.append(
             [
-                f"{task}, {_NAMES.get(epsilon, 'epsilon ' + epsilon)}",
+                f"{task}, {_NAMES.get(epsilon) or f'epsilon {float(epsilon):g}'}",
                 f"{spent[0]['noise_multiplier']:.2f}" if spent else "",
                 _spread([row["accuracy"] for row in some]),
                 _spread([one["auc"] for one in told]) if told else "",
@@ -264,6 +264,12 @@ def _epsilon_table(rows: Sequence[dict[str, Any]]) -> str:
         )
     head = ("task", "noise", "test accuracy", "membership AUC", "found at 1% false alarms", "seeds")
     return markdown_table(head, lines)
+
+
+def _place(group: tuple[tuple[str, str], Any]) -> tuple[str, float]:
+    """Where a task's group stands: nothing learned, then from the smallest epsilon on."""
+    (task, epsilon), _ = group
+    return task, float({"zero-shot": -1, "start": 0}.get(epsilon, epsilon))
 
 
 def _start_table(rows: Sequence[dict[str, Any]]) -> str:
