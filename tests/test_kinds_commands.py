@@ -70,5 +70,9 @@ def test_the_commands(kind: str) -> None:
     assert len(lines) == 12
     run("predict", found["prompt"], "--input", "test.jsonl", "--output", "answers.csv")
     assert len(Path("answers.csv").read_text().splitlines()) == 13
+    looked = run("inspect", found["prompt"]).stdout
+    assert "Most alike (cosine)" in looked
+    assert "Asked to continue" not in looked  # an encoder says nothing
+    assert "Asked to continue" not in Path("runs/kind/report.html").read_text()
     line = refused("train", "task.yaml", "--output", "words", "--set", "task={template: '{text}', target: '{part}'}")
     assert "(bert) says no words: task.answer can be head, tags, span, embedding, not text" in line

@@ -37,7 +37,8 @@ def describe_inspection(found: Inspection) -> list[str | Table]:
         pushed = [f"{token.index} to {quoted(token.pushes)}" for token in found.tokens if token.pushes is not None]
         if pushed:
             parts.append(f"pushes (the label that a virtual token adds the most answers to): {', '.join(pushed)}")
-    parts.append(f"Asked to continue the prompt alone, the base says: {quoted(found.continuation)}")
+    if found.continuation is not None:
+        parts.append(f"Asked to continue the prompt alone, the base says: {quoted(found.continuation)}")
     return parts if found.map is None else [*parts, *_map(found.map)]
 
 

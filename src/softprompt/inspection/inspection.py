@@ -78,7 +78,7 @@ class Inspection:
         word_norm_mean, word_norm_deviation: of the base's words.
         tokens: the virtual tokens.
         similarity: `[P, P]` cosines between them.
-        continuation: what the base says after the prompt alone, greedily; "" where it says no words.
+        continuation: what the base says after the prompt alone, greedily; None where it says no words.
         importance: what leaving out each token costs; None where no rows were given.
         map: the prompt among those of a library; None where none was given.
     """
@@ -90,7 +90,7 @@ class Inspection:
     word_norm_deviation: float
     tokens: list[TokenFindings]
     similarity: list[list[float]]
-    continuation: str
+    continuation: str | None
     importance: Importance | None
     map: TaskMap | None
 
@@ -193,12 +193,12 @@ def inspect(
     )
 
 
-def continue_alone(base: Base, prompt: SoftPrompt, max_new_tokens: int = _CONTINUATION) -> str:
+def continue_alone(base: Base, prompt: SoftPrompt, max_new_tokens: int = _CONTINUATION) -> str | None:
     """What the base says after the prompt and nothing else: the likeliest next token, again and again."""
     left = base.room(prompt.num_virtual_tokens)
     room = max_new_tokens if left is None else min(max_new_tokens, left)
-    model = PromptedModel(base, [prompt])
     if not base.family.words:
-        return ""
+        return None
+    model = PromptedModel(base, [prompt])
     (answer,) = generate(model, [[]], max_new_tokens=room, ends=base.end_ids)
     return str(base.tokenizer.decode(answer, skip_special_tokens=True))

@@ -52,7 +52,7 @@ class InspectionSummary(_Frozen):
     tokens: list[Token]
     caption: str
     similarity: list[list[float]]
-    continuation: str
+    continuation: str | None
     drift_unknown: str | None = None
 
 

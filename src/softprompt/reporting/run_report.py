@@ -401,6 +401,8 @@ def _words(findings: Findings, reason: str | None) -> Markup:
         "Likeness between the virtual tokens",
         "The cosine of each pair. Tokens that are all alike do the same work twice.",
     )
+    if found.continuation is None:
+        return body
     return body + paragraph(
         f"Asked to continue the prompt alone, the base says: {json.dumps(found.continuation, ensure_ascii=False)}"
     )
