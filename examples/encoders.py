@@ -82,13 +82,20 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--base", help="any encoder, as load_base takes it (default: all-MiniLM-L6-v2)")
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rate", type=float, help="learning rate (default: the recipe's)")
     parser.add_argument("--rows", type=int, default=2000, help="training rows, at most")
     parser.add_argument("--output", type=Path, help="the run's folder")
     asked = parser.parse_args()
     kinds = {"films": films, "retrieval": retrieval, "tags": tags, "spans": spans}
     task, train, test = kinds[asked.kind](asked.data, asked.rows)
     base = sp.load_base(asked.base or minilm(), dtype="float32")
-    recipe = sp.Recipe(max_steps=asked.steps, batch_size=16, warmup_steps=asked.steps // 20, evaluate_every=50)
+    recipe = sp.Recipe(
+        max_steps=asked.steps,
+        batch_size=16,
+        warmup_steps=asked.steps // 20,
+        evaluate_every=50,
+        learning_rate=asked.rate or "auto",
+    )
     said = {}
     if asked.kind == "retrieval":
         said["no prompt"] = sp.evaluate(base, None, task, test)
