@@ -23,6 +23,7 @@ from softprompt.models.family import Batch, family_of, hidden_states
 from softprompt.models.probe import find_route, objection, probe
 from tests.bases.test_load import write_gguf
 from tests.conftest import make_tokenizer
+from tests.models.kinds_on_a_device import numbers
 
 bnb = pytest.importorskip("bitsandbytes.functional", reason="`make test-quantization` runs it")
 pytest.importorskip("torchao", reason="`make test-quantization` runs it")
@@ -119,6 +120,21 @@ def test_the_prompts_gradient_is_that_through_the_dequantised_weights(
         assert not any(objection(model, route) for model in (exact, plain))
         wanted, usual, found = (gradient(model, route, prompts, batch) for model in (exact, plain, base.model))
         assert distance(found, wanted) < 1.5 * distance(usual, wanted) + 1e-5, route
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_answer_is_that_of_the_dequantised_weights(kind: str, family: str, folders: dict[str, Path]) -> None:
+    """Loss, gradients and answers by heads, tags, spans and embeddings."""
+    dtype = dtype_for(kind)
+    base = load_base(folders[family], dtype=dtype, quantization=kind)
+    exact, plain = (sp.Base(twin(base, folders[family], of), base.tokenizer, "twin") for of in ("float32", dtype))
+    for answer in ("head", "tags", "span", "embedding"):
+        wanted, usual, found = (
+            torch.cat([one.flatten().float() for one in numbers(a, answer)]) for a in (exact, plain, base)
+        )
+        times = 2.0 if dtype == "bfloat16" else 1.5  # what a product is rounded to on its way is the kernel's affair
+        assert distance(found, wanted) < times * distance(usual, wanted) + 1e-4, answer
 
 
 @pytest.mark.parametrize("kind", KINDS)
