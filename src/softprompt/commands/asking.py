@@ -63,7 +63,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a prompt on labelled rows."""
-    with reporting() as out:
+    with reporting(libraries=True) as out:
         from softprompt.evaluation import evaluate
         from softprompt.progress import progress_bar
         from softprompt.tasks import load_rows
@@ -120,7 +120,7 @@ def predict(
         raise typer.BadParameter("give either TEXT or --input FILE")
     if ray is None and workers is not None:
         raise typer.BadParameter("--workers goes with --ray")
-    with reporting() as out:
+    with reporting(libraries=True) as out:
         from softprompt.evaluation.answering import AnswerFile, answer
         from softprompt.progress import progress_bar
         from softprompt.tasks.rows import Entries

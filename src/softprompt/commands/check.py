@@ -14,7 +14,7 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Look at a task before training: what is wrong with its data and its template, and what a run costs here."""
-    with reporting() as out:
+    with reporting(libraries=True) as out:
         from softprompt.comparison import check
         from softprompt.comparison.report import seconds, size
         from softprompt.progress import share_bar

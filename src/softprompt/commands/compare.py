@@ -47,7 +47,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Measure prompt tuning beside its peers on your task: same rows, same steps, each method in its own process."""
-    with reporting() as out:
+    with reporting(libraries=True) as out:
         from softprompt.comparison import compare
         from softprompt.comparison.report import cells, remarks
         from softprompt.progress import share_bar

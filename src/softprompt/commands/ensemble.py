@@ -25,7 +25,7 @@ def train_members(
 
     Member k starts with the task file's `prompt.seed + k`, and sees the rows in the order of `recipe.seed + k`.
     """
-    with reporting() as out:
+    with reporting(libraries=True) as out:
         from softprompt.bases.load import load_base
         from softprompt.evaluation import evaluate
         from softprompt.progress import TrainingProgress

@@ -59,7 +59,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Look at a prompt: its norms and drift, the words nearest to it, what matters in it, what it says by itself."""
-    with reporting() as out:
+    with reporting(libraries=True) as out:
         from softprompt.commands.inspection_tables import describe_inspection
         from softprompt.inspection import inspect
         from softprompt.progress import progress_bar

@@ -52,7 +52,7 @@ def train_many(
         raise typer.BadParameter("--workers goes with --ray")
     if resume and force:
         raise typer.BadParameter("give either --resume or --force")
-    with reporting() as out, ExitStack() as stack:
+    with reporting(libraries=True) as out, ExitStack() as stack:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise SoftPromptError("train-many runs in one process: start it without torchrun or accelerate launch")
         from softprompt.many.entries import read_entries, task_files

@@ -40,7 +40,7 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Drop the virtual tokens that matter least, measure what is left, and save it as a new prompt."""
-    with reporting() as out:
+    with reporting(libraries=True) as out:
         from softprompt.commands.inspection_tables import describe_pruning
         from softprompt.inspection import prune
         from softprompt.inspection.pruning import check_keep

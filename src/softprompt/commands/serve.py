@@ -129,7 +129,7 @@ def serve(
     if (quantization or device_map) and engine is _Engine.VLLM:
         raise typer.BadParameter("--quantization and --device-map are for --engine local; vLLM has --vllm KEY=VALUE")
     keys = api_keys or [key.strip() for key in os.environ.get("SOFTPROMPT_API_KEY", "").split(",") if key.strip()]
-    with reporting() as out:
+    with reporting(libraries=True) as out:
         from softprompt.prompts.library import PromptLibrary
         from softprompt.serving.gate import Access
         from softprompt.serving.playground import check_installed, is_installed

@@ -59,7 +59,7 @@ def train(
             raise typer.BadParameter("an ensemble's training is not resumed: leave out --resume or --ensemble")
         train_members(task, ensemble, output, force=force, overrides=overrides or [], as_json=as_json)
         return
-    with reporting() as out:
+    with reporting(libraries=True) as out:
         from softprompt.bases.load import load_base
         from softprompt.evaluation import evaluate, predict
         from softprompt.progress import TrainingProgress
@@ -202,7 +202,7 @@ def demo(
 ) -> None:
     """The whole story on real data: train a prompt on movie reviews, in a few minutes on two CPU cores."""
     check_choice(resume, force)
-    with reporting() as out:
+    with reporting(libraries=True) as out:
         from softprompt.demo import show
 
         document = show(Console(file=sys.stderr if as_json else out), output, steps, resume=resume, force=force)
