@@ -13,7 +13,6 @@ from softprompt.models.generation import generate
 from softprompt.models.prompted import PromptedModel
 from softprompt.prompts.library import PromptLibrary
 from softprompt.serving.catalogue import Catalogue
-from softprompt.serving.local import LocalEngine
 from softprompt.tasks.encode import Encoder
 from tests.conftest import make_base, make_tokenizer
 from tests.models.encoders import base_of, whole
@@ -39,8 +38,6 @@ def test_an_encoder_does_not_generate() -> None:
     base = encoder()
     with pytest.raises(sp.SoftPromptError, match="is an encoder: it does not generate"):
         generate(PromptedModel(base, []), [[5, 6]], max_new_tokens=2, ends={0})
-    with pytest.raises(sp.SoftPromptError, match="cannot keep states for mixed batches"):
-        LocalEngine(base)
 
 
 @pytest.mark.parametrize("kind", ["P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING"])
@@ -70,11 +67,9 @@ def test_prompts_for_different_answers_are_asked_apart() -> None:
         PromptedModel(base, [start.with_head(base, 2, kind) for kind in ("SEQ_CLS", "TOKEN_CLS")])
 
 
-def test_the_server_refuses_what_no_engine_serves(tmp_path: Path) -> None:
+def test_the_server_refuses_tags_without_a_task(tmp_path: Path) -> None:
     base = make_base()
-    start = sp.SoftPrompt.from_vocabulary(base, 2)
-    prompt = start.with_head(base, 2, "TOKEN_CLS")
     library = PromptLibrary(tmp_path)
-    library.add("tags", sp.SoftPrompt(prompt.embeddings, prompt.card.replace(task=TAGS.model_dump()), prompt.head))
-    with pytest.raises(sp.SoftPromptError, match="it is for TOKEN_CLS, which no engine serves"):
+    library.add("tags", sp.SoftPrompt.from_vocabulary(base, 2).with_head(base, 2, "TOKEN_CLS"))
+    with pytest.raises(sp.SoftPromptError, match="it is for TOKEN_CLS, and no task says how: add it again with --task"):
         Catalogue(base, library).read("tags")
