@@ -325,7 +325,7 @@ def _plot(document: dict[str, Any], path: Path) -> None:
             values = [row["accuracy"] for row in here if row["epsilon"] == epsilon]
             if values:
                 axes.axhline(fmean(values), linestyle=style, color=f"C{number}", label=f"{task}, {_NAMES[epsilon]}")
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", ncol=3, loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
     axes.set(xscale="log", xlabel=f"epsilon (delta {DELTA:g})", ylabel="test accuracy")
     axes.set_xticks([1, 3, 8], ["1", "3", "8"])
     axes.minorticks_off()
