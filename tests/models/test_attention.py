@@ -72,6 +72,45 @@ def test_kernels_equal_plain_attention(row, heads, sizes, window, softcap, scali
         torch.testing.assert_close(grad, right, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("row", "window", "causal"),
+    [
+        (([9, 9], [0, 1, 1], [40, 17, 30], None), None, {True}),
+        (
+            ([5, 9], [0, 1, 1], [40, 17, 30], None),
+            None,
+            {True, False},
+        ),  # what stands before two texts differs in length
+        (([30], [0], [7], None), None, {False}),  # more before the text than in it
+        (([5], [0], [40], None), 8, {False}),
+    ],
+)
+def test_long_texts_need_no_mask(monkeypatch, dtype, row, window, causal):
+    used = []
+    inner = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*args, is_causal=False, **more):
+        used.append(is_causal)
+        return inner(*args, is_causal=is_causal, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    count = sum(row[0]) + sum(row[2])
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(heads, count, 8, generator=generator).to(dtype).requires_grad_() for heads in (4, 2, 2)]
+    found = {}
+    for kernel in ("matmul", "sdpa"):
+        layout = build_layout(*row)
+        layout.kernel = kernel
+        given = (t[None] for t in inputs)
+        output, _ = packed_attention(layer(sliding_window=window), *given, None, layout=layout, sliding_window=window)
+        found[kernel] = [output, *torch.autograd.grad(output.float().square().sum(), inputs)]
+    assert set(used[1:]) == causal  # the first are the prompts
+    allowed = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 5e-2, "atol": 5e-2}
+    for ours, theirs in zip(found["sdpa"], found["matmul"], strict=True):
+        torch.testing.assert_close(ours, theirs, **allowed)
+
+
 def layer(**config: object) -> torch.nn.Module:
     """An attention layer as far as `packed_attention` looks at one."""
     module = torch.nn.Module()

@@ -191,14 +191,23 @@ class _MatmulAttention(torch.autograd.Function):
 
 
 def _sdpa_attention(query: Tensor, key: Tensor, value: Tensor, plans: Sequence[Plan], scaling: float) -> Tensor:
-    """The same by PyTorch's scaled_dot_product_attention; shapes as in `_MatmulAttention`."""
+    """The same by PyTorch's scaled_dot_product_attention; shapes as in `_MatmulAttention`.
+
+    A mask has as many numbers as there are scores, and those that nobody sees are computed. So long texts are given
+    queries of zeros for what stands before them: the square that they make with these needs none.
+    """
     output = query.new_zeros(query.shape[0], value.shape[1])
     for plan in plans:
         rows, key_heads, group, length, width = plan.shape
         q = query.index_select(0, plan.query_rows).view(rows, key_heads * group, length, -1)
         k = key.index_select(0, plan.key_rows).view(rows, key_heads, width, -1).repeat_interleave(group, 1)
         v = value.index_select(0, plan.key_rows).view(rows, key_heads, width, -1).repeat_interleave(group, 1)
-        answer = functional.scaled_dot_product_attention(q, k, v, plan.bias.to(q.dtype), scale=scaling)
+        if plan.causal and width - length <= length:
+            q = functional.pad(q, (0, 0, width - length, 0))
+            answer = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+            answer = answer[:, :, width - length :]
+        else:
+            answer = functional.scaled_dot_product_attention(q, k, v, plan.bias.to(q.dtype), scale=scaling)
         answer = answer.reshape(-1, v.shape[-1])
         output = output.index_copy(0, plan.places, answer if plan.real is None else answer[plan.real])
     return output

@@ -137,6 +137,7 @@ class Plan:
     places: Tensor  # query_rows without the padding
     seen: Tensor  # [R, 1, L, M] bool
     shape: tuple[int, int, int, int, int]  # R, key_heads, group, L, M
+    causal: bool  # whether each query sees the M - L keys before all of them, and those up to its own
 
     @staticmethod
     def make(
@@ -148,8 +149,10 @@ class Plan:
         queries, keys = _own_places(block.queries), _own_places(block.keys)
         if window is not None:
             seen = seen & (positions[queries][:, :, None] - key_positions[keys][:, None, :] < window)
+        padding = (block.queries < 0)[:, :, None]
+        causal = width >= length and bool((padding | (seen == seen.new_ones(length, width).tril(width - length))).all())
         # A padding query looks at everything, so that its softmax stays finite; its answer is never read.
-        seen = seen | (block.queries < 0)[:, :, None]
+        seen = seen | padding
         head = torch.arange(heads).view(1, key_heads, group, 1)
         query_rows = (queries.view(rows, 1, 1, length) * heads + head).reshape(-1)
         key_head = torch.arange(key_heads).view(1, key_heads, 1)
@@ -160,14 +163,14 @@ class Plan:
             real = whole.reshape(-1).nonzero().flatten()
             places = query_rows[real]
         shape = (rows, key_heads, group, length, width)
-        return Plan(query_rows, key_rows, real, places, seen[:, None], shape)
+        return Plan(query_rows, key_rows, real, places, seen[:, None], shape, causal)
 
     def to(self, device: torch.device) -> Plan:
         """The same on the device where the block is computed."""
         given = [self.query_rows, self.key_rows, self.places, *([] if self.real is None else [self.real])]
         query_rows, key_rows, places, *real = to_device(given, device)
         (seen,) = to_device([self.seen], device)
-        return Plan(query_rows, key_rows, real[0] if real else None, places, seen, self.shape)
+        return Plan(query_rows, key_rows, real[0] if real else None, places, seen, self.shape, self.causal)
 
     @cached_property
     def bias(self) -> Tensor:
