@@ -125,6 +125,8 @@ def test_what_is_refused(live: Live) -> None:
     assert f"embeddings here have {width}" in refused("/v1/embeddings", model="search", input="a", dimensions=3)
     assert "context" in refused("/v1/embeddings", model="search", input="a" * 500)
     assert "input" in refused("/v1/embeddings", model="search", input=[])
+    if live.engine.base.family.words:  # an encoder's tokenizer puts special tokens around it
+        assert "the text is empty: it has no states" in refused("/v1/embeddings", model="search", input="")
     assert "999999" in refused("/v1/embeddings", model="search", input=[999999])
     assert "context" in refused("/v1/predict", model="span", input=["a"])
 

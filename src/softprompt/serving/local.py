@@ -250,6 +250,8 @@ class LocalEngine:
         if not self.base.family.states:
             name = type(self.base.model).__name__
             raise SoftPromptError(f"{name} is an encoder-decoder: it gives no state for each token")
+        if not ids:
+            raise SoftPromptError("the text is empty: it has no states")
         read: Literal["state", "class"] = "state" if prompt is None or prompt.head is None else "class"
         found: Tensor = await self._ask(_Request(prompt, list(ids), every=True, read=read))
         return found
