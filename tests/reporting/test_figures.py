@@ -19,7 +19,6 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     "norms": lambda: figures.norms(CURVE, CURVE, CURVE, [0.5, 1.0, 1.5]),
     "confusion": lambda: figures.confusion([[3, 1], [0, 0]], ["good", "<b>$bad$</b>"]),
     "many labels": lambda: figures.confusion([[1] * 40] * 40, [str(i) for i in range(40)]),
-    "task map": lambda: figures.task_map([[0.0, 0.0], [1.0, 2.0]], ["this prompt", "mood@1"], 0),
     "similarity": lambda: figures.similarity([[1.0, 0.5], [0.5, 1.0]]),
 }
 
@@ -32,7 +31,7 @@ def test_a_figure_says_what_it_shows(name: str) -> None:
     assert axes.get_ylabel()
     if others:  # the colour bar is the legend
         assert others[0].get_ylabel()
-    elif name != "task map":  # which has names at its points
+    else:
         legend = axes.get_legend()
         assert legend is not None
         assert len(legend.get_texts()) == len(axes.get_legend_handles_labels()[0])

@@ -123,25 +123,6 @@ def confusion(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> Figure:
     return figure
 
 
-def task_map(places: Sequence[Sequence[float]], names: Sequence[str], asked: int) -> Figure:
-    """Prompts on a plane: the nearer, the more alike.
-
-    Args:
-        places: `[n, 2]`.
-        names: of the n prompts.
-        asked: the prompt that the report is about.
-    """
-    figure, axes = _figure(4.2)
-    for i, ((x, y), name) in enumerate(zip(places, names, strict=True)):
-        axes.scatter([x], [y], color="#d62728" if i == asked else "#1f77b4", zorder=3)
-        axes.annotate(_short(name), (x, y), xytext=(6, 4), textcoords="offset points")
-    axes.margins(0.2)
-    axes.set_xlabel("first principal component (no unit)")
-    axes.set_ylabel("second principal component (no unit)")
-    axes.grid(color="#808080", alpha=0.3)
-    return figure
-
-
 def similarity(cosines: Sequence[Sequence[float]]) -> Figure:
     """A heat map of the cosines `[P, P]` between virtual tokens."""
     import numpy as np
