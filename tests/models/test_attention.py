@@ -77,11 +77,8 @@ def test_kernels_equal_plain_attention(row, heads, sizes, window, softcap, scali
     ("row", "window", "causal"),
     [
         (([9, 9], [0, 1, 1], [40, 17, 30], None), None, {True}),
-        (
-            ([5, 9], [0, 1, 1], [40, 17, 30], None),
-            None,
-            {True, False},
-        ),  # what stands before two texts differs in length
+        # What stands before two texts differs in length.
+        (([5, 9], [0, 1, 1], [40, 17, 30], None), None, {True, False}),
         (([30], [0], [7], None), None, {False}),  # more before the text than in it
         (([5], [0], [40], None), 8, {False}),
     ],

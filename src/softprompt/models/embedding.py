@@ -51,6 +51,11 @@ def embed(model: Prompted, vectors: Sequence[Tensor], tokens: Tensor, lengths: S
     return normalize(total / sizes[:, None], dim=-1)
 
 
+def embedding(states: Tensor) -> Tensor:
+    """`[H]` the embedding, as `embed` has it, of one text from the states `[T, H]` of its tokens."""
+    return normalize(states.mean(0), dim=0)
+
+
 def pair_losses(
     model: Prompted, vectors: Sequence[Tensor], tokens: Tensor, lengths: Sequence[int], starts: Tensor, k: Tensor
 ) -> Tensor:

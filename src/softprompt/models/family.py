@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from softprompt.bases.families import family_kind
@@ -105,6 +106,12 @@ def plain(model: PreTrainedModel, prompts: Sequence[Tensor], batch: Batch) -> Te
     """Final hidden states `[A, H]` by the plainest route: the reference."""
     family = family_of(model)
     return family.hidden(family.routes[-1], model, prompts, batch)
+
+
+def side_by_side(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows `[T, H]` padded at the right to `[n, T, H]`, and the mask `[n, T]` of what is no padding."""
+    seen = [row.new_ones(len(row), dtype=torch.long) for row in rows]
+    return pad_sequence(list(rows), batch_first=True), pad_sequence(seen, batch_first=True)
 
 
 def wide(scores: Tensor) -> Tensor:

@@ -12,12 +12,12 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 from torch import Tensor
 
+from softprompt.models.embedding import embedding
 from softprompt.serving import schemas
 from softprompt.serving.catalogue import Served
 from softprompt.serving.completions import ReadyService, as_texts, check_count, check_queue, encode, problems
 from softprompt.serving.engine import naming
 from softprompt.serving.problems import ProblemError
-from softprompt.serving.reading import embedding
 from softprompt.serving.streams import together, unless_gone
 
 router = APIRouter(tags=["OpenAI"])

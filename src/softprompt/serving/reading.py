@@ -11,10 +11,10 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
+from softprompt.models.embedding import embedding
 from softprompt.models.readout import read_head
 from softprompt.prompts.prompt import SoftPrompt
 from softprompt.serving.engine import Engine
@@ -98,11 +98,6 @@ class Reader:
         answer = self._encoder.answer
         (found,) = answer.predictions(answer.read(_Read(passage, states, self._prompt)), [passage.truncated])
         return found
-
-
-def embedding(states: Tensor) -> Tensor:
-    """`[H]` the embedding of a text from the states `[T, H]` of its tokens, as `models/embedding.py` has it."""
-    return normalize(states.mean(0), dim=0)
 
 
 class _Read:

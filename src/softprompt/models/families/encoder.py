@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from softprompt.bases.classifier import classifier_of
 from softprompt.errors import SoftPromptError
-from softprompt.models.family import Batch, Family
+from softprompt.models.family import Batch, Family, side_by_side
 from softprompt.models.probe import check_finite, logit_distance, probe, tolerance
 from softprompt.models.transfer import to_device
 
@@ -39,8 +38,7 @@ class Encoder(Family):
         words = model.get_input_embeddings()(tokens).split(list(batch.lengths))
         of_text = zip(words, batch.prompt_of_text, strict=True)
         rows = [torch.cat([prompts[k].to(text.dtype), text]) for text, k in of_text]
-        seen = pad_sequence([row.new_ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
-        vectors = pad_sequence(rows, batch_first=True)
+        vectors, seen = side_by_side(rows)
         if batch.read == "pooled" and batch.pooling:
             hidden = model.base_model(inputs_embeds=vectors, attention_mask=seen).last_hidden_state
             poolings = [batch.pooling[k] for k in batch.prompt_of_text]

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from softprompt.errors import SoftPromptError
-from softprompt.models.family import Batch, Family, wide
+from softprompt.models.family import Batch, Family, side_by_side, wide
 from softprompt.models.probe import check_finite, logit_distance, probe, tolerance
 from softprompt.models.transfer import to_device
 
@@ -106,8 +106,8 @@ def encode(
     rows = [
         torch.cat([prompts[k].to(words.dtype), words]) for (k, _), words in zip(texts, map(embed, ids), strict=True)
     ]
-    seen = pad_sequence([row.new_ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
-    return encoder(inputs_embeds=pad_sequence(rows, batch_first=True), attention_mask=seen).last_hidden_state, seen
+    vectors, seen = side_by_side(rows)
+    return encoder(inputs_embeds=vectors, attention_mask=seen).last_hidden_state, seen
 
 
 def _encoded(
@@ -122,9 +122,7 @@ def _encoded(
     if new := [(k, text) for k, text in texts if text not in kept[k]]:
         for (k, text), states in zip(new, encode(model, prompts, new)[0], strict=True):
             kept[k][text] = states[: len(prompts[k]) + len(text)]
-    rows = [kept[k][text] for k, text in texts]
-    seen = pad_sequence([row.new_ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
-    return pad_sequence(rows, batch_first=True), seen
+    return side_by_side([kept[k][text] for k, text in texts])
 
 
 def decode(model: PreTrainedModel, ids: Tensor, states: Tensor, seen: Tensor, **options: Any) -> Any:
