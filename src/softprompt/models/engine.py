@@ -14,13 +14,14 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from softprompt.bases.base import Base
 from softprompt.errors import SoftPromptError
+from softprompt.models.family import Reads
 from softprompt.models.packed import Tree
 from softprompt.models.state import Span, State, StatePool, Virtual
 
@@ -52,7 +53,7 @@ class Work:
     places: Tensor = field(default_factory=lambda: _NOWHERE)
     state: State | None = None
     every: bool = False
-    read: Literal["state", "class", "pooled"] = "state"
+    read: Reads = "state"
 
     def __post_init__(self) -> None:
         self.text_length = len(self.ids)

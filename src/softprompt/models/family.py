@@ -20,6 +20,8 @@ from transformers import PreTrainedModel
 from softprompt.bases.families import family_kind
 from softprompt.models.packed import Tree
 
+Reads = Literal["state", "class", "pooled"]
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -46,7 +48,7 @@ class Batch:
     rows: Tensor
     columns: Tensor
     tree: Tree | None = None
-    read: Literal["state", "class", "pooled"] = "state"
+    read: Reads = "state"
     pooling: Sequence[Tensor] = ()
     encoded: Sequence[dict[tuple[int, ...], Tensor]] = ()
 
@@ -112,6 +114,18 @@ def side_by_side(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Rows `[T, H]` padded at the right to `[n, T, H]`, and the mask `[n, T]` of what is no padding."""
     seen = [row.new_ones(len(row), dtype=torch.long) for row in rows]
     return pad_sequence(list(rows), batch_first=True), pad_sequence(seen, batch_first=True)
+
+
+def read_by(words: bool, head: str | None) -> Reads:
+    """What a head reads, see `Batch`.
+
+    Args:
+        words: whether the base says words; else it is an encoder.
+        head: PEFT's task type that the head is for; None: there is none.
+    """
+    if words or head is None:
+        return "state"
+    return "pooled" if head == "SEQ_CLS" else "class"
 
 
 def wide(scores: Tensor) -> Tensor:

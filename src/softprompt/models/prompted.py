@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from softprompt.errors import SoftPromptError
 from softprompt.models.attention import choose_kernel, objection_to_device
 from softprompt.models.division import divide_gradients, divide_value
 from softprompt.models.embedding import pair_losses
-from softprompt.models.family import Batch, family_of, hidden_states, logits
+from softprompt.models.family import Batch, Reads, family_of, hidden_states, logits, read_by
 from softprompt.models.probe import find_route, objection, probe
 from softprompt.models.readout import read_heads
 from softprompt.models.spans import mark_spans, span_losses
@@ -138,11 +138,9 @@ class PromptedModel(nn.Module):
         return one
 
     @property
-    def read(self) -> Literal["state", "class", "pooled"]:
+    def read(self) -> Reads:
         """What the heads read of an encoder, see `Batch`."""
-        if self.base.family.words or not self.heads:
-            return "state"
-        return "pooled" if self.task_type == "SEQ_CLS" else "class"
+        return read_by(self.base.family.words, self.task_type if self.heads else None)
 
     @property
     def kernel(self) -> str:

@@ -27,7 +27,7 @@ from torch import Tensor
 from softprompt.bases.base import Base, dtype_name, suppressed_ids
 from softprompt.errors import SoftPromptError
 from softprompt.models.engine import PooledScheduler, Scheduler, Work
-from softprompt.models.family import logits
+from softprompt.models.family import logits, read_by
 from softprompt.models.readout import read_head
 from softprompt.models.recomputing import RecomputingScheduler
 from softprompt.models.scoring import Branches, check_tokens
@@ -229,7 +229,7 @@ class LocalEngine:
         if continuations is None:
             if prompt is None or prompt.head is None:
                 raise SoftPromptError("the prompt has no head to answer by")
-            read: Literal["state", "pooled"] = "state" if self.base.family.words else "pooled"
+            read = read_by(self.base.family.words, prompt.task_type)
             return list(await self._ask(_Request(prompt, list(ids), head=prompt.head, read=read)))
         if not continuations or not all(map(len, continuations)):
             raise SoftPromptError("a classification needs continuations, each of at least one token")
@@ -252,7 +252,8 @@ class LocalEngine:
             raise SoftPromptError(f"{name} is an encoder-decoder: it gives no state for each token")
         if not ids:
             raise SoftPromptError("the text is empty: it has no states")
-        read: Literal["state", "class"] = "state" if prompt is None or prompt.head is None else "class"
+        head = None if prompt is None or prompt.head is None else prompt.task_type
+        read = read_by(self.base.family.words, head)
         found: Tensor = await self._ask(_Request(prompt, list(ids), every=True, read=read))
         return found
 
